@@ -1,0 +1,1 @@
+"""One folder an architecture; each is found through its entry point, and nothing imports them."""

@@ -1,0 +1,117 @@
+"""How an option is declared: once, as a field of a command's model.
+
+The same field is a flag, a TOML key, a line of `--help` and a row of `docs/options.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from musubi.spec.architecture import Architecture
+from musubi.spec.option import Command
+
+ROLES: Mapping[str, tuple[str, ...]] = {
+    "cache latents": ("vae", "image"),
+    "cache text": ("text",),
+    "train": ("dit", "vae", "text", "image"),
+    "generate": ("dit", "vae", "text", "image"),
+    "lora merge": ("dit",),
+}
+
+
+class Options(BaseModel):
+    """The model of a command. Field types are bool, int, float, str, Path, Literal, tuples of a
+    fixed length (`--video_size H W`) and lists of these (`--x a b`); None means "not given".
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+@dataclass(frozen=True)
+class Retired:
+    """An old flag that no longer does anything: accepted, and answered with one line.
+
+    Args:
+        name: With underscores.
+        says: The line.
+        takes: How many values follow it; -1 means any number.
+    """
+
+    name: str
+    says: str
+    takes: int = 1
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str = "Options",
+    metavar: str | None = None,
+    aliases: tuple[str, ...] = (),
+    **limits: Any,
+) -> Any:
+    """Declare one option.
+
+    Args:
+        default: Its value when nobody says anything; `...` makes it required.
+        help: One sentence, with units.
+        group: The panel it is shown in.
+        metavar: The placeholder in help, such as "H W".
+        aliases: Other names that people know it by.
+        limits: pydantic's own: `ge`, `gt`, `le`, `lt`.
+    """
+    extra = {"group": group, "metavar": metavar, "aliases": list(aliases)}
+    return Field(default, description=help, json_schema_extra=extra, **limits)
+
+
+def for_architecture(
+    model: type[Options], architecture: Architecture, command: Command
+) -> type[Options]:
+    """The command's model with the architecture's path flags and its own options added."""
+    fields: dict[str, Any] = {}
+    for component in architecture.components:
+        if component.role in ROLES[command] and component.name not in model.model_fields:
+            fields[component.name] = (
+                str | None,
+                option(None, component.help, group="Models", metavar="PATH"),
+            )
+            if component.tokenizer is not None:
+                fields[f"{component.name}_tokenizer"] = (
+                    str | None,
+                    option(
+                        None,
+                        f"Directory or file of the {component.name} tokenizer, when it is neither "
+                        "beside the weights nor in the hub's cache.",
+                        group="Models",
+                        metavar="PATH",
+                    ),
+                )
+    for own in architecture.options:
+        if command in own.commands:
+            kind = Literal[own.choices] if own.choices else own.type
+            annotation = kind if own.default is not None else kind | None
+            fields[own.name] = (annotation, option(own.default, own.help, group=architecture.title))
+    return create_model(f"{model.__name__}_{architecture.name}", __base__=model, **fields)
+
+
+def paths(config: Options, architecture: Architecture) -> dict[str, Path]:
+    """Component name → the file given for it; components without one are absent."""
+    given = {c.name: getattr(config, c.name, None) for c in architecture.components}
+    return {name: Path(path) for name, path in given.items() if path}
+
+
+def tokenizers(config: Options, architecture: Architecture) -> dict[str, Path]:
+    """Component name → the tokenizer path given for it."""
+    given = {c.name: getattr(config, f"{c.name}_tokenizer", None) for c in architecture.components}
+    return {name: Path(path) for name, path in given.items() if path}
+
+
+def own_options(config: Options, architecture: Architecture) -> dict[str, Any]:
+    """The architecture's own options, as its runtime takes them."""
+    return {o.name: getattr(config, o.name, o.default) for o in architecture.options}

@@ -1,0 +1,29 @@
+"""One option that an architecture adds to a command; the engine's own are in `musubi.config`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Command = Literal["cache latents", "cache text", "train", "generate", "lora merge"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A flag, a TOML key, a help line and a row of the reference at once.
+
+    Args:
+        name: With underscores: `vae_cache_cpu`.
+        type: `bool`, `int`, `float`, `str`, or `list[...]` of one of them; `bool` is a plain flag.
+        default: The value when nobody says anything; None means "not given".
+        help: One sentence.
+        commands: The commands that take it.
+        choices: The allowed values, when they are few.
+    """
+
+    name: str
+    type: Any
+    help: str
+    commands: tuple[Command, ...]
+    default: Any = None
+    choices: tuple[str, ...] = ()
