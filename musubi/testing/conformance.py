@@ -1,0 +1,431 @@
+"""What every architecture must pass, built in or from outside: `for check in CHECKS: check(Subject(name, folder))`.
+
+Everything runs on the architecture's tiny twins, on the CPU, in float32.
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from musubi import registry
+from musubi.errors import CheckpointError
+from musubi.lora.adapter import Adapters
+from musubi.memory import recompute
+from musubi.spec import Clip, Conditioning, Recipe, Record, Runtime, Task
+from musubi.testing import media, twins
+from musubi.weights.files import open_weights
+from musubi.weights.load import load
+from musubi.weights.nets import Nets
+
+CAPTIONS = ("a red ball moves right", "a blue square")
+
+
+class Subject:
+    """One architecture with its twins on disk and its networks loaded.
+
+    Args:
+        name: As registered.
+        folder: An empty folder to write in.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.architecture = registry.find(name)
+        self.folder = folder
+
+    @cached_property
+    def paths(self) -> dict[str, Path]:
+        """Component name → file."""
+        return twins.write_twins(self.architecture, self.folder)
+
+    @cached_property
+    def nets(self) -> Nets:
+        """The networks, in float32 on the CPU."""
+        names = [c.name for c in self.architecture.components]
+        return Nets(
+            self.architecture,
+            self.paths,
+            device=torch.device("cpu"),
+            dtypes=dict.fromkeys(names, torch.float32),
+        )
+
+    def runtime(self, task: Task) -> Runtime:
+        """The architecture's runtime with its options at their defaults."""
+        options = {o.name: o.default for o in self.architecture.options}
+        return self.architecture.runtime(self.architecture, task, options)
+
+    def dit(self) -> nn.Module:
+        """A fresh copy of the denoiser."""
+        return load(
+            self.architecture.dit,
+            self.paths["dit"],
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+        )
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks that the toy-size denoiser can perform."""
+        numbers = self.dit().musubi_numbers
+        fitting = [
+            task
+            for task in self.architecture.tasks
+            if all(numbers.get(key) == value for key, value in task.requires.items())
+        ]
+        assert fitting, f"no task fits the tiny numbers {numbers}"
+        return fitting
+
+    def clip(self, index: int = 0) -> Clip:
+        """A clip of the smallest useful size: two latent frames, 4 by 6 latent cells or more."""
+        arch = self.architecture
+        frames = arch.temporal_multiple + 1
+        height, width = 2 * arch.spatial_multiple, 3 * arch.spatial_multiple
+        pictures = media.clip(width, height, frames, colour=list(media.COLOURS)[index])
+        controls = tuple(pictures[:1] for _ in range(1))
+        return Clip(name=f"clip {index}", frames=pictures, length=frames, controls=controls)
+
+    def records(self, task: Task, count: int = 2) -> list[Record]:
+        """Joined media and text records of `count` clips (their first sections)."""
+        runtime = self.runtime(task)
+        with torch.no_grad():
+            media_records = runtime.encode_media(self.nets, [self.clip(i) for i in range(count)])
+            out = [dict(parts[0]) for parts in media_records]
+            for component in self.architecture.of_role("text", task):
+                texts = runtime.encode_text(self.nets, component.name, CAPTIONS[:count])
+                for record, text in zip(out, texts, strict=True):
+                    record.update(text)
+        return out
+
+    def batch(self, task: Task, records: list[Record]) -> dict[str, Any]:
+        """Records joined as the training set joins them."""
+        varlen = {f.name for f in (*task.schema.media, *task.schema.text) if f.varlen}
+        return {
+            name: [r[name] for r in records]
+            if name in varlen
+            else torch.stack([r[name] for r in records])
+            for name in records[0]
+        }
+
+    def prediction(self, task: Task, dit: nn.Module, records: list[Record]) -> torch.Tensor:
+        """The velocity for these records at fixed times and noise."""
+        runtime = self.runtime(task)
+        given = runtime.condition(self.batch(task, records))
+        x, t = _noisy(given)
+        return runtime.predict(dit, x, t, given)
+
+
+def says_itself_without_torch(subject: Subject) -> None:
+    """The value is data: importing it leaves torch, numpy and transformers alone."""
+    code = (
+        "import sys; from musubi import registry; registry.find(sys.argv[1]);"
+        "print([m for m in ('torch', 'numpy', 'transformers', 'av', 'accelerate') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, subject.architecture.name],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]", f"importing the value imports {done.stdout.strip()}"
+
+
+def names_agree(subject: Subject) -> None:
+    """Tasks, variants, components and publications refer to one another by names that exist."""
+    arch = subject.architecture
+    components = {c.name for c in arch.components}
+    assert [c.role for c in arch.components].count("dit") == 1
+    assert "_" not in arch.suffix
+    for task in arch.tasks:
+        assert set(task.components) <= components, f"{task.name} names an unknown component"
+        assert task.sampling.solver in task.sampling.solvers
+    variants = {v.name for v in arch.variants}
+    for variant in arch.variants:
+        assert arch.task(variant.task)
+    for publication in arch.publications:
+        assert publication.component in components
+        assert set(publication.variants) <= variants
+
+
+def full_sizes_build(subject: Subject) -> None:
+    """Each variant builds on the meta device, and its sizes are read back from its own shapes."""
+    arch = subject.architecture
+    for variant in arch.variants:
+        with torch.device("meta"):
+            module = arch.dit.build(**variant.numbers)
+        shapes = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+        found = arch.dit.infer(shapes)
+        wrong = {k: (v, found.get(k)) for k, v in variant.numbers.items() if found.get(k) != v}
+        assert not wrong, f"{variant.name}: expected and inferred differ: {wrong}"
+        for key, value in arch.task(variant.task).requires.items():
+            assert found.get(key) == value
+
+
+def key_maps_round_trip(subject: Subject) -> None:
+    """Writing in a dialect and reading it back gives every name and tensor again."""
+    for component in subject.architecture.components:
+        module = twins.build_twin(component)
+        ours = sorted(module.state_dict())
+        for dialect in component.dialects:
+            written = dialect.writing(ours)
+            assert dialect.recognises(written), (
+                f"{component.name}: {dialect.name} does not know itself"
+            )
+            assert sorted(dialect.reading(written)) == ours, f"{component.name}: {dialect.name}"
+            path = twins.write_twin(component, subject.folder / dialect.name, dialect=dialect.name)
+            loaded = load(component, path, device=torch.device("cpu"), dtype=torch.float32)
+            for name, tensor in loaded.state_dict().items():
+                assert torch.equal(tensor, module.state_dict()[name]), f"{dialect.name}: {name}"
+
+
+def strangers_are_refused(subject: Subject) -> None:
+    """No component accepts another component's file."""
+    arch = subject.architecture
+    for component, other in itertools.permutations(arch.components, 2):
+        try:
+            load(component, subject.paths[other.name], device=torch.device("cpu"))
+        except CheckpointError:
+            continue
+        raise AssertionError(f"--{component.name} accepts the file of --{other.name}")
+
+
+def stacks_run_once_in_order(subject: Subject) -> None:
+    """Blocks of the declared stacks run once each, in the order they stand in."""
+    for task in subject.tasks:
+        dit = subject.dit()
+        seen: list[str] = []
+        expected: list[str] = []
+        for stack in subject.architecture.dit.traits.stacks:
+            for index, block in enumerate(dit.get_submodule(stack)):
+                expected.append(f"{stack}.{index}")
+                block.register_forward_hook(
+                    lambda *_, to=seen, name=f"{stack}.{index}": to.append(name)
+                )
+        with torch.no_grad():
+            subject.prediction(task, dit, subject.records(task, 1))
+        assert expected and seen == expected
+
+
+def records_fit_the_schema(subject: Subject) -> None:
+    """Records hold the declared fields, with the declared axes and finite values."""
+    for task in subject.tasks:
+        fields = {f.name: f for f in (*task.schema.media, *task.schema.text)}
+        for record in subject.records(task):
+            assert set(record) <= set(fields), f"undeclared: {set(record) - set(fields)}"
+            absent = {n for n, f in fields.items() if not f.optional} - set(record)
+            assert not absent, f"missing: {absent}"
+            for name, tensor in record.items():
+                field = fields[name]
+                assert tensor.ndim == len(field.dims), f"{name} has {tensor.ndim} axes"
+                for axis, size in field.sizes:
+                    assert tensor.shape[field.dims.index(axis)] == size, f"{name}: axis {axis}"
+                assert not tensor.is_floating_point() or torch.isfinite(tensor).all(), name
+
+
+def neighbours_do_not_matter(subject: Subject) -> None:
+    """A clip or caption encoded alone equals itself encoded in company."""
+    for task in subject.tasks:
+        together, alone = subject.records(task, 2)[0], subject.records(task, 1)[0]
+        for name, tensor in alone.items():
+            _close(together[name], tensor, 1e-5, name)
+
+
+def two_equal_two_singles(subject: Subject) -> None:
+    """A batch of two predicts what two batches of one predict."""
+    for task in subject.tasks:
+        dit, records = subject.dit(), subject.records(task, 2)
+        runtime = subject.runtime(task)
+        with torch.no_grad():
+            given = runtime.condition(subject.batch(task, records))
+            x, t = _noisy(given)
+            both = runtime.predict(dit, x, t, given)
+            for i, record in enumerate(records):
+                single = runtime.condition(subject.batch(task, [record]))
+                one = runtime.predict(dit, x[i : i + 1], t[i : i + 1], single)
+                _close(both[i : i + 1], one, 1e-5, f"item {i}")
+
+
+def inputs_matter(subject: Subject) -> None:
+    """The prediction changes with the text and with the time, and has the latents' shape."""
+    for task in subject.tasks:
+        dit, records = subject.dit(), subject.records(task, 2)
+        runtime = subject.runtime(task)
+        with torch.no_grad():
+            given = runtime.condition(subject.batch(task, records[:1]))
+            x, t = _noisy(given)
+            here = runtime.predict(dit, x, t, given)
+            assert here.shape == x.shape
+            assert not torch.allclose(here, runtime.predict(dit, x, t * 0.5, given))
+            if task.schema.text:
+                texts = {f.name: records[1][f.name] for f in task.schema.text}
+                other = runtime.condition(subject.batch(task, [{**records[0], **texts}]))
+                assert not torch.allclose(here, runtime.predict(dit, x, t, other))
+
+
+def adapters_reach_every_target(subject: Subject) -> None:
+    """A fresh LoRA changes nothing, and every one of its matrices gets a gradient."""
+    targets = subject.architecture.dit.traits.lora
+    assert targets is not None, "the denoiser declares no LoRA targets"
+    for task in subject.tasks:
+        dit, records = subject.dit(), subject.records(task, 1)
+        with torch.no_grad():
+            before = subject.prediction(task, dit, records)
+        adapters = Adapters.create(dit, targets, rank=2, alpha=1.0)
+        adapters.attach()
+        after = subject.prediction(task, dit, records)
+        assert torch.equal(before, after.detach()), "a fresh LoRA changes the prediction"
+        with torch.no_grad():
+            for name, parameter in adapters.named_parameters():
+                parameter.add_(0.01 * torch.randn_like(parameter) if "up" in name else 0)
+        subject.prediction(task, dit, records).square().mean().backward()
+        dead = [n for n, p in adapters.named_parameters() if p.grad is None or not p.grad.any()]
+        assert not dead, f"no gradient reaches {dead[:3]}"
+
+
+def policies_agree(subject: Subject) -> None:
+    """Every combination of memory policies gives the same prediction and the same gradients."""
+    targets = subject.architecture.dit.traits.lora
+    assert targets is not None
+    for task in subject.tasks:
+        records = subject.records(task, 2)
+        results = []
+        for chosen in _combinations():
+            dit = subject.dit()
+            torch.manual_seed(0)
+            adapters = Adapters.create(dit, targets, rank=2, alpha=1.0)
+            with torch.no_grad():
+                for parameter in adapters.parameters():
+                    parameter.copy_(0.05 * torch.randn_like(parameter))
+            adapters.attach()
+            for policy in chosen:
+                policy(dit, subject.architecture.dit.traits)
+            out = subject.prediction(task, dit, records)
+            out.square().mean().backward()
+            results.append((out.detach(), [p.grad for p in adapters.parameters()]))
+        (out, grads), others = results[0], results[1:]
+        for other_out, other_grads in others:
+            assert torch.equal(out, other_out)
+            for a, b in zip(grads, other_grads, strict=True):
+                assert a is not None and b is not None and torch.equal(a, b)
+
+
+def a_rollout_has_the_size_asked_for(subject: Subject) -> None:
+    """Latents of a rollout decode to the frames, height and width of the recipe, the same each time."""
+    arch = subject.architecture
+    for task in subject.tasks:
+        runtime, dit = subject.runtime(task), subject.dit()
+        given = runtime.condition(_generating(subject, task))
+        recipe = Recipe(
+            prompt=CAPTIONS[0],
+            negative_prompt="",
+            width=3 * arch.spatial_multiple,
+            height=2 * arch.spatial_multiple,
+            frames=arch.temporal_multiple + 1,
+            fps=arch.frame_rate,
+            seed=7,
+            steps=2,
+            solver=task.sampling.solver,
+            flow_shift=1.0,
+            guidance_scale=1.0,
+            cpu_noise=True,
+        )
+        with torch.no_grad(), _repeatable():
+            first, second = (_roll(runtime, dit, recipe, given) for _ in range(2))
+            assert torch.equal(first, second), "one seed gave two videos"
+            frames = runtime.decode(subject.nets, first)
+        assert frames.shape == (1, 3, recipe.frames, recipe.height, recipe.width)
+        assert frames.dtype == torch.float32
+        assert frames.min() >= 0 and frames.max() <= 1
+
+
+def files_hold_no_more_than_is_read(subject: Subject) -> None:
+    """Every tensor of a twin's file is used: what is loaded has as many numbers as the file."""
+    for component in subject.architecture.components:
+        module = load(component, subject.paths[component.name], device=torch.device("cpu"))
+        with open_weights(subject.paths[component.name]) as weights:
+            stored = sum(int(np.prod(shape)) for shape in weights.shapes.values())
+        assert stored == sum(t.numel() for t in module.state_dict().values()), component.name
+
+
+CHECKS: tuple[Callable[[Subject], None], ...] = (
+    says_itself_without_torch,
+    names_agree,
+    full_sizes_build,
+    key_maps_round_trip,
+    strangers_are_refused,
+    files_hold_no_more_than_is_read,
+    stacks_run_once_in_order,
+    records_fit_the_schema,
+    neighbours_do_not_matter,
+    two_equal_two_singles,
+    inputs_matter,
+    adapters_reach_every_target,
+    policies_agree,
+    a_rollout_has_the_size_asked_for,
+)
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
+    difference = (found - expected).float().norm() / expected.float().norm().clamp(min=1e-12)
+    assert difference < tolerance, f"{what} differs by {difference:.1e}"
+
+
+def _noisy(given: Conditioning) -> tuple[torch.Tensor, torch.Tensor]:
+    assert given.latents is not None, "condition() gave no latents for a training batch"
+    noise = torch.randn(given.latents.shape, generator=torch.Generator().manual_seed(1))
+    t = torch.linspace(0.3, 0.8, len(noise))
+    mix = t.view(-1, 1, 1, 1, 1)
+    return (1 - mix) * given.latents + mix * noise, t
+
+
+def _combinations() -> Iterator[tuple[Callable[..., Any], ...]]:
+    policies = (recompute.apply,)
+    for count in range(len(policies) + 1):
+        yield from itertools.combinations(policies, count)
+
+
+def _generating(subject: Subject, task: Task) -> dict[str, Any]:
+    clip = subject.clip()
+    asked = Clip(
+        name=clip.name,
+        frames=clip.frames[:1],
+        length=clip.length,
+        controls=clip.controls,
+        target=False,
+    )
+    record: Record = {}
+    runtime = subject.runtime(task)
+    with torch.no_grad():
+        if task.inputs:
+            record.update(runtime.encode_media(subject.nets, [asked])[0][0])
+        for component in subject.architecture.of_role("text", task):
+            record.update(runtime.encode_text(subject.nets, component.name, CAPTIONS[:1])[0])
+    return subject.batch(task, [record])
+
+
+def _roll(runtime: Runtime, dit: nn.Module, recipe: Recipe, given: Conditioning) -> torch.Tensor:
+    sections = runtime.rollout(recipe, given, torch.device("cpu"))
+    section = next(sections)
+    while True:
+        t = torch.ones(len(section.noise))
+        velocity = runtime.predict(dit, section.noise, t, given.plus(**section.inputs))
+        try:
+            section = sections.send(section.noise - velocity)
+        except StopIteration as end:
+            return end.value
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
