@@ -19,6 +19,7 @@ class Option:
         help: One sentence.
         commands: The commands that take it.
         choices: The allowed values, when they are few.
+        recorded: It changes what is cached: records made with another value are stale.
     """
 
     name: str
@@ -27,3 +28,4 @@ class Option:
     commands: tuple[Command, ...]
     default: Any = None
     choices: tuple[str, ...] = ()
+    recorded: bool = False

@@ -40,8 +40,10 @@ class Schema:
     """The fields of a task's media record and text record, and the layout's version.
 
     Raise `version` when the meaning of a field changes: all older records become stale.
+    `sectioned` says that a video clip becomes one record a section, numbered in its file name.
     """
 
     media: tuple[Field, ...]
     text: tuple[Field, ...]
     version: int = 1
+    sectioned: bool = False
