@@ -1,0 +1,88 @@
+"""The typed header of a record: everything that decides whether it may still be used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+VERSION = 1
+"""Layout of the header itself; a record with another one is stale."""
+
+Kind = Literal["media", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a record was made of. It travels as JSON under the metadata key `musubi`.
+
+    Args:
+        kind: "media" or "text".
+        stem: Leads from a media record to its text record.
+        fields: The names of the tensors it holds, as the runtime gave them.
+        encoders: Component name to the identity of the weights file that made its part. A text
+            record lists only the encoders that have run. Empty when the record was adopted.
+        dtypes: Component name to the dtype it computed in, when one was asked for.
+        options: The architecture's options that shape records, and their values.
+        schema: Version of the task's schema.
+        source: Base name of the image, video or directory of frames.
+        signature: Sizes and modification times of the source and its controls, as JSON text.
+        content: Digest of the bytes of the same files.
+        plan: Digest of the settings that decide which clips a source gives.
+        preprocessing: Digest of the settings that shape this clip.
+        bucket: Width and height in pixels.
+        start: First frame of the clip.
+        length: Frames of the clip; 1 for an image.
+        clip: Which of the source's clips, from 0.
+        clips: How many the source gives.
+        part: Which section of the clip, from 0.
+        parts: How many sections the clip has.
+        caption: Digest of the caption, for text records.
+        adopted: Made by a tool that writes no such header, and accepted as it is.
+        version: Of this header.
+    """
+
+    kind: Kind
+    stem: str
+    fields: tuple[str, ...] = ()
+    encoders: Mapping[str, str] = field(default_factory=dict)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = 1
+    source: str = ""
+    signature: str = ""
+    content: str = ""
+    plan: str = ""
+    preprocessing: str = ""
+    bucket: tuple[int, int] = (0, 0)
+    start: int = 0
+    length: int = 1
+    clip: int = 0
+    clips: int = 1
+    part: int = 0
+    parts: int = 1
+    caption: str = ""
+    adopted: bool = False
+    version: int = VERSION
+
+    def to_json(self) -> str:
+        """One line, keys sorted, so that equal headers are equal bytes."""
+        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+_KNOWN = frozenset(f.name for f in fields(Header))
+
+
+def parse(text: str) -> Header | None:
+    """The header in a metadata value, or None when it is of another version or not ours."""
+    try:
+        values = json.loads(text)
+        if values["version"] != VERSION:
+            return None
+        values["fields"] = tuple(values["fields"])
+        width, height = values["bucket"]
+        values["bucket"] = (width, height)
+        return Header(**{k: v for k, v in values.items() if k in _KNOWN})
+    except (ValueError, KeyError, TypeError):
+        return None

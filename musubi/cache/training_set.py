@@ -1,0 +1,195 @@
+"""The training set: which records are trained on, and batches of them on the CPU."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from musubi.cache.store import empty_caption_name, read_record
+from musubi.errors import DataError
+from musubi.spec.architecture import Architecture, Task
+from musubi.spec.record import Field
+from musubi.spec.runtime import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One thing to train on: a media record and its text record.
+
+    Args:
+        key: Unique in the training set and the same on every machine: dataset number, file name.
+        media_path: The media record.
+        text_path: The text record.
+        bucket: Items of one dataset with equal buckets can be stacked: width, height and frames in
+            pixels, then the shapes of the tensors.
+        batch_size: Of its dataset.
+        repeats: How often an epoch visits it.
+        dataset: Number of its dataset in the dataset file, from 0.
+        name: For messages: the source file, and where in it.
+    """
+
+    key: str
+    media_path: Path
+    text_path: Path
+    bucket: tuple[Any, ...]
+    batch_size: int
+    repeats: int
+    dataset: int
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A source that is left out, and its one reason.
+
+    Args:
+        name: The source file, and where in it.
+        what: "latents" or "text", for a record that is absent or stale; "source" for a file that
+            cannot be used.
+        reason: A phrase, such as "another vae file".
+    """
+
+    name: str
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a dataset file gives to train on.
+
+    Args:
+        architecture: Whose records these are.
+        task: Its schema says which fields are loaded.
+        items: In an order that depends on names only.
+        caches: The cache directory of each dataset.
+        missing: Sources without a record.
+        stale: Sources whose record was made from something else.
+        skipped: Sources that cannot be used.
+        pin: Put batches in pinned memory.
+    """
+
+    architecture: Architecture
+    task: Task
+    items: list[Item]
+    caches: tuple[Path, ...] = ()
+    missing: tuple[Problem, ...] = ()
+    stale: tuple[Problem, ...] = ()
+    skipped: tuple[Problem, ...] = ()
+    pin: bool = False
+
+    @cached_property
+    def digest(self) -> str:
+        """Of everything the order of batches depends on: names, buckets, repeats, batch sizes."""
+        digest = hashlib.blake2b(digest_size=16)
+        for item in self.items:
+            digest.update(
+                repr((item.key, item.bucket, item.repeats, item.batch_size)).encode("utf-8")
+            )
+        return digest.hexdigest()
+
+    def load(
+        self, indices: Sequence[int], *, without_caption: Sequence[bool] | None = None
+    ) -> dict[str, torch.Tensor | list[torch.Tensor]]:
+        """A batch for `Runtime.condition`, on the CPU, in the dtypes that the records hold.
+
+        Args:
+            indices: Into `items`; all of one dataset and one bucket.
+            without_caption: For each index, whether the empty caption takes its caption's place.
+
+        Returns:
+            Field name to a stack with a batch axis in front, or to a list where the field is varlen.
+
+        Raises:
+            DataError: A record cannot be read, lacks a field, or its shape differs from the others'.
+        """
+        drop = without_caption or [False] * len(indices)
+        schema = self.task.schema
+        records = [
+            {
+                **_read(self.items[i].media_path, schema.media),
+                **(
+                    self.empty_text(self.items[i].dataset)
+                    if dropped
+                    else _read(self.items[i].text_path, schema.text)
+                ),
+            }
+            for i, dropped in zip(indices, drop, strict=True)
+        ]
+        names = [self.items[i].name for i in indices]
+        batch: dict[str, torch.Tensor | list[torch.Tensor]] = {}
+        for field in (*schema.media, *schema.text):
+            column = [record.get(field.name) for record in records]
+            present = [tensor for tensor in column if tensor is not None]
+            if not present:
+                continue
+            if len(present) < len(column):
+                without = names[next(i for i, tensor in enumerate(column) if tensor is None)]
+                raise DataError(
+                    f"The record of {without!r} lacks {field.name!r}, which others in its batch have.",
+                    fix="Cache the dataset again.",
+                )
+            batch[field.name] = self._join(field, present, names)
+        return batch
+
+    def empty_text(self, dataset: int) -> Record:
+        """The record of the empty caption, by field name, without a batch axis.
+
+        Raises:
+            DataError: The dataset's cache directory holds none.
+        """
+        path = self.caches[dataset] / empty_caption_name(self.architecture.suffix)
+        known = self._empty.get(path)
+        if known is None:
+            known = self._empty[path] = _read(path, self.task.schema.text)
+        return dict(known)
+
+    @cached_property
+    def _empty(self) -> dict[Path, Record]:
+        return {}
+
+    def _join(
+        self, field: Field, tensors: Sequence[torch.Tensor], names: Sequence[str]
+    ) -> torch.Tensor | list[torch.Tensor]:
+        if field.varlen:
+            return [self._placed(tensor) for tensor in tensors]
+        for tensor, name in zip(tensors, names, strict=True):
+            if tensor.shape != tensors[0].shape or tensor.dtype != tensors[0].dtype:
+                raise DataError(
+                    f"{field.name!r} of {name!r} is {_described(tensor)}, and of {names[0]!r} in the "
+                    f"same batch {_described(tensors[0])}.",
+                    fix="Cache the dataset again, or set batch_size = 1.",
+                )
+        return self._placed(torch.stack(list(tensors)))
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory() if self.pin and torch.cuda.is_available() else tensor
+
+
+def _read(path: Path, fields: Sequence[Field]) -> Record:
+    record, _ = read_record(path, [f.name for f in fields])
+    absent = [f.name for f in fields if not f.optional and f.name not in record]
+    if absent:
+        raise DataError(
+            f"The record {str(path)!r} lacks {absent[0]!r}, which the task needs.",
+            fix="Cache the dataset again for this task.",
+        )
+    return record
+
+
+def _described(tensor: torch.Tensor) -> str:
+    return f"{'x'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def by_reason(problems: Sequence[Problem]) -> Mapping[str, int]:
+    """Reason to how many sources have it, most frequent first."""
+    counts: dict[str, int] = {}
+    for problem in problems:
+        counts[problem.reason] = counts.get(problem.reason, 0) + 1
+    return dict(sorted(counts.items(), key=lambda pair: -pair[1]))
