@@ -1,0 +1,54 @@
+"""The noise levels that a solver visits, from noise to clean, and the timesteps the network is told.
+
+The levels follow Wan 2.1's own sampling code, which places those of UniPC and of DPM++ differently;
+`vanilla` is the plain shifted line of Esser et al. 2024.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from musubi.errors import ConfigError, did_you_mean
+from musubi.flow.times import shift as shifted
+
+SCHEDULES = ("unipc", "dpm++", "vanilla")
+TRUNCATED = frozenset({"unipc", "dpm++"})  # solvers whose timesteps are cut to whole numbers
+
+# The largest level of a table 1 - linspace(1, 1/1000, 1000), held in float32.
+LARGEST = torch.tensor(0.999).item()
+
+
+def sigmas(solver: str, steps: int, shift: float) -> torch.Tensor:
+    """The noise levels of `steps` steps, float32 (steps + 1,), falling; the last one is 0.
+
+    Args:
+        solver: "unipc" starts at 0.999 before the shift, "dpm++" and "vanilla" at 1.
+        steps: Number of denoising steps, at least 1.
+        shift: k of s' = k s / (1 + (k - 1) s).
+
+    Raises:
+        ConfigError: An unknown solver, no step, or a shift that is not positive.
+    """
+    if solver not in SCHEDULES:
+        raise ConfigError(f"There is no solver {solver!r}.", fix=did_you_mean(solver, SCHEDULES))
+    if steps < 1:
+        raise ConfigError(
+            f"{steps} denoising steps make nothing.", fix="Give --infer_steps 1 or more."
+        )
+    if shift <= 0:
+        raise ConfigError(
+            f"A flow shift of {shift:g} is not possible.", fix="Give --flow_shift > 0."
+        )
+    start = LARGEST if solver == "unipc" else 1.0
+    line = torch.linspace(start, 0.0, steps + 1, dtype=torch.float64)
+    return shifted(line, shift).to(torch.float32)
+
+
+def timesteps(solver: str, levels: torch.Tensor) -> torch.Tensor:
+    """What the network is told at each step, float64 (steps,), on the scale 0 to 1000.
+
+    >>> timesteps("unipc", sigmas("unipc", 10, 5.0)).int().tolist()
+    [999, 978, 952, 920, 882, 833, 768, 681, 555, 356]
+    """
+    scaled = levels[:-1].double() * 1000
+    return scaled.trunc() if solver in TRUNCATED else scaled

@@ -1,0 +1,182 @@
+"""Solvers of the flow's equation dx/dt = v(x, t), from noise (t = 1) to a clean sample (t = 0).
+
+Each is a function `(predict, x, sigmas, timesteps, callback)`: `sigmas` (steps + 1) are the levels
+where x is, `timesteps` (steps) what the network is told there (0 to 1000), and the state is float32.
+A step's coefficients are Python floats. With alpha = 1 - sigma and lambda = ln(alpha / sigma), both
+multistep solvers integrate the prediction of the clean sample, m = x - sigma v, over lambda.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from musubi.errors import ConfigError, did_you_mean
+
+Predict = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+"""`(x, t, index) -> velocity`: x as given to `solve` in float32; t (B,) float64 in [0, 1]."""
+
+Callback = Callable[[int, torch.Tensor], None]
+"""`(index, x)` after each step."""
+
+Solver = Callable[
+    [Predict, torch.Tensor, torch.Tensor, torch.Tensor, "Callback | None"], torch.Tensor
+]
+
+
+def euler(
+    predict: Predict,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    timesteps: torch.Tensor,
+    callback: Callback | None = None,
+) -> torch.Tensor:
+    """First order: x += v (sigma' - sigma)."""
+    levels = sigmas.tolist()
+    for i in range(len(levels) - 1):
+        x = x + _call(predict, x, timesteps, i) * (levels[i + 1] - levels[i])
+        if callback is not None:
+            callback(i, x)
+    return x
+
+
+def dpmpp_2m(
+    predict: Predict,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    timesteps: torch.Tensor,
+    callback: Callback | None = None,
+) -> torch.Tensor:
+    """DPM-Solver++(2M), midpoint (Lu et al. 2022, arXiv:2211.01095, algorithm 2).
+
+    The first and the last step are of first order.
+    """
+    levels = sigmas.tolist()
+    last = len(levels) - 2
+    earlier: torch.Tensor | None = None
+    for i in range(last + 1):
+        s, t = levels[i], levels[i + 1]
+        clean = x - s * _call(predict, x, timesteps, i)
+        keep, add = _first_order(s, t)
+        slope = clean
+        if earlier is not None and i < last:
+            ratio = (_log_snr(s) - _log_snr(levels[i - 1])) / (_log_snr(t) - _log_snr(s))
+            slope = clean + (clean - earlier) * (0.5 / ratio)
+        x = keep * x + add * slope
+        earlier = clean
+        if callback is not None:
+            callback(i, x)
+    return x
+
+
+def unipc(
+    predict: Predict,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    timesteps: torch.Tensor,
+    callback: Callback | None = None,
+) -> torch.Tensor:
+    """UniPC of order 2 with B(h) = exp(h) - 1 (Zhao et al. 2023, arXiv:2302.04867, algorithms 5, 8).
+
+    One evaluation serves a step's corrector and the next step's predictor. The first and the last
+    predictor are of first order.
+    """
+    levels = sigmas.tolist()
+    last = len(levels) - 2
+    history: list[tuple[float, torch.Tensor]] = []  # (level, clean) of at most the last two steps
+    before = x
+    order = 1
+    for i in range(last + 1):
+        s, t = levels[i], levels[i + 1]
+        clean = x - s * _call(predict, x, timesteps, i)
+        if history:
+            x = _correct(before, history, (s, clean), order)
+        history = [*history[-1:], (s, clean)]
+        order = 2 if 0 < i < last else 1
+        before = x
+        x = _predict(before, history, t, order)
+        if callback is not None:
+            callback(i, x)
+    return x
+
+
+SOLVERS: dict[str, Solver] = {"unipc": unipc, "dpm++": dpmpp_2m, "vanilla": euler}
+NAMES: tuple[str, ...] = tuple(SOLVERS)
+
+
+def solve(
+    name: str,
+    predict: Predict,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    timesteps: torch.Tensor,
+    callback: Callback | None = None,
+) -> torch.Tensor:
+    """Run the solver of that name from the noise `x` down to the last level; returns float32.
+
+    Raises:
+        ConfigError: There is no solver of that name.
+    """
+    if name not in SOLVERS:
+        raise ConfigError(f"There is no solver {name!r}.", fix=did_you_mean(name, NAMES))
+    return SOLVERS[name](predict, x.float(), sigmas, timesteps, callback)
+
+
+def _call(predict: Predict, x: torch.Tensor, timesteps: torch.Tensor, i: int) -> torch.Tensor:
+    # float64: 978 / 1000 * 1000 in float32 may miss 978, which the time embedding would see.
+    t = torch.full((x.shape[0],), float(timesteps[i]) / 1000, dtype=torch.float64, device=x.device)
+    return predict(x, t, i).to(x.dtype)
+
+
+def _log_snr(sigma: float) -> float:
+    if sigma <= 0:
+        return math.inf
+    return math.log((1 - sigma) / sigma) if sigma < 1 else -math.inf
+
+
+def _first_order(s: float, t: float) -> tuple[float, float]:
+    """(a, b) of x' = a x + b m, from level s to t: sigma_t / sigma_s, and alpha_t (1 - e^-h).
+
+    Written so that s = 1 and t = 0, where lambda is infinite, need no special case.
+    """
+    return t / s, (1 - t) - (1 - s) * t / s
+
+
+def _predict(
+    x: torch.Tensor, history: list[tuple[float, torch.Tensor]], t: float, order: int
+) -> torch.Tensor:
+    s, clean = history[-1]
+    keep, add = _first_order(s, t)
+    slope = clean
+    if order == 2:
+        level, earlier = history[-2]
+        ratio = (_log_snr(level) - _log_snr(s)) / (_log_snr(t) - _log_snr(s))
+        slope = clean + 0.5 * (earlier - clean) / ratio
+    return keep * x + add * slope
+
+
+def _correct(
+    x: torch.Tensor,
+    history: list[tuple[float, torch.Tensor]],
+    now: tuple[float, torch.Tensor],
+    order: int,
+) -> torch.Tensor:
+    """UniC: redo the step that led to `now` with what the network answered there."""
+    s, clean = history[-1]
+    t, answer = now
+    keep, add = _first_order(s, t)
+    if order == 1:
+        return keep * x + add * (clean + 0.5 * (answer - clean))
+    level, earlier = history[-2]
+    h = _log_snr(t) - _log_snr(s)
+    ratio = (_log_snr(level) - _log_snr(s)) / h
+    # Two conditions on the weights of both differences: they sum to b1, and b2 is their first moment.
+    grown = math.expm1(-h)
+    phi = grown / -h - 1
+    b1 = phi / grown
+    b2 = 2 * (phi / -h - 0.5) / grown
+    first = (b2 - b1) / (ratio - 1)
+    slope = clean + first * (earlier - clean) / ratio + (b1 - first) * (answer - clean)
+    return keep * x + add * slope
