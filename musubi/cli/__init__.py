@@ -1,0 +1,79 @@
+"""Words in, one call out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The `musubi` command.
+
+    Args:
+        argv: The words behind the program's name; those of this process when None.
+
+    Raises:
+        SystemExit: Always: 0, 2 for what the user can mend, 1 for the unexpected, 130 when stopped.
+    """
+    from musubi.cli import failures
+    from musubi.cli.report import safe_streams
+
+    safe_streams()
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    with failures.told(debug):
+        completing = _words_to_complete()
+        if completing is None and _answered(words):
+            return
+        from musubi.cli import app
+
+        application, args = app.build(
+            words if completing is None else completing,
+            debug=debug,
+            completing=completing is not None,
+        )
+        application(args=args, prog_name="musubi")
+
+
+def _answered(words: list[str]) -> bool:
+    """Answer what needs no parser: help, the version, a command that does not exist."""
+    from musubi.cli import help
+    from musubi.cli.line import CommandLine, typed
+    from musubi.cli.report import page
+    from musubi.cli.words import unknown_command
+    from musubi.config.commands import COMMANDS
+
+    asked = bool({"--help", "-h"} & set(words))
+    group = words[0] if words and words[0] in help.GROUPS else None
+    command = typed(words)
+    if words[:1] == ["--version"]:
+        from musubi import __version__
+
+        page(f"musubi {__version__}\n")
+    elif not words or words[0] in ("--help", "-h"):
+        page(help.overview())
+    elif group is not None and (len(words) == 1 or words[1] in ("--help", "-h")):
+        page(help.overview(group))
+    elif command is not None and asked:
+        page(CommandLine(command, words[len(command.words) :], lenient=True).help())
+    else:
+        wrong = unknown_command(words, [c.words for c in COMMANDS] + [("models", "show")])
+        if wrong is not None:
+            raise wrong
+        return False
+    return True
+
+
+def _words_to_complete() -> list[str] | None:
+    """The words before the cursor when a shell asks for completions, else None."""
+    if not os.environ.get("_MUSUBI_COMPLETE", "").startswith("complete"):
+        return None
+    import shlex
+
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    try:
+        return shlex.split(line)[1:]
+    except ValueError:  # a quote that is still open
+        return line.split()[1:]

@@ -1,0 +1,66 @@
+"""What a failure looks like: one line that says what, one that says what to do, an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from musubi.errors import MusubiError
+
+
+@contextmanager
+def told(debug: bool) -> Iterator[None]:
+    """Turn whatever is raised inside into a message on stderr and an exit code.
+
+    Args:
+        debug: Show the traceback as well.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say("stopped.", None, debug)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; nothing may be flushed into the closed pipe on the way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except MusubiError as error:
+        _say(error.what, error.fix, debug)
+        raise SystemExit(error.exit_code) from None
+    except Exception as error:  # the last line before the user: nothing may pass unsaid
+        what, fix = _unexpected(error)
+        _say(what, fix if not debug else None, debug)
+        raise SystemExit(1) from None
+
+
+def _unexpected(error: Exception) -> tuple[str, str]:
+    name, text = type(error).__name__, " ".join(str(error).split())
+    if name == "OutOfMemoryError":
+        return (
+            f"The GPU's memory is full: {text.partition(' If reserved')[0]}",
+            "Lower it: smaller sizes or batches, --gradient_checkpointing, --fp8_base, --blocks_to_swap.",
+        )
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return (
+            f"The computer's memory is full: {text or name}.",
+            "Close other programs, or lower the sizes.",
+        )
+    if (
+        isinstance(error, ModuleNotFoundError)
+        and error.name
+        and not error.name.startswith("musubi")
+    ):
+        return (
+            f"The package {error.name.partition('.')[0]!r} is not installed.",
+            "Install it with pip, or reinstall musubi.",
+        )
+    said = f"unexpected {name}: {text}" if text else f"unexpected {name}"
+    return said if said.endswith(".") else f"{said}.", "Run again with --debug to see where."
+
+
+def _say(what: str, fix: str | None, debug: bool) -> None:
+    from musubi.cli.report import failure
+
+    failure(what, fix, traceback=debug)

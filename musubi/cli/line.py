@@ -1,0 +1,160 @@
+"""One typed command with its architecture, its file and its options, ready to run or to explain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from musubi import registry
+from musubi.cli import help
+from musubi.cli.words import Words, canonical, value_of
+from musubi.config.commands import COMMANDS, Command, belongs_elsewhere
+from musubi.errors import ConfigError
+
+if TYPE_CHECKING:
+    from musubi.config.fields import Flag
+    from musubi.config.resolve import ConfigFile
+    from musubi.spec.architecture import Architecture
+
+
+def typed(words: Sequence[str]) -> Command | None:
+    """The command that the words begin with."""
+    return next((c for c in COMMANDS if tuple(words[: len(c.words)]) == c.words), None)
+
+
+def own_flags(command: Command) -> dict[str, Flag]:
+    """The options that belong to the command line itself."""
+    from musubi.config.fields import Flag
+
+    own = (
+        Flag(
+            name="arch", words=1, metavar="NAME", help="Architecture; `musubi models` lists them."
+        ),
+        Flag(
+            name="config",
+            words=1,
+            metavar="PATH",
+            help="TOML file of options, in any sections; flags win over it.",
+            aliases=("config_file",),
+        ),
+        Flag(name="debug", words=0, help="Show the traceback of a failure."),
+        Flag(name="help", words=0, help="Show this."),
+    )
+    return {f.name: f for f in own if f.name != "arch" or command.place is not None}
+
+
+class CommandLine:
+    """What was typed behind a command.
+
+    Args:
+        command: The command.
+        words: Those behind the command's own.
+        lenient: Refuse nothing: only help or completions are wanted.
+
+    Raises:
+        ConfigError: A word that the command does not know.
+    """
+
+    def __init__(self, command: Command, words: Sequence[str], *, lenient: bool = False) -> None:
+        from musubi.config.fields import flags, names
+
+        self.command = command
+        self.lenient = lenient
+        self.file = self._file(words)
+        self.architecture = self._architecture(words)
+        self.flags = flags(command.options(self.architecture))
+        self.known = {**self.flags, **own_flags(command)}
+        self.words = Words(args=list(words))
+        if not lenient:
+            self.words = canonical(
+                words,
+                self.known,
+                aliases=names(self.known.values()),
+                retired=command.retired(),
+                refuse=self._refuse,
+            )
+
+    def help(self) -> str:
+        """The text of `--help`."""
+        unknown = self.command.place is not None and self.architecture is None
+        own = own_flags(self.command).values()
+        return help.of_command(self.command, self.flags, own, registry.names() if unknown else ())
+
+    def completions(self, flag: Flag) -> tuple[str, ...]:
+        """The values that a shell offers behind an option."""
+        if flag.name == "arch":
+            return tuple(registry.names())
+        if flag.name == "task" and self.architecture is not None:
+            every = (*self.architecture.variants, *self.architecture.tasks)
+            return tuple(dict.fromkeys(t.name for t in every))
+        return flag.choices
+
+    def run(self, given: Mapping[str, Any]) -> None:
+        """Check the options and call what the command calls.
+
+        Args:
+            given: Option → its words, unread; None or empty where it was not typed.
+
+        Raises:
+            ConfigError: An option that is missing, or a value that cannot be used.
+        """
+        from musubi.cli.report import terminal
+        from musubi.config.resolve import Notes, resolve
+
+        if self.command.place is not None and self.architecture is None:
+            raise ConfigError(
+                f"`musubi {self.command.name}` must know the architecture.",
+                fix=f"Add `--arch {' or --arch '.join(registry.names()) or 'NAME'}`.",
+            )
+        values = {
+            name: flag.read(given[name])
+            for name, flag in self.flags.items()
+            if given.get(name) not in (None, [], ())
+        }
+        notes = Notes(list(self.words.notes))
+        config = resolve(
+            self.command.options(self.architecture),
+            values | dict.fromkeys(self.words.off, False),
+            self.file,
+            retired=self.command.retired(),
+            elsewhere=self._elsewhere,
+            notes=notes,
+        )
+        report = terminal()
+        for line in notes.lines:
+            report.note(line)
+        architecture = () if self.command.place is None else (self.architecture,)
+        self.command.run(config, *architecture, report)
+
+    def _elsewhere(self, key: str) -> str | None:
+        return belongs_elsewhere(key, self.command, self.architecture)
+
+    def _refuse(self, name: str, typed: str) -> ConfigError:
+        from musubi.config.resolve import unknown
+
+        place = f"`musubi {self.command.name}`"
+        return unknown(name, self.known, place=place, shown_as=typed, elsewhere=self._elsewhere)
+
+    def _file(self, words: Sequence[str]) -> ConfigFile | None:
+        path = value_of(words, "config", "config_file")
+        if path is None:
+            return None
+        from musubi.config.resolve import read_file
+
+        try:
+            return read_file(path)
+        except ConfigError:
+            if self.lenient:
+                return None
+            raise
+
+    def _architecture(self, words: Sequence[str]) -> Architecture | None:
+        name = value_of(words, "arch") or (self.file.arch if self.file is not None else None)
+        if name is None or self.command.place is None:
+            return None
+        try:
+            return registry.find(name)
+        except ConfigError:
+            if self.lenient:
+                return None
+            raise

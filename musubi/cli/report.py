@@ -1,0 +1,271 @@
+"""The only module that prints: notes, warnings, tables, progress and failures."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from musubi.spec.report import Progress, Quiet, Report
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+    from rich.progress import Task
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def safe_streams() -> None:
+    """Make printing text that the console's encoding lacks show `?` instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+def first_process() -> bool:
+    """Whether this is the only process, or the one of several that speaks."""
+    return all(os.environ.get(name, "0") in ("", "0") for name in ("RANK", "LOCAL_RANK"))
+
+
+@lru_cache(maxsize=1)
+def terminal() -> Report:
+    """The report of this process; silent on all processes but the first."""
+    if not first_process():
+        return Quiet()
+    report = Terminal()
+    logging.getLogger().addHandler(_Logged(report))
+    return report
+
+
+def page(text: str) -> None:
+    """Text that was asked for, as it stands."""
+    sys.stdout.write(text)
+
+
+def failure(what: str, fix: str | None, *, traceback: bool = False) -> None:
+    """One red line on stderr, one below that says what to do; the traceback first when wanted."""
+    console = _console(stderr=True)
+    if traceback and sys.exc_info()[0] is not None:
+        console.print_exception(show_locals=False)
+    from rich.text import Text
+
+    line = Text("error: ", style="bold red")
+    console.print(line.append(what, style="red"), soft_wrap=True)
+    if fix is not None:
+        console.print(Text(fix), soft_wrap=True)
+
+
+class Terminal:
+    """A report for a person: bars on a terminal, a line now and then where there is none.
+
+    Args:
+        out: For notes, tables and progress; stdout when None.
+        err: For warnings; stderr when None.
+        clock: Seconds, for the pace of the lines.
+    """
+
+    def __init__(
+        self,
+        out: Console | None = None,
+        err: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.out = out or _console()
+        self.err = err or _console(stderr=True)
+        self.clock = clock
+        self._warned: set[str] = set()
+        self._bars: Bars | None = None
+        self._open = 0
+
+    def note(self, text: str) -> None:
+        from rich.text import Text
+
+        self.out.print(Text(text), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        if text in self._warned:
+            return
+        self._warned.add(text)
+        from rich.text import Text
+
+        line = Text("warning: ", style="bold yellow").append(text, style="not bold")
+        # A line on another stream would tear the bar; its own console moves it aside.
+        (self.err if self._bars is None else self.out).print(line, soft_wrap=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(str(cell)) for cell in row))
+        console = self.out
+        if not console.is_terminal:  # a file or a pipe has no edge to fold at
+            endless = console.options.update(width=100_000)
+            needed = console.measure(table, options=endless).maximum
+            console = _console(file=console.file, width=max(console.width, needed))
+        console.print(table)
+
+    def progress(
+        self, title: str, total: int | None, *, done: int = 0, unit: str = "it"
+    ) -> Progress:
+        if self.out.is_terminal:
+            return _Bar(self, title, total, done, unit)
+        return _Lines(self, title, total, done, unit)
+
+    def enter(self) -> Bars:
+        """The display that all bars share; it appears with the first of them."""
+        if self._bars is None:
+            self._bars = _bars(self.out)
+            self._bars.start()
+        self._open += 1
+        return self._bars
+
+    def leave(self) -> None:
+        """Close the display with the last bar."""
+        self._open -= 1
+        if self._open == 0 and self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+
+class _Bar:
+    def __init__(
+        self, terminal: Terminal, title: str, total: int | None, done: int, unit: str
+    ) -> None:
+        self.terminal, self.title, self.total, self.done, self.unit = (
+            terminal, title, total, done, unit
+        )  # fmt: skip
+
+    def __enter__(self) -> _Bar:
+        self.bars = self.terminal.enter()
+        self.task = self.bars.add_task(
+            _escaped(self.title), total=self.total, completed=self.done, unit=self.unit, figures=""
+        )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.terminal.leave()
+
+    def advance(self, n: int = 1, **figures: float | str) -> None:
+        if figures:
+            self.bars.update(self.task, advance=n, figures=_escaped(_figures(figures)))
+        else:
+            self.bars.update(self.task, advance=n)
+
+
+class _Lines:
+    """Progress where nothing can be drawn over: a line at the start, every 5 seconds, at the end."""
+
+    def __init__(
+        self, terminal: Terminal, title: str, total: int | None, done: int, unit: str
+    ) -> None:
+        self.terminal, self.title, self.total, self.unit = terminal, title, total, unit
+        self.start = self.count = done
+        self.figures: dict[str, float | str] = {}
+
+    def __enter__(self) -> _Lines:
+        self.began = self.told = self.terminal.clock()
+        self.told_count = self.count
+        of = "" if self.total is None else f" of {self.total}"
+        self.terminal.note(f"{self.title}: {self.count}{of}")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.count != self.told_count:
+            self._tell(self.terminal.clock())
+
+    def advance(self, n: int = 1, **figures: float | str) -> None:
+        self.count += n
+        self.figures |= figures
+        now = self.terminal.clock()
+        if now - self.told >= SECONDS_BETWEEN_LINES:
+            self._tell(now)
+
+    def _tell(self, now: float) -> None:
+        self.told, self.told_count = now, self.count
+        seconds = now - self.began
+        speed = (self.count - self.start) / seconds if seconds > 0 else None
+        parts = [f"{self.title}: {self.count}" + ("" if self.total is None else f"/{self.total}")]
+        if speed:
+            parts.append(rate(speed, self.unit))
+            if self.total is not None and self.count < self.total:
+                parts.append(f"{_duration((self.total - self.count) / speed)} left")
+        if self.figures:
+            parts.append(_figures(self.figures))
+        self.terminal.note(", ".join(parts))
+
+
+class _Logged(logging.Handler):
+    """Warnings of libraries, as warnings of ours."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(logging.WARNING)
+        self.report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.report.warn(f"{record.name}: {record.getMessage()}")
+
+
+def rate(speed: float, unit: str) -> str:
+    """Items per second, or seconds per item when there are fewer than one a second."""
+    return f"{speed:.2f} {unit}/s" if speed >= 1 else f"{1 / speed:.2f} s/{unit}"
+
+
+def _figures(figures: dict[str, float | str]) -> str:
+    return " ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in figures.items()
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _console(**settings: Any) -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, **settings)
+
+
+def _bars(console: Console) -> Bars:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bars
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(rate(task.speed, task.fields["unit"]) if task.speed else "")
+
+    return Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+        console=console,
+    )

@@ -1,0 +1,145 @@
+"""The commands: what each is called, the model of its options, and what it calls.
+
+Plain data; nothing is imported until a command is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from musubi import registry
+from musubi.errors import ConfigError
+from musubi.spec.architecture import Architecture, Lazy
+from musubi.spec.option import Command as Place
+
+if TYPE_CHECKING:
+    from musubi.config.options import Options, Retired
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command of `musubi`.
+
+    Args:
+        words: What is typed: ("cache", "latents").
+        help: Its first line of help.
+        model: The class of its options; `RETIRED` beside it lists the old flags.
+        run: `(config, architecture, report)`, or `(config, report)` without an architecture.
+        place: Whose architecture options it takes; None when it needs no architecture.
+        positional: The option that bare words fill.
+    """
+
+    words: tuple[str, ...]
+    help: str
+    model: Lazy
+    run: Lazy
+    place: Place | None
+    positional: str | None = None
+
+    @property
+    def name(self) -> str:
+        """`cache latents`."""
+        return " ".join(self.words)
+
+    def options(self, architecture: Architecture | None) -> type[Options]:
+        """The model, with the architecture's own options when one is given."""
+        model = self.model.load()
+        if architecture is None or self.place is None:
+            return model
+        from musubi.config.options import for_architecture
+
+        return for_architecture(model, architecture, self.place)
+
+    def retired(self) -> tuple[Retired, ...]:
+        """Old flags that are accepted and do nothing."""
+        module = self.model.address.partition(":")[0]
+        return tuple(Lazy(f"{module}:RETIRED").load())
+
+
+COMMANDS = (
+    Command(
+        words=("cache", "latents"),
+        help="Encode images and videos with the VAE, once, before training.",
+        model=Lazy("musubi.config.cache:CacheLatentsConfig"),
+        run=Lazy("musubi.cache.encode:run_latents"),
+        place="cache latents",
+    ),
+    Command(
+        words=("cache", "text"),
+        help="Encode captions with the text encoders, once, before training.",
+        model=Lazy("musubi.config.cache:CacheTextConfig"),
+        run=Lazy("musubi.cache.encode:run_text"),
+        place="cache text",
+    ),
+    Command(
+        words=("cache", "check"),
+        help="Account for every file of a dataset, and show its buckets, without a GPU.",
+        model=Lazy("musubi.config.cache:CacheCheckConfig"),
+        run=Lazy("musubi.data.check:run"),
+        place="cache latents",
+    ),
+    Command(
+        words=("cache", "preview"),
+        help="Show or write what will be trained: contact sheets, clips, or text in the console.",
+        model=Lazy("musubi.config.cache:CachePreviewConfig"),
+        run=Lazy("musubi.data.preview:run"),
+        place="cache latents",
+    ),
+    Command(
+        words=("train",),
+        help="Train a LoRA, or the whole network with --full, on a cached dataset.",
+        model=Lazy("musubi.config.train:TrainConfig"),
+        run=Lazy("musubi.train.loop:run"),
+        place="train",
+    ),
+    Command(
+        words=("generate",),
+        help="Make videos or images from prompts.",
+        model=Lazy("musubi.config.generate:GenerateConfig"),
+        run=Lazy("musubi.generate.run:run"),
+        place="generate",
+    ),
+    Command(
+        words=("lora", "merge"),
+        help="Merge LoRA files into a checkpoint.",
+        model=Lazy("musubi.config.lora:LoraMergeConfig"),
+        run=Lazy("musubi.lora.merge:run"),
+        place="lora merge",
+    ),
+    Command(
+        words=("lora", "info"),
+        help="Say what a LoRA file holds: rank, alpha, norms, how it was trained.",
+        model=Lazy("musubi.config.lora:LoraInfoConfig"),
+        run=Lazy("musubi.lora.info:run"),
+        place=None,
+        positional="files",
+    ),
+)
+
+
+def architectures() -> Iterator[Architecture]:
+    """Every installed architecture that can be imported."""
+    for name in registry.names():
+        try:
+            yield registry.find(name)
+        except ConfigError:  # `musubi models` says what is wrong with it
+            continue
+
+
+def belongs_elsewhere(key: str, command: Command, architecture: Architecture | None) -> str | None:
+    """Where an option that this command does not have belongs, as one sentence; None if nowhere."""
+    if command.place is not None:
+        others = [a for a in architectures() if a is not architecture]
+        owners = [a.name for a in others if key in command.options(a).model_fields]
+        if owners:
+            return (
+                f"It belongs to an architecture: add `--arch {owners[0]}`."
+                if architecture is None
+                else f"It belongs to `--arch {owners[0]}`, not to {architecture.name!r}."
+            )
+    for other in COMMANDS:
+        if other is not command and key in other.options(architecture).model_fields:
+            return f"It belongs to `musubi {other.name}`."
+    return None
