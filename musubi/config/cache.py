@@ -1,0 +1,108 @@
+"""The options of `musubi cache latents`, `cache text`, `cache check` and `cache preview`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from musubi.config.options import Options, Retired, option
+
+_DATA = "Data"
+_ENCODING = "Encoding"
+_RECORDS = "Records"
+
+
+class DatasetOptions(Options):
+    """What every cache command reads."""
+
+    dataset_config: str = option(
+        ..., "The dataset file, TOML or JSON.", group=_DATA, metavar="PATH"
+    )
+    task: str | None = option(
+        None,
+        "The task or published variant whose records are meant; when not given, the first task that "
+        "uses every model file that is given.",
+        group=_DATA,
+    )
+    num_workers: int | None = option(
+        None,
+        "Threads that read and decode files; all cores but one, at most 8, when not given.",
+        group=_DATA,
+        ge=1,
+    )
+
+
+class EncodingOptions(DatasetOptions):
+    """What both encoding commands share."""
+
+    device: str | None = option(
+        None, "Where to encode: `cuda`, `cuda:1`, `cpu`; cuda when there is one.", group=_ENCODING
+    )
+    skip_existing: bool = option(
+        False,
+        "Encode nothing whose record exists, and adopt records that musubi-tuner wrote.",
+        group=_RECORDS,
+    )
+    keep_cache: bool = option(
+        False, "Keep records that the dataset file no longer names.", group=_RECORDS
+    )
+    strict: bool = option(
+        False, "Stop at the first file that cannot be used, instead of leaving it out.", group=_RECORDS
+    )
+
+
+class CacheLatentsConfig(EncodingOptions):
+    """The model of `musubi cache latents`."""
+
+    vae_dtype: str | None = option(
+        None, "dtype of the VAE: bf16, fp16, fp32; its own default when not given.", group=_ENCODING
+    )
+    batch_size: int | None = option(
+        None, "Most clips of one size encoded at once; 1 when not given.", group=_ENCODING, ge=1
+    )
+
+
+class CacheTextConfig(EncodingOptions):
+    """The model of `musubi cache text`."""
+
+    text_encoder_dtype: str | None = option(
+        None,
+        "dtype of the text encoders: bf16, fp16, fp32; their own defaults when not given.",
+        group=_ENCODING,
+    )
+    batch_size: int | None = option(
+        None, "Most captions encoded at once; 16 when not given.", group=_ENCODING, ge=1
+    )
+
+
+class CacheCheckConfig(DatasetOptions):
+    """The model of `musubi cache check`."""
+
+    batch_size: int | None = option(
+        None, "Batch size of datasets that give none, for counting steps.", group=_DATA, ge=1
+    )
+
+
+class CachePreviewConfig(DatasetOptions):
+    """The model of `musubi cache preview`."""
+
+    mode: Literal["image", "console", "video"] = option(
+        "image",
+        "Contact sheets, coloured text in the terminal, or clips as video files.",
+        group="Preview",
+        aliases=("debug_mode",),
+    )
+    output: str = option(
+        "preview", "Directory that sheets and clips are written into.", group="Preview", metavar="DIR"
+    )
+    console_width: int = option(80, "Columns of a picture in the terminal.", group="Preview", ge=8)
+    console_num_images: int | None = option(
+        None, "Most pictures of each dataset; all when not given.", group="Preview", ge=1
+    )
+
+
+RETIRED: tuple[Retired, ...] = (
+    Retired("debug_mode", "`musubi cache preview` shows what will be trained; nothing is encoded."),
+    Retired("console_width", "it belongs to `musubi cache preview`."),
+    Retired("console_num_images", "it belongs to `musubi cache preview`."),
+    Retired("console_back", "a background was never drawn."),
+)
