@@ -1,0 +1,254 @@
+"""One loaded model: recipes in, latents and frames out. Training's previews use it too."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from musubi.errors import RunError
+from musubi.flow import schedules, solvers
+from musubi.generate.guidance import guided, needs_negative
+from musubi.generate.inputs import clip_for
+from musubi.spec import Architecture, Conditioning, Quiet, Recipe, Record, Report, Runtime, Task
+
+
+class FreeableNetworks(Protocol):
+    """`spec.Networks` whose networks can be dropped again: `weights.nets.Nets`, mostly."""
+
+    device: torch.device
+
+    def __getitem__(self, name: str) -> nn.Module: ...
+    def __contains__(self, name: object) -> bool: ...
+    def tokenizer(self, name: str) -> Any: ...
+
+    def free(self, name: str) -> None:
+        """Drop the network; it loads again when asked for."""
+        ...
+
+
+class Session:
+    """The phases of generation over one set of networks.
+
+    Text encoders are loaded one after the other, encode all that is asked for, and are freed;
+    then the DiT denoises; then the VAE decodes. Each distinct prompt is encoded once.
+
+    Args:
+        architecture: Whose networks these are.
+        task: What is made.
+        runtime_options: The architecture's own options, for its runtime.
+        nets: The networks.
+        device: Where to compute.
+        dit_dtype: What the DiT computes in, under autocast; None: as its weights are stored.
+        report: Where progress is shown.
+        dit: The DiT to use instead of `nets`', such as the one in training; it is not moved, freed
+            or switched between training and evaluation here.
+        park: Move networks that rest to host memory instead of dropping them.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        task: Task,
+        runtime_options: Mapping[str, Any],
+        nets: FreeableNetworks,
+        *,
+        device: torch.device | str,
+        dit_dtype: torch.dtype | None = None,
+        report: Report | None = None,
+        dit: nn.Module | None = None,
+        park: bool = False,
+    ) -> None:
+        self.architecture = architecture
+        self.task = task
+        self.nets = nets
+        self.device = torch.device(device)
+        self.dit_dtype = dit_dtype
+        self.report: Report = report if report is not None else Quiet()
+        self.dit = dit
+        self.park = park
+        self.runtime: Runtime = architecture.runtime(architecture, task, runtime_options)
+        self._texts: dict[tuple[str, str], Record] = {}
+        self._media: dict[Hashable, Record] = {}
+
+    @torch.no_grad()
+    def prepare(self, recipes: Sequence[Recipe]) -> None:
+        """Encode what these recipes need and is not encoded yet: each encoder is loaded once."""
+        texts = dict.fromkeys(text for recipe in recipes for text in _texts(recipe))
+        for component in self.architecture.of_role("text", self.task):
+            missing = [text for text in texts if (component.name, text) not in self._texts]
+            if not missing:
+                continue
+            with self._using(component.name):
+                for text in missing:
+                    (record,) = self.runtime.encode_text(self.nets, component.name, [text])
+                    self._texts[component.name, text] = _on(record, torch.device("cpu"))
+        self._prepare_media(recipes)
+
+    def encode(self, recipe: Recipe) -> tuple[Conditioning, Conditioning | None]:
+        """The positive and the negative conditioning, on the device.
+
+        The negative one is None when nothing reads it: with a guidance scale of 1 (and no
+        skip-layer guidance) the network is called once a step.
+        """
+        self.prepare([recipe])
+        positive, *negative = [self._condition(recipe, text) for text in _texts(recipe)]
+        return positive, negative[0] if negative else None
+
+    @torch.no_grad()
+    def latents(self, recipe: Recipe) -> torch.Tensor:
+        """Denoise: float32 1 C F H W, on the device.
+
+        Raises:
+            RunError: The network answered with numbers that are not finite.
+        """
+        positive, negative = self.encode(recipe)
+        rollout = self.runtime.rollout(recipe, positive, self.device)
+        with self._denoiser() as dit:
+            section = next(rollout)
+            while True:
+                given = positive.plus(**section.inputs)
+                against = None if negative is None else negative.plus(**section.inputs)
+                x = self._solve(dit, recipe, section.noise, given, against)
+                try:
+                    section = rollout.send(x)
+                except StopIteration as finished:
+                    return finished.value
+
+    @torch.no_grad()
+    def frames(self, latents: torch.Tensor) -> np.ndarray:
+        """Decode latents (1) C F H W to uint8 frames F H W 3.
+
+        Raises:
+            RunError: The VAE answered with numbers that are not finite.
+        """
+        latents = latents if latents.ndim == 5 else latents[None]
+        (component,) = self.architecture.of_role("vae", self.task)
+        with self._using(component.name):
+            pictures = self.runtime.decode(self.nets, latents.to(self.device))[0]
+            if not pictures.isfinite().all():
+                raise RunError(
+                    "The decoded frames are not finite.", fix="Try --vae_dtype float32 or bfloat16."
+                )
+            levels = pictures.float().mul(255).round().clamp(0, 255).to(torch.uint8)
+            return levels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+
+    def free(self) -> None:
+        """Drop the DiT, unless it was handed in."""
+        if self.dit is None:
+            self._rest(self.architecture.dit.name)
+
+    def _solve(
+        self,
+        dit: nn.Module,
+        recipe: Recipe,
+        noise: torch.Tensor,
+        positive: Conditioning,
+        negative: Conditioning | None,
+    ) -> torch.Tensor:
+        levels = schedules.sigmas(recipe.solver, recipe.steps, recipe.flow_shift)
+        times = schedules.timesteps(recipe.solver, levels)
+        dtype = self.dit_dtype if self.dit_dtype is not None else compute_dtype(dit)
+
+        def call(x: torch.Tensor, t: torch.Tensor, given: Conditioning) -> torch.Tensor:
+            with _autocast(self.device, dtype):
+                return self.runtime.predict(dit, x, t, given).float()
+
+        predict = guided(call, positive, negative, recipe)
+        with self.report.progress("Denoising", recipe.steps, unit="step") as bar:
+            x = solvers.solve(
+                recipe.solver, predict, noise, levels, times, lambda i, x: bar.advance()
+            )
+        if not x.isfinite().all():
+            raise RunError(
+                f"The latents of {_short(recipe.prompt)!r} (seed {recipe.seed}) are not finite.",
+                fix="Try --dit_dtype bfloat16 instead of float16, or a LoRA multiplier nearer to 0.",
+            )
+        return x
+
+    def _condition(self, recipe: Recipe, text: str) -> Conditioning:
+        record: Record = {}
+        for component in self.architecture.of_role("text", self.task):
+            record |= self._texts[component.name, text]
+        record |= self._media.get(_media_key(recipe), {})
+        varlen = {f.name for f in (*self.task.schema.text, *self.task.schema.media) if f.varlen}
+        record = _on(record, self.device)
+        batch = {k: [v] if k in varlen else v[None] for k, v in record.items()}
+        with torch.no_grad():
+            return self.runtime.condition(batch)
+
+    def _prepare_media(self, recipes: Sequence[Recipe]) -> None:
+        if not self.task.inputs:
+            return
+        missing = {k: r for r in recipes if (k := _media_key(r)) not in self._media}
+        names = [
+            c.name for role in ("vae", "image") for c in self.architecture.of_role(role, self.task)
+        ]
+        for key, recipe in missing.items():
+            clip = clip_for(recipe, self.task)
+            ((record, *_),) = self.runtime.encode_media(self.nets, [clip])
+            self._media[key] = _on(record, torch.device("cpu"))
+        for name in names if missing else ():
+            if name in self.nets:
+                self._rest(name)
+
+    @contextmanager
+    def _denoiser(self) -> Iterator[nn.Module]:
+        if self.dit is not None:
+            yield self.dit
+            return
+        yield self.nets[self.architecture.dit.name].to(self.device)
+
+    @contextmanager
+    def _using(self, name: str) -> Iterator[None]:
+        self.nets[name].to(self.device)
+        try:
+            yield
+        finally:
+            self._rest(name)
+
+    def _rest(self, name: str) -> None:
+        if self.park:
+            self.nets[name].to("cpu")
+        else:
+            self.nets.free(name)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def compute_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype that most of a network's weights are stored in; bfloat16 for 8-bit ones."""
+    counts: dict[torch.dtype, int] = {}
+    for parameter in module.parameters():
+        counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
+    most = max(counts, key=lambda d: counts[d], default=torch.float32)
+    return most if most in (torch.float32, torch.float16, torch.float64) else torch.bfloat16
+
+
+def _autocast(device: torch.device, dtype: torch.dtype) -> Any:
+    if dtype in (torch.bfloat16, torch.float16):
+        return torch.autocast(device.type, dtype=dtype)
+    return nullcontext()
+
+
+def _texts(recipe: Recipe) -> list[str]:
+    return [recipe.prompt, *([recipe.negative_prompt] if needs_negative(recipe) else [])]
+
+
+def _media_key(recipe: Recipe) -> Hashable:
+    options = tuple(sorted((k, repr(v)) for k, v in recipe.options.items()))
+    return recipe.width, recipe.height, recipe.frames, options
+
+
+def _on(record: Mapping[str, torch.Tensor], device: torch.device) -> Record:
+    return Record({name: tensor.to(device) for name, tensor in record.items()})
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:39] + "…"
