@@ -63,8 +63,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """One sentence naming the nearest known name, else all of them.
 
-    >>> did_you_mean("wam", ["wan", "hunyuan"])
-    "Did you mean 'wan'?"
+    >>> did_you_mean("adamv", ["adamw", "lion"])
+    "Did you mean 'adamw'?"
     """
     names = list(known)
     close = nearest(name, names)

@@ -108,7 +108,10 @@ def resolve(
     try:
         return model.model_validate({**values, **given})
     except ValidationError as error:
-        said = [_explain(e, known, set(given), file) for e in error.errors()]
+        found: dict[Any, list[ErrorDetails]] = {}
+        for one in error.errors():
+            found.setdefault(one["loc"][:1], []).append(one)
+        said = [_explain(errors, known, set(given), file) for errors in found.values()]
         raise said[0] if len(said) == 1 else ConfigError("\n".join(map(str, said))) from error
 
 
@@ -199,9 +202,13 @@ def _from_file(
 
 
 def _explain(
-    error: ErrorDetails, known: Mapping[str, Flag], given: set[str], file: ConfigFile | None
+    errors: list[ErrorDetails],
+    known: Mapping[str, Flag],
+    given: set[str],
+    file: ConfigFile | None,
 ) -> ConfigError:
-    """Pydantic's finding as a sentence: option, value given, what is allowed."""
+    """What is wrong with one option, as a sentence: option, value, what is allowed."""
+    error = errors[0]
     cause = error.get("ctx", {}).get("error")
     flag = known.get(str(error["loc"][0])) if error["loc"] else None
     if flag is None:
@@ -209,13 +216,11 @@ def _explain(
     from_file = file is not None and flag.name not in given and flag.name in file.values
     name = f"{flag.name!r} in {file.path}" if from_file and file else f"--{flag.name}"
     value = error["input"]
-    if error["type"] == "missing":
+    if error["type"] == "missing" and len(error["loc"]) == 1:
         return ConfigError(f"{name} is needed: {flag.help}", fix=_add(flag))
     if cause is not None:
         return ConfigError(f"{name} cannot be {_said(value)}: {_sentence(str(cause))}")
-    if error["type"] in ("too_short", "too_long") or (
-        error["type"] == "missing" and len(error["loc"]) > 1
-    ):
+    if error["type"] in ("too_short", "too_long", "missing"):
         return ConfigError(
             f"{name} takes {flag.words} values, not {_said(value)}.", fix=f"Write {_example(flag)}."
         )
@@ -223,7 +228,7 @@ def _explain(
         return ConfigError(
             f"{name} cannot be {_said(value)}.", fix=_among(str(value), flag.choices)
         )
-    return ConfigError(f"{name} cannot be {_said(value)}.", fix=f"It must be {_allowed(error)}.")
+    return ConfigError(f"{name} cannot be {_said(value)}.", fix=f"It must be {_allowed(errors)}.")
 
 
 def _among(value: str, choices: tuple[str, ...]) -> str:
@@ -232,7 +237,14 @@ def _among(value: str, choices: tuple[str, ...]) -> str:
     return everything if close is None else f"{did_you_mean(value, choices)} {everything}"
 
 
-def _allowed(error: ErrorDetails) -> str:
+def _allowed(errors: list[ErrorDetails]) -> str:
+    """What the value must be; a union of types gives one error for each."""
+    one_value = all(e["input"] is errors[0]["input"] for e in errors)
+    kinds = [_kind(e) for e in errors] if one_value else [_kind(errors[0])]
+    return " or ".join(dict.fromkeys(kinds))
+
+
+def _kind(error: ErrorDetails) -> str:
     limits = error.get("ctx", {})
     kind = error["type"]
     for name, words in (

@@ -1,0 +1,153 @@
+"""The house rules that a reader cannot see: who may import whom, what stays unimported, who is named."""
+
+import ast
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+import musubi
+
+ROOT = Path(musubi.__file__).parent
+ROOMS = {
+    "errors": (),
+    "spec": ("errors",),
+    "registry": ("errors", "spec"),
+    "config": ("errors", "spec", "registry"),
+    "nn": ("errors", "spec"),
+    "flow": ("errors", "spec", "nn"),
+    "weights": ("errors", "spec", "registry", "nn"),
+    "memory": ("errors", "spec", "nn", "weights"),
+    "lora": ("errors", "spec", "registry", "config", "nn", "flow", "weights", "memory"),
+    "data": ("errors", "spec", "registry", "config", "nn", "flow", "weights", "memory"),
+}
+ROOMS["cache"] = (*ROOMS["data"], "data", "lora")
+ROOMS["generate"] = (*ROOMS["cache"], "cache")
+ROOMS["train"] = (*ROOMS["generate"], "generate")
+ROOMS["testing"] = (*ROOMS["train"], "train")
+ROOMS["cli"] = (*ROOMS["testing"], "testing")
+ROOMS["architectures"] = ("errors", "spec", "nn", "weights")
+HEAVY = ("torch", "transformers", "accelerate", "numpy", "av", "PIL", "bitsandbytes")
+SOURCES = sorted(ROOT.rglob("*.py"))
+
+
+def _imported(tree: ast.AST, package: str) -> set[str]:
+    """Dotted names that a file imports, wherever in it the statement stands."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            home = node.module or ""
+            if node.level:
+                base = package.split(".")
+                home = ".".join([*base[: len(base) - node.level + 1], *([home] if home else [])])
+            found |= {home} | {f"{home}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _forbidden(path: Path, source: str) -> set[str]:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    room = parts[0]
+    if room in ("__init__", "__main__"):
+        return set()
+    package = ".".join(["musubi", *parts[:-1]])
+    own = f"musubi.architectures.{parts[1]}" if room == "architectures" else f"musubi.{room}"
+    bad = set()
+    for name in _imported(ast.parse(source), package):
+        if not name.startswith("musubi.") or name == "musubi.__version__":
+            continue
+        if name == own or name.startswith(f"{own}."):
+            continue
+        if room == "architectures" and name.count(".") == 2 and name.startswith("musubi.arch"):
+            continue  # another architecture, through what it exports
+        if name.split(".")[1] not in ROOMS[room]:
+            bad.add(name)
+    return bad
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_imports_run_one_way(path):
+    assert not _forbidden(path, path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("spec/new.py", "from musubi.config import options"),
+        ("nn/new.py", "import musubi.train.loop"),
+        ("data/new.py", "from ..train import loop"),
+        ("generate/new.py", "def f():\n    from musubi.train.step import step"),
+        ("train/new.py", "from musubi.architectures.wan import ARCHITECTURE"),
+        ("architectures/one/new.py", "from musubi.architectures.two.dit import Block"),
+        ("architectures/one/new.py", "from musubi.generate import session"),
+    ],
+)
+def test_a_wrong_import_would_be_found(file, line):
+    assert _forbidden(ROOT / file, line)
+
+
+def test_every_room_is_in_the_order():
+    rooms = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in SOURCES}
+    assert rooms - {"__init__", "__main__"} <= set(ROOMS)
+
+
+def _architecture_names() -> list[str]:
+    return [
+        p.name for p in sorted((ROOT / "architectures").iterdir()) if (p / "__init__.py").exists()
+    ]
+
+
+@pytest.mark.parametrize("name", _architecture_names())
+def test_no_architecture_is_named_outside_its_folder(name):
+    family = name.partition("_")[0]
+    pattern = re.compile(rf"(?<![a-z])({name}|{family})(?![a-z])", re.IGNORECASE)
+    home = ROOT / "architectures"
+    named = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in SOURCES
+        if not path.is_relative_to(home)
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if pattern.search(line)
+    ]
+    assert not named
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import musubi.cli; musubi.cli.main(['--help'])",
+        "import musubi.cli; musubi.cli.main(['models'])",
+        "import musubi.cli; musubi.cli.main(['train', '--arch', 'wan', '--help'])",
+        "from musubi import registry; [registry.find(name) for name in registry.names()]",
+    ],
+)
+def test_asking_imports_nothing_heavy(code):
+    look = f"""
+import sys
+try:
+    {code}
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print("HEAVY", [m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)
+"""
+    ran = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert ran.stderr.splitlines()[-1] == "HEAVY []"
+
+
+def test_help_leaves_pydantic_and_rich_alone():
+    code = (
+        "import sys, musubi.cli; musubi.cli.main(['--help'])\n"
+        "assert not {'pydantic', 'rich', 'typer'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
+def test_the_package_registers_the_architectures_of_its_folder():
+    points = [
+        p for p in entry_points(group="musubi.architectures") if p.value.startswith("musubi.")
+    ]
+    assert sorted(p.name for p in points) == _architecture_names()
