@@ -48,8 +48,13 @@ class Session:
         report: Where progress is shown.
         dit: The DiT to use instead of `nets`', such as the one in training; it is not moved, freed
             or switched between training and evaluation here.
-        park: Move networks that rest to host memory instead of dropping them.
+
+    Attributes:
+        park: Move networks that rest to host memory instead of dropping them: set it when more
+            prompts will follow.
     """
+
+    park = False
 
     def __init__(
         self,
@@ -62,7 +67,6 @@ class Session:
         dit_dtype: torch.dtype | None = None,
         report: Report | None = None,
         dit: nn.Module | None = None,
-        park: bool = False,
     ) -> None:
         self.architecture = architecture
         self.task = task
@@ -71,7 +75,6 @@ class Session:
         self.dit_dtype = dit_dtype
         self.report: Report = report if report is not None else Quiet()
         self.dit = dit
-        self.park = park
         self.runtime: Runtime = architecture.runtime(architecture, task, runtime_options)
         self._texts: dict[tuple[str, str], Record] = {}
         self._media: dict[Hashable, Record] = {}

@@ -1,0 +1,230 @@
+"""The options of `musubi generate`."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import model_validator
+from typing_extensions import Self
+
+from musubi.config.options import Options, Retired, option
+from musubi.errors import ConfigError
+
+Solver = Literal["unipc", "dpm++", "vanilla"]
+OutputType = Literal["video", "images", "latent", "both", "latent_images"]
+AttentionMode = Literal[
+    "torch", "sdpa", "flash", "flash2", "flash3", "xformers", "sageattn", "sage"
+]
+CfgSkipMode = Literal["early", "late", "middle", "early_late", "alternate", "none"]
+LoraMode = Literal["merge", "attach"]
+
+_PROMPT = "Prompt"
+_VIDEO = "Video"
+_SAMPLING = "Sampling"
+_LORA = "LoRA"
+_OUTPUT = "Output"
+_MACHINE = "Models and machine"
+
+
+class PromptOptions(Options):
+    """What to make."""
+
+    prompt: str | None = option(None, "What to show.", group=_PROMPT)
+    negative_prompt: str | None = option(
+        None, "What to avoid; an empty text means the task's own.", group=_PROMPT
+    )
+    from_file: str | None = option(
+        None,
+        "A file of prompts, one a line with inline options (--w --h --f --d --s --g --fs --n), "
+        "or TOML or JSON.",
+        group=_PROMPT,
+        metavar="PATH",
+    )
+    interactive: bool = option(False, "Ask for prompt after prompt.", group=_PROMPT)
+    latent_path: list[str] | None = option(
+        None, "Decode these latent files instead of generating.", group=_PROMPT, metavar="PATH"
+    )
+
+
+class VideoOptions(Options):
+    """Its size and length."""
+
+    task: str | None = option(
+        None,
+        "The task or published variant; what the checkpoint shows when not given.",
+        group=_VIDEO,
+    )
+    video_size: tuple[int, int] | None = option(
+        None, "Height and width in pixels; 256 256 for most tasks.", group=_VIDEO, metavar="H W"
+    )
+    size: str | None = option(None, "Width x height, such as 832x480.", group=_VIDEO, metavar="WxH")
+    video_length: int | None = option(
+        None, "Frames; the task's own length when not given.", group=_VIDEO, ge=1
+    )
+    fps: float | None = option(
+        None, "Frames per second of the file; the model's when not given.", group=_VIDEO, gt=0
+    )
+    trim_tail_frames: int = option(0, "Frames to cut from the end.", group=_VIDEO, ge=0)
+
+
+class SamplingOptions(Options):
+    """How it is sampled; the task's defaults where nothing is given."""
+
+    infer_steps: int | None = option(None, "Denoising steps.", group=_SAMPLING, ge=1)
+    sample_solver: Solver | None = option(None, "The solver.", group=_SAMPLING)
+    flow_shift: float | None = option(
+        None, "Shift of the noise levels; larger spends more steps on noise.", group=_SAMPLING, gt=0
+    )
+    guidance_scale: float | None = option(
+        None,
+        "Classifier-free guidance; 1 calls the network once a step and reads no negative prompt.",
+        group=_SAMPLING,
+    )
+    seed: int | None = option(
+        None, "Seed; a random one when not given.", group=_SAMPLING, ge=0, le=2**63 - 1
+    )
+    cpu_noise: bool = option(
+        False, "Draw noise on the CPU: the same on every device.", group=_SAMPLING
+    )
+    cfg_skip_mode: CfgSkipMode = option(
+        "none", "The part of the steps without guidance; needs --cfg_apply_ratio.", group=_SAMPLING
+    )
+    cfg_apply_ratio: float | None = option(
+        None,
+        "The part of the steps with guidance; needs --cfg_skip_mode.",
+        group=_SAMPLING,
+        ge=0,
+        le=1,
+    )
+
+
+class LoraOptions(Options):
+    """LoRA files to generate with."""
+
+    lora_weight: list[str] | None = option(None, "LoRA files.", group=_LORA, metavar="PATH")
+    lora_multiplier: list[float] | None = option(
+        None, "Strength of each, in the same order; 1.0 where missing.", group=_LORA
+    )
+    include_patterns: list[str] | None = option(
+        None, "For each LoRA, a pattern of the modules to use.", group=_LORA, metavar="REGEX"
+    )
+    exclude_patterns: list[str] | None = option(
+        None, "For each LoRA, a pattern of the modules to leave out.", group=_LORA, metavar="REGEX"
+    )
+    lora_mode: LoraMode = option(
+        "merge",
+        "Merge into the weights while they load, or attach beside them (slower, exact).",
+        group=_LORA,
+    )
+    save_merged_model: str | None = option(
+        None, "Write the DiT with the LoRAs merged, and stop.", group=_LORA, metavar="PATH"
+    )
+
+
+class OutputOptions(Options):
+    """What is written, and where."""
+
+    save_path: str | None = option(None, "Folder for what is made.", group=_OUTPUT, metavar="DIR")
+    output_type: OutputType = option(
+        "video",
+        "both: video and latents; latent_images: images and latents.",
+        group=_OUTPUT,
+    )
+    no_metadata: bool = option(
+        False, "Write no prompt, seed or other setting into the files.", group=_OUTPUT
+    )
+
+
+class MachineOptions(Options):
+    """Devices, dtypes, attention."""
+
+    device: str | None = option(
+        None, "cuda, cuda:1, cpu …; the best when not given.", group=_MACHINE
+    )
+    dit_dtype: str | None = option(
+        None, "Dtype of the DiT's weights; the file's own when not given.", group=_MACHINE
+    )
+    vae_dtype: str | None = option(None, "Dtype of the VAE.", group=_MACHINE)
+    text_encoder_dtype: str | None = option(None, "Dtype of the text encoders.", group=_MACHINE)
+    attn_mode: AttentionMode = option("torch", "Attention back end.", group=_MACHINE)
+    split_attn: bool = option(False, "Attention for one item at a time.", group=_MACHINE)
+
+
+class GenerateConfig(
+    MachineOptions, OutputOptions, LoraOptions, SamplingOptions, VideoOptions, PromptOptions
+):
+    """Everything `musubi generate` takes, beside the architecture's own."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_lora(self)
+        if self.save_merged_model is None:
+            _check_request(self)
+        _check_sampling(self)
+        return self
+
+    @property
+    def width_height(self) -> tuple[int, int] | None:
+        """Width and height, from `--size` or `--video_size`; None when neither was given."""
+        if self.size is not None:
+            width, height = self.size.lower().split("x")
+            return int(width), int(height)
+        if self.video_size is not None:
+            height, width = self.video_size
+            return width, height
+        return None
+
+
+def _check_request(config: GenerateConfig) -> None:
+    names = ("prompt", "from_file", "interactive", "latent_path")
+    given = [name for name in names if getattr(config, name)]
+    if not given:
+        raise ConfigError(
+            "Nothing says what to make.",
+            fix="Give --prompt, --from_file, --interactive or --latent_path.",
+        )
+    if len(given) > 1:
+        raise ConfigError(
+            f"--{given[0]} and --{given[1]} were both given.", fix="Give one of them."
+        )
+    if config.latent_path and config.output_type not in ("video", "images"):
+        raise ConfigError(
+            f"--latent_path has its latents already: --output_type {config.output_type} means nothing.",
+            fix="Give --output_type video or images.",
+        )
+    if config.save_path is None:
+        raise ConfigError("Nothing says where to save.", fix="Give --save_path DIR.")
+
+
+def _check_sampling(config: GenerateConfig) -> None:
+    if config.size is not None and config.video_size is not None:
+        raise ConfigError("--size and --video_size were both given.", fix="Give one of them.")
+    if config.size is not None and not re.fullmatch(r"[1-9]\d*[xX][1-9]\d*", config.size):
+        raise ConfigError(f"--size {config.size!r} is not a size.", fix="Write 832x480, say.")
+    if (config.cfg_skip_mode == "none") != (config.cfg_apply_ratio is None):
+        raise ConfigError(
+            "--cfg_skip_mode and --cfg_apply_ratio mean nothing without each other.",
+            fix="Give both or neither.",
+        )
+
+
+def _check_lora(config: GenerateConfig) -> None:
+    files = len(config.lora_weight or ())
+    for name in ("lora_multiplier", "include_patterns", "exclude_patterns"):
+        count = len(getattr(config, name) or ())
+        if count > files:
+            raise ConfigError(
+                f"--{name} has {count} values for {files} files of --lora_weight.",
+                fix="Give at most one for each file.",
+            )
+    if config.save_merged_model is not None and not files:
+        raise ConfigError(
+            "--save_merged_model has nothing to merge.", fix="Give --lora_weight FILE."
+        )
+
+
+RETIRED: tuple[Retired, ...] = (
+    Retired("lycoris", "the form of a LoRA file is recognised by its content.", 0),
+    Retired("ckpt_dir", "each network has its own flag, such as --dit and --vae."),
+)
