@@ -171,6 +171,7 @@ OPTIONS = (
         default=False,
         help="Encode and decode in overlapping spatial tiles: less memory, slightly different frames.",
         commands=("cache latents", "train", "generate"),
+        recorded=True,
     ),
     Option(
         name="vae_tile_size",
@@ -178,6 +179,7 @@ OPTIONS = (
         default=256,
         help="Side of a VAE tile in pixels, a multiple of 32, when tiling.",
         commands=("cache latents", "train", "generate"),
+        recorded=True,
     ),
     Option(
         name="slg_layers",

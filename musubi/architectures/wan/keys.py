@@ -68,6 +68,7 @@ DIT = (
             Rename(theirs="blocks.{n}.scale_shift_table", ours="blocks.{n}.modulation"),
             Rename(theirs="scale_shift_table", ours="head.modulation"),
         ),
+        drop=("blocks.{n}.attn2.norm_added_q.{rest}",),  # written by early conversions, never used
     ),
 )
 

@@ -1,0 +1,327 @@
+"""Wan's denoiser, with the module names of the released checkpoints.
+
+Axes: B batch, C channels, F frames, H, W (latent cells), L video tokens, T text tokens, D width.
+Wan et al., https://arxiv.org/abs/2503.20314. Order of reading: `WanDiT.forward`, then `Block`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from musubi.architectures.wan.image import ImageEmbedding
+from musubi.errors import CheckpointError
+from musubi.nn import rope
+from musubi.nn.attention import attention
+from musubi.nn.linear import PatchEmbedding, PreciseLinear
+from musubi.nn.norm import LayerNorm, RMSNorm, modulated
+from musubi.spec import Shapes
+
+HEAD = 128
+PATCH = (1, 2, 2)
+TEXT_TOKENS = 512
+THETA = 10000.0
+# Of a head's 128 dimensions 44 turn with time, 42 with height, 42 with width.
+ROPE_SIZES = (HEAD - 4 * (HEAD // 6), 2 * (HEAD // 6), 2 * (HEAD // 6))
+
+
+class SelfAttention(nn.Module):
+    """Attention among video tokens; queries and keys are normalised over all heads at once."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = RMSNorm(dim)
+        self.norm_k = RMSNorm(dim)
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """B L D in and out; the tables are (L, 64)."""
+        q = rope.rotate(_heads(self.norm_q(self.q(x))), cos, sin)
+        k = rope.rotate(_heads(self.norm_k(self.k(x))), cos, sin)
+        return self.o(attention(q, k, _heads(self.v(x))).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Attention to the text, and, where the checkpoint has it, to image tokens beside it."""
+
+    def __init__(self, dim: int, *, image: bool) -> None:
+        super().__init__()
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = RMSNorm(dim)
+        self.norm_k = RMSNorm(dim)
+        if image:
+            self.k_img = nn.Linear(dim, dim)
+            self.v_img = nn.Linear(dim, dim)
+            self.norm_k_img = RMSNorm(dim)
+
+    def forward(
+        self, x: torch.Tensor, text: torch.Tensor, image: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """B L D in and out; text is B T D, image B I D."""
+        q = _heads(self.norm_q(self.q(x)))
+        out = attention(q, _heads(self.norm_k(self.k(text))), _heads(self.v(text)))
+        if image is not None:
+            k = _heads(self.norm_k_img(self.k_img(image)))
+            out = out + attention(q, k, _heads(self.v_img(image)))
+        return self.o(out.flatten(2))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention, feed-forward; the first and last gated by the time.
+
+    Modulation and residual sums are float32 inside; between blocks tokens have the compute dtype.
+    """
+
+    def __init__(self, dim: int, ffn_dim: int, *, image: bool) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(dim)
+        self.norm3 = LayerNorm(dim, eps=1e-6)
+        self.cross_attn = CrossAttention(dim, image=image)
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim)
+        )
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        e: torch.Tensor,
+        text: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        image: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Tokens B L D in and out.
+
+        Args:
+            x: Video tokens.
+            e: The time, B 6 D, float32: shift, scale and gate of attention, then of feed-forward.
+            text: B T D.
+            cos: (L, 64).
+            sin: (L, 64).
+            image: B I D.
+        """
+        shift, scale, gate, shift2, scale2, gate2 = (self.modulation.float() + e).chunk(6, dim=1)
+        y = self.self_attn(modulated(x, shift, scale).to(x.dtype), cos, sin)
+        x = torch.addcmul(x.float(), y.float(), gate).to(x.dtype)
+        x = x + self.cross_attn(self.norm3(x), text, image).to(x.dtype)
+        y = self.ffn(modulated(x, shift2, scale2).to(x.dtype))
+        return torch.addcmul(x.float(), y.float(), gate2).to(x.dtype)
+
+
+class Head(nn.Module):
+    """Tokens to patches of velocity, float32."""
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.head = PreciseLinear(dim, out)
+        self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+
+    def forward(self, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        """B L D and the time embedding B D to B L (patch · channels)."""
+        shift, scale = (self.modulation.float() + e[:, None]).chunk(2, dim=1)
+        return self.head(modulated(x, shift, scale))
+
+
+class WanDiT(nn.Module):
+    """The velocity of latents at a time, given text and whatever the task adds.
+
+    Args:
+        family: "t2v"; "i2v" has an image embedding, and "flf2v" positions for two of them.
+        dim: Width; a multiple of 128, the head size.
+        ffn_dim: Width of the feed-forward layers.
+        num_layers: Number of blocks.
+        in_dim: Channels of the latents and of what is joined to them.
+        out_dim: Channels of the velocity.
+        text_dim: Width of the text encoder.
+        freq_dim: Width of the sinusoidal time embedding.
+    """
+
+    def __init__(
+        self,
+        *,
+        family: str,
+        dim: int,
+        ffn_dim: int,
+        num_layers: int,
+        in_dim: int,
+        out_dim: int,
+        text_dim: int,
+        freq_dim: int,
+    ) -> None:
+        super().__init__()
+        self.freq_dim = freq_dim
+        image = family != "t2v"
+        self.patch_embedding = PatchEmbedding(in_dim, dim, PATCH)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(
+            PreciseLinear(freq_dim, dim), nn.SiLU(), PreciseLinear(dim, dim)
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), PreciseLinear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(Block(dim, ffn_dim, image=image) for _ in range(num_layers))
+        self.head = Head(dim, PATCH[0] * PATCH[1] * PATCH[2] * out_dim)
+        if image:
+            self.img_emb = ImageEmbedding(dim, positions=family == "flf2v")
+        self._tables: dict[Any, rope.Table] = {}
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        text: Sequence[torch.Tensor] | torch.Tensor,
+        *,
+        joined: torch.Tensor | None = None,
+        clip: torch.Tensor | None = None,
+        frame_positions: Sequence[int] | None = None,
+        skip: Collection[int] = (),
+    ) -> torch.Tensor:
+        """The velocity, float32, shaped like `x` (B C F H W).
+
+        Args:
+            x: Noisy latents, B C F H W, H and W even.
+            t: (B,), 0 clean to 1 noise.
+            text: One (T, D) a sample, or B T D; padded with zeros to 512 tokens, which the model
+                was trained to attend to.
+            joined: What the task puts beside the latents along the channels, B C' F H W.
+            clip: Image features, B I 1280, for checkpoints with an image embedding.
+            frame_positions: The time position of each latent frame; None counts from 0.
+            skip: Numbers of blocks to leave out (skip-layer guidance).
+        """
+        _, _, frames, height, width = x.shape
+        if height % PATCH[1] or width % PATCH[2]:
+            raise ValueError(f"latents of {height}x{width} cells do not split into 2x2 patches")
+        dtype = self.patch_embedding.weight.dtype
+        if joined is not None:
+            x = torch.cat([x, joined.to(x.dtype)], dim=1)
+        tokens = self.patch_embedding(x)
+        time = self.time_embedding(sinusoid(t, self.freq_dim))
+        e = self.time_projection(time).unflatten(1, (6, -1))
+        words = self.text_embedding(_padded(text, dtype))
+        image = None if clip is None else self.img_emb(clip.to(dtype))
+        cos, sin = self._table(frame_positions or range(frames), height, width, x.device)
+        for number, block in enumerate(self.blocks):
+            if number not in skip:
+                tokens = block(tokens, e, words, cos, sin, image)
+        return rearrange(
+            self.head(tokens, time),
+            "b (f h w) (p q r c) -> b c (f p) (h q) (w r)",
+            f=frames // PATCH[0],
+            h=height // PATCH[1],
+            w=width // PATCH[2],
+            p=PATCH[0],
+            q=PATCH[1],
+            r=PATCH[2],
+        )
+
+    def _table(
+        self, frames: Sequence[int], height: int, width: int, device: torch.device
+    ) -> rope.Table:
+        key = (tuple(frames), height, width, device)
+        if key not in self._tables:
+            if len(self._tables) >= 8:  # a run meets few sizes at a time; 81 frames take 17 MB
+                self._tables.pop(next(iter(self._tables)))
+            axes = (key[0], range(height // PATCH[1]), range(width // PATCH[2]))
+            self._tables[key] = rope.table(axes, ROPE_SIZES, theta=THETA, device=device)
+        return self._tables[key]
+
+
+def sinusoid(t: torch.Tensor, dim: int) -> torch.Tensor:
+    """Cosines, then sines, of the timestep 1000 t at `dim / 2` frequencies: (B, dim), float32.
+
+    In float64, as the reference does it: at 1000, float32 is off by 8e-6. `t` itself, being
+    float32, holds 1000 t only to 3e-5; rounding to 1e-4 gives back the whole timesteps that
+    solvers take, exactly.
+    """
+    timestep = (t.double() * 1000).round(decimals=4)
+    exponents = torch.arange(dim // 2, dtype=torch.float64, device=t.device) / (dim // 2)
+    angles = torch.outer(timestep, THETA**-exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=1).float()
+
+
+def _heads(x: torch.Tensor) -> torch.Tensor:
+    return x.unflatten(2, (-1, HEAD))
+
+
+def _padded(text: Sequence[torch.Tensor] | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.stack([F.pad(one.to(dtype), (0, 0, 0, TEXT_TOKENS - len(one))) for one in text])
+
+
+def infer(shapes: Shapes) -> dict[str, Any]:
+    """Sizes and task family of a Wan denoiser, from our names and shapes.
+
+    Raises:
+        CheckpointError: It is something else.
+    """
+    needed = (
+        "patch_embedding.weight",
+        "text_embedding.0.weight",
+        "time_embedding.0.weight",
+        "head.head.weight",
+        "blocks.0.modulation",
+        "blocks.0.self_attn.norm_q.weight",
+        "blocks.0.cross_attn.q.weight",
+        "blocks.0.ffn.0.weight",
+    )
+    absent = next((name for name in needed if name not in shapes), None)
+    if absent is not None:
+        raise CheckpointError(
+            f"This is not a Wan denoiser: it has no tensor {absent!r}.{_instead(shapes)}",
+            fix="Give --dit a Wan2.1 diffusion model, such as wan2.1_t2v_1.3B_bf16.safetensors.",
+        )
+    patch = tuple(shapes["patch_embedding.weight"])
+    dim = patch[0]
+    if len(patch) != 5 or patch[2:] != PATCH or dim % HEAD:
+        raise CheckpointError(
+            f"This is not a Wan denoiser: its 'patch_embedding.weight' has the shape {patch}, where "
+            f"Wan has (a multiple of {HEAD}, channels, 1, 2, 2).",
+            fix="Give --dit a Wan2.1 diffusion model.",
+        )
+    family = "t2v"
+    if "img_emb.proj.1.weight" in shapes:
+        family = "flf2v" if "img_emb.emb_pos" in shapes else "i2v"
+    blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
+    return {
+        "family": family,
+        "dim": dim,
+        "ffn_dim": shapes["blocks.0.ffn.0.weight"][0],
+        "num_layers": len(blocks),
+        "in_dim": patch[1],
+        "out_dim": shapes["head.head.weight"][0] // (PATCH[0] * PATCH[1] * PATCH[2]),
+        "text_dim": shapes["text_embedding.0.weight"][1],
+        "freq_dim": shapes["time_embedding.0.weight"][1],
+    }
+
+
+# A name that only one kind of file has → what that file is.
+_STRANGERS = {
+    "encoder.downsamples.0.residual.0.gamma": "a Wan VAE; give it to --vae",
+    "encoder.conv1.weight": "a Wan VAE; give it to --vae",
+    "shared.weight": "a T5 text encoder; give it to --t5",
+    "token_embedding.weight": "a T5 text encoder; give it to --t5",
+    "double_blocks.0.img_attn_qkv.weight": "a HunyuanVideo denoiser",
+    "double_blocks.0.img_attn.qkv.weight": "a HunyuanVideo or FLUX denoiser",
+    "transformer_blocks.0.attn.to_q.weight": "a denoiser of another architecture",
+    "visual.transformer.resblocks.0.attn.in_proj_weight": "a CLIP image encoder",
+}
+
+
+def _instead(shapes: Shapes) -> str:
+    for name, what in _STRANGERS.items():
+        if name in shapes:
+            return f" It looks like {what}."
+    if any(name.endswith((".lora_down.weight", ".lora_A.weight")) for name in shapes):
+        return " It looks like a LoRA; give it to --lora_weight."
+    return ""

@@ -1,0 +1,45 @@
+"""The image side of the denoiser: CLIP features to tokens, in the checkpoints that have it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+FEATURES = 1280
+TOKENS = 257
+
+
+class ImageEmbedding(nn.Module):
+    """CLIP features B I 1280 to tokens B I D.
+
+    Args:
+        dim: Width of the denoiser.
+        positions: Whether two images (first and last frame) are told apart by learned positions.
+    """
+
+    def __init__(self, dim: int, *, positions: bool) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.LayerNorm(FEATURES),
+            nn.Linear(FEATURES, FEATURES),
+            nn.GELU(),
+            nn.Linear(FEATURES, dim),
+            nn.LayerNorm(dim),
+        )
+        if positions:
+            self.emb_pos = nn.Parameter(torch.zeros(1, 2 * TOKENS, FEATURES))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Features of one image, or of two joined along the tokens."""
+        if hasattr(self, "emb_pos"):
+            features = features + self.emb_pos.to(features.dtype)
+        x = features
+        for layer in self.proj:
+            if isinstance(layer, nn.LayerNorm):
+                weight, bias = layer.weight.float(), layer.bias.float()
+                x = F.layer_norm(x.float(), layer.normalized_shape, weight, bias, layer.eps)
+                x = x.to(features.dtype)
+            else:
+                x = layer(x)
+        return x

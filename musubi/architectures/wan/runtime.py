@@ -1,0 +1,95 @@
+"""Wan's six verbs: what one command does with the networks, for one task."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from musubi.architectures.wan import text
+from musubi.errors import ConfigError
+from musubi.spec import (
+    Architecture,
+    Clip,
+    Conditioning,
+    Networks,
+    Recipe,
+    Record,
+    Section,
+    Task,
+)
+
+
+class WanRuntime:
+    """Text to video and text to image.
+
+    `condition` gives `predict` these inputs; other tasks add theirs beside them:
+        t5: hidden states of each caption, a list of (L, D) or B L D.
+        skip_blocks: optional, numbers of the blocks to leave out; the sampler adds it for
+            skip-layer guidance.
+    """
+
+    def __init__(self, architecture: Architecture, task: Task, options: Mapping[str, Any]) -> None:
+        self.architecture = architecture
+        self.task = task
+        self._vae_settings = {
+            "cache_on_host": bool(options.get("vae_cache_cpu")),
+            "tile": _tile(options) if options.get("vae_tiling") else None,
+        }
+
+    def encode_text(self, nets: Networks, component: str, captions: Sequence[str]) -> list[Record]:
+        hidden = text.encode(nets[component], nets.tokenizer(component), list(captions))
+        return [{"t5": one} for one in hidden]
+
+    def encode_media(self, nets: Networks, clips: Sequence[Clip]) -> list[tuple[Record, ...]]:
+        if not all(clip.target for clip in clips):
+            return [({},) for _ in clips]  # nothing but the text conditions these tasks
+        frames = torch.from_numpy(np.stack([clip.frames for clip in clips]))
+        vae: Any = nets["vae"]
+        latents = vae.encode(_pixels(frames, nets.device), **self._vae_settings).to(vae.dtype)
+        return [({"latents": one.clone()},) for one in latents]
+
+    def condition(self, batch: Mapping[str, Any]) -> Conditioning:
+        return Conditioning({"t5": batch["t5"]}, latents=batch.get("latents"))
+
+    def predict(
+        self, dit: nn.Module, x: torch.Tensor, t: torch.Tensor, given: Conditioning
+    ) -> torch.Tensor:
+        return dit(x, t, given.inputs["t5"], skip=given.inputs.get("skip_blocks", ()))
+
+    def rollout(
+        self, recipe: Recipe, given: Conditioning, device: torch.device
+    ) -> Generator[Section, torch.Tensor, torch.Tensor]:
+        stride = self.architecture.latent_stride
+        shape = (
+            self.architecture.latent_channels,
+            (recipe.frames - 1) // stride[0] + 1,
+            recipe.height // stride[1],
+            recipe.width // stride[2],
+        )
+        source = torch.device("cpu") if recipe.cpu_noise else device
+        generator = torch.Generator(source).manual_seed(recipe.seed)
+        noise = torch.randn(shape, generator=generator, device=source, dtype=torch.float32)
+        return (yield Section(noise=noise[None].to(device)))
+
+    def decode(self, nets: Networks, latents: torch.Tensor) -> torch.Tensor:
+        vae: Any = nets["vae"]
+        return vae.decode(latents.to(nets.device), **self._vae_settings).add_(1).div_(2)
+
+
+def _pixels(frames: torch.Tensor, device: torch.device) -> torch.Tensor:
+    # B F H W 3 in 0..255 → B 3 F H W in [-1, 1].
+    return frames.to(device).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+
+
+def _tile(options: Mapping[str, Any]) -> int:
+    tile = options["vae_tile_size"]
+    if tile < 64 or tile % 32:
+        raise ConfigError(
+            f"vae_tile_size is {tile}, and a VAE tile's side must be a multiple of 32, at least 64.",
+            fix=f"Write --vae_tile_size {max(64, round(tile / 32) * 32)}.",
+        )
+    return tile

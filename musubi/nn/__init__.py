@@ -1,0 +1,1 @@
+"""What every network shares: attention, rotary positions, norms, causal convolution, tiling."""

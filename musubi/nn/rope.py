@@ -1,0 +1,54 @@
+"""Rotary positions over several axes: tables computed once per size, applied to adjacent pairs.
+
+Su et al., RoFormer, https://arxiv.org/abs/2104.09864.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+Table = tuple[torch.Tensor, torch.Tensor]
+
+
+def table(
+    positions: Sequence[Sequence[float]],
+    sizes: Sequence[int],
+    *,
+    theta: float,
+    device: torch.device,
+) -> Table:
+    """Cosines and sines for the grid spanned by the axes, each (L, sum(sizes) / 2), float32.
+
+    Angles are computed in float64: at position 1000 a float32 angle is off by 3e-5.
+
+    Args:
+        positions: For each axis the position of every index along it; the last axis runs fastest.
+        sizes: For each axis how many of the head's dimensions it turns; even numbers.
+        theta: The base of the frequencies.
+        device: Where the tables are put.
+    """
+    lengths = [len(axis) for axis in positions]
+    parts: list[torch.Tensor] = []
+    for number, (axis, size) in enumerate(zip(positions, sizes, strict=True)):
+        exponents = torch.arange(0, size, 2, dtype=torch.float64) / size
+        angles = torch.outer(torch.tensor(axis, dtype=torch.float64), theta**-exponents)
+        shape = [1] * len(lengths) + [size // 2]
+        shape[number] = lengths[number]
+        parts.append(angles.view(shape).expand(*lengths, size // 2))
+    angles = torch.cat(parts, dim=-1).flatten(0, -2)
+    return angles.cos().float().to(device), angles.sin().float().to(device)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn each adjacent pair (x[2i], x[2i+1]) of B L H D by its angle; float32 inside.
+
+    Args:
+        x: Queries or keys, B L H D.
+        cos: (L, D / 2).
+        sin: (L, D / 2).
+    """
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
