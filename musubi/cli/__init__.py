@@ -44,6 +44,7 @@ def _answered(words: list[str]) -> bool:
     from musubi.cli.report import page
     from musubi.cli.words import unknown_command
     from musubi.config.commands import COMMANDS
+    from musubi.errors import ConfigError
 
     asked = bool({"--help", "-h"} & set(words))
     group = words[0] if words and words[0] in help.GROUPS else None
@@ -58,6 +59,10 @@ def _answered(words: list[str]) -> bool:
         page(help.overview(group))
     elif command is not None and asked:
         page(CommandLine(command, words[len(command.words) :], lenient=True).help())
+    elif words[0].startswith("-") and words[0] not in ("--install-completion", "--show-completion"):
+        raise ConfigError(
+            f"`musubi` has no option {words[0]!r}.", fix="Options stand behind a command."
+        )
     else:
         wrong = unknown_command(words, [c.words for c in COMMANDS] + [("models", "show")])
         if wrong is not None:

@@ -72,6 +72,7 @@ class CommandLine:
                 aliases=names(self.known.values()),
                 retired=command.retired(),
                 refuse=self._refuse,
+                bare=command.positional is not None,
             )
 
     def help(self) -> str:
@@ -99,18 +100,14 @@ class CommandLine:
             ConfigError: An option that is missing, or a value that cannot be used.
         """
         from musubi.cli.report import terminal
-        from musubi.config.resolve import Notes, resolve
+        from musubi.config.resolve import Notes, check_task, resolve
 
-        if self.command.place is not None and self.architecture is None:
-            raise ConfigError(
-                f"`musubi {self.command.name}` must know the architecture.",
-                fix=f"Add `--arch {' or --arch '.join(registry.names()) or 'NAME'}`.",
-            )
         values = {
             name: flag.read(given[name])
             for name, flag in self.flags.items()
             if given.get(name) not in (None, [], ())
         }
+        self._demand(values)
         notes = Notes(list(self.words.notes))
         config = resolve(
             self.command.options(self.architecture),
@@ -120,11 +117,29 @@ class CommandLine:
             elsewhere=self._elsewhere,
             notes=notes,
         )
+        if self.architecture is not None:
+            check_task(config, self.architecture)
         report = terminal()
         for line in notes.lines:
             report.note(line)
         architecture = () if self.command.place is None else (self.architecture,)
         self.command.run(config, *architecture, report)
+
+    def _demand(self, values: Mapping[str, Any]) -> None:
+        """What no default can stand for: the architecture, and the bare words of some commands."""
+        command = self.command
+        if command.place is not None and self.architecture is None:
+            raise ConfigError(
+                f"`musubi {command.name}` must know the architecture.",
+                fix=f"Add `--arch {' or --arch '.join(registry.names()) or 'NAME'}`.",
+            )
+        bare = command.positional
+        if bare is not None and self.flags[bare].required and bare not in values:
+            flag = self.flags[bare]
+            raise ConfigError(
+                f"{flag.metavar} is needed: {flag.help}",
+                fix=f"Write `musubi {command.name} {flag.metavar}`.",
+            )
 
     def _elsewhere(self, key: str) -> str | None:
         return belongs_elsewhere(key, self.command, self.architecture)

@@ -39,7 +39,7 @@ def terminal() -> Report:
     if not first_process():
         return Quiet()
     report = Terminal()
-    logging.getLogger().addHandler(_Logged(report))
+    logging.getLogger().addHandler(LibraryWarnings(report))
     return report
 
 
@@ -102,9 +102,9 @@ class Terminal:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table(title=Text(title), title_justify="left", title_style="bold")
         for column in columns:
-            table.add_column(column, overflow="fold")
+            table.add_column(Text(column), overflow="fold")
         for row in rows:
             table.add_row(*(Text(str(cell)) for cell in row))
         console = self.out
@@ -204,7 +204,7 @@ class _Lines:
         self.terminal.note(", ".join(parts))
 
 
-class _Logged(logging.Handler):
+class LibraryWarnings(logging.Handler):
     """Warnings of libraries, as warnings of ours."""
 
     def __init__(self, report: Report) -> None:

@@ -66,6 +66,7 @@ def canonical(
     aliases: Mapping[str, str],
     retired: Iterable[Retired] = (),
     refuse: Callable[[str, str], ConfigError],
+    bare: bool = False,
 ) -> Words:
     """Rewrite the words behind a command.
 
@@ -75,6 +76,7 @@ def canonical(
         aliases: Every name → the option's own.
         retired: Old flags.
         refuse: (name, flag as typed) → the error for an unknown flag.
+        bare: Whether words without an option mean something.
 
     Raises:
         ConfigError: An unknown flag, a value missing, a value behind a plain flag.
@@ -84,10 +86,9 @@ def canonical(
     rest = list(words)
     while rest:
         word = rest.pop(0)
-        if word == "--":
-            out.args += [word, *rest]
-            break
         if not is_flag(word):
+            if not bare or _ends_list(word):
+                raise _stray(word)
             out.args.append(word)
             continue
         name, typed = plain(word), word.partition("=")[0]
@@ -163,6 +164,13 @@ def _enough(typed: str, flag: Flag, values: list[str]) -> None:
         )
     if not values:
         raise ConfigError(f"{typed} needs a value.", fix=f"Write {typed} {flag.metavar}.")
+
+
+def _stray(word: str) -> ConfigError:
+    return ConfigError(
+        f"The word {word!r} belongs to no option.",
+        fix="Options begin with `--`; a text with spaces stands in quotes.",
+    )
 
 
 def _no_value(typed: str, inline: str | None) -> None:

@@ -47,12 +47,13 @@ class Flag:
     required: bool = False
     number: bool = False
 
-    def read(self, words: Sequence[str] | bool) -> Any:
-        """The words of the command line as the model takes them."""
+    def read(self, words: str | Sequence[str] | bool) -> Any:
+        """The words of the command line as the model takes them: one text, or a list of them."""
         if isinstance(words, bool):
             return words
-        values = [as_number(word) for word in words] if self.number else list(words)
-        return values[0] if self.words == 1 else values
+        if isinstance(words, str):
+            return as_number(words) if self.number else words
+        return [as_number(word) for word in words] if self.number else list(words)
 
 
 def flags(model: type[BaseModel]) -> dict[str, Flag]:

@@ -52,11 +52,11 @@ def test_aliases_lead_to_the_options_own_name():
 
 
 def test_words_are_read_as_the_model_takes_them():
-    assert FLAGS["count"].read(["3"]) == "3"
+    assert FLAGS["count"].read("3") == "3"
     assert FLAGS["size"].read(("480", "832")) == ["480", "832"]
     assert FLAGS["plain"].read(True) is True
-    assert FLAGS["warmup"].read(["100"]) == 100
-    assert FLAGS["warmup"].read(["5%"]) == "5%"
+    assert FLAGS["warmup"].read("100") == 100
+    assert FLAGS["warmup"].read("5%") == "5%"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,132 @@
+"""What is printed: on a terminal, into a file, in a console that lacks the characters."""
+
+import io
+import logging
+import sys
+
+import pytest
+from rich.console import Console
+
+from musubi.cli import report as module
+from musubi.cli.report import Terminal, rate
+from musubi.spec import Quiet
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def plain():
+    """A report into files, with its clock and what it wrote to each."""
+    out, err, clock = io.StringIO(), io.StringIO(), Clock()
+    report = Terminal(Console(file=out, width=40), Console(file=err, width=40), clock)
+    return report, out, err, clock
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(plain):
+    report, out, _, clock = plain
+    with report.progress("training", 100, done=10, unit="step") as bar:
+        for _ in range(30):
+            clock.now += 0.5
+            bar.advance(1, loss=0.123456)
+    assert out.getvalue().splitlines() == [
+        "training: 10 of 100",
+        "training: 20/100, 2.00 step/s, 0:40 left, loss 0.1235",
+        "training: 30/100, 2.00 step/s, 0:35 left, loss 0.1235",
+        "training: 40/100, 2.00 step/s, 0:30 left, loss 0.1235",
+    ]
+
+
+def test_the_last_step_is_always_told(plain):
+    report, out, _, clock = plain
+    with report.progress("encoding", None) as bar:
+        clock.now += 4
+        bar.advance(2)
+    assert out.getvalue().splitlines() == ["encoding: 0", "encoding: 2, 2.00 s/it"]
+
+
+def test_rates_below_one_are_turned_round():
+    assert rate(2.5, "it") == "2.50 it/s"
+    assert rate(0.25, "it") == "4.00 s/it"
+
+
+def test_notes_are_not_folded_and_hold_brackets(plain):
+    report, out, err, _ = plain
+    text = "[bold]" + "x" * 60 + "[/nonsense]"
+    report.note(text)
+    report.warn("careful")
+    report.warn("careful")
+    assert out.getvalue() == text + "\n"
+    assert err.getvalue() == "warning: careful\n"
+
+
+def test_a_table_in_a_file_is_as_wide_as_it_must_be(plain):
+    report, out, _, _ = plain
+    report.table("Files [x]", ("Name",), [("y" * 80,)])
+    assert "y" * 80 in out.getvalue()
+    assert out.getvalue().startswith("Files [x]")
+    assert out.getvalue().endswith("\n")
+
+
+def test_on_a_terminal_lines_go_above_the_bars_and_two_bars_share_one_display():
+    out, err = io.StringIO(), io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100)
+    report = Terminal(console, Console(file=err))
+    with report.progress("outer [1]", 2) as outer:
+        outer.advance(1, loss=1.0)
+        with report.progress("inner", None, unit="clip") as inner:
+            report.note("a note")
+            report.warn("a warning")
+            inner.advance()
+    assert all(
+        text in out.getvalue() for text in ("outer [1]", "inner", "loss 1", "a note", "a warning")
+    )
+    assert err.getvalue() == ""
+    report.warn("afterwards")
+    assert "afterwards" in err.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_console_without_the_characters_shows_others(terminal, monkeypatch):
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", stream)
+    module.safe_streams()
+    report = Terminal(Console(force_terminal=terminal, width=80))
+    report.note("猫が歩く")
+    report.table("表", ("列",), [("猫",)])
+    with report.progress("進む", 3) as bar:
+        bar.advance(3)
+    module.page("猫\n")
+    stream.flush()
+    assert b"????" in raw.getvalue()
+
+
+def test_only_the_first_process_speaks(monkeypatch):
+    for name, value, kind in (
+        ("RANK", "0", Terminal),
+        ("RANK", "1", Quiet),
+        ("LOCAL_RANK", "2", Quiet),
+    ):
+        monkeypatch.delenv("RANK", raising=False)
+        monkeypatch.setenv(name, value)
+        module.terminal.cache_clear()
+        try:
+            assert isinstance(module.terminal(), kind)
+        finally:
+            module.terminal.cache_clear()
+
+
+def test_warnings_of_libraries_are_shown_once(plain, monkeypatch):
+    report, _, err, _ = plain
+    logger = logging.getLogger("some.library")
+    handler = module.LibraryWarnings(report)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    for _ in range(2):
+        logger.warning("old %s", "weights")
+    logger.info("chatter")
+    assert err.getvalue() == "warning: some.library: old weights\n"
