@@ -1,0 +1,212 @@
+"""The options of `musubi train`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+from typing_extensions import Self
+
+from musubi.config.optimization import (
+    LoraOptions,
+    OptimizerOptions,
+    ScheduleOptions,
+    TimestepOptions,
+)
+from musubi.config.options import Options, Retired, option
+from musubi.config.saving import (
+    HubOptions,
+    LoggingOptions,
+    MetadataOptions,
+    PreviewOptions,
+    SavingOptions,
+)
+from musubi.errors import ConfigError
+
+_TRAINING = "Training"
+_ATTENTION = "Attention"
+_MODELS = "Models"
+BACKENDS = {
+    "sdpa": "sdpa",
+    "flash_attn": "flash2",
+    "xformers": "xformers",
+    "flash3": "flash3",
+}
+
+
+class LengthOptions(Options):
+    """The run: what it is trained on, for how long, and how a step is made."""
+
+    dataset_config: str | None = option(
+        None, "The dataset file, TOML or JSON.", group=_TRAINING, metavar="PATH"
+    )
+    task: str | None = option(
+        None,
+        "The task or published variant; the architecture's first when not given.",
+        group=_TRAINING,
+    )
+    max_train_steps: int = option(1600, "Optimizer steps.", group=_TRAINING, ge=1)
+    max_train_epochs: int | None = option(
+        None, "Epochs; counts instead of --max_train_steps.", group=_TRAINING, ge=1
+    )
+    gradient_accumulation_steps: int = option(
+        1, "Batches for each optimizer step.", group=_TRAINING, ge=1
+    )
+    seed: int | None = option(None, "Seed; a random one when not given.", group=_TRAINING, ge=0)
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
+        None, "Autocast; what accelerate is configured for when not given.", group=_TRAINING
+    )
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: less memory.", group=_TRAINING
+    )
+    max_data_loader_n_workers: int = option(
+        8, "Threads that read records ahead, at most one for each core.", group=_TRAINING, ge=0
+    )
+    ddp_timeout: int | None = option(
+        None, "Minutes that processes wait for each other.", group=_TRAINING, ge=1
+    )
+
+
+class AttentionOptions(Options):
+    """The attention back end: one of the flags, sdpa when none is given."""
+
+    sdpa: bool = option(False, "PyTorch's own attention, the default.", group=_ATTENTION)
+    flash_attn: bool = option(False, "FlashAttention 2.", group=_ATTENTION)
+    flash3: bool = option(False, "FlashAttention 3.", group=_ATTENTION)
+    xformers: bool = option(False, "xformers.", group=_ATTENTION)
+    sage_attn: bool = option(False, "SageAttention, which cannot train: refused.", group=_ATTENTION)
+    split_attn: bool = option(False, "Attention for one item at a time.", group=_ATTENTION)
+
+    @property
+    def attention(self) -> str:
+        """The back end's name in `musubi.nn.attention`."""
+        return next((name for flag, name in BACKENDS.items() if getattr(self, flag)), "sdpa")
+
+
+class DtypeOptions(Options):
+    """Dtypes of the networks."""
+
+    dit_dtype: str | None = option(
+        None,
+        "Dtype of the DiT's weights; the file's own when not given, float32 with --full.",
+        group=_MODELS,
+    )
+    vae_dtype: str | None = option(
+        None, "Dtype of the VAE, for caching and previews.", group=_MODELS
+    )
+
+
+class TrainConfig(
+    HubOptions,
+    LoggingOptions,
+    PreviewOptions,
+    MetadataOptions,
+    SavingOptions,
+    TimestepOptions,
+    ScheduleOptions,
+    OptimizerOptions,
+    LoraOptions,
+    DtypeOptions,
+    AttentionOptions,
+    LengthOptions,
+):
+    """Everything `musubi train` takes, beside the architecture's own."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_attention(self)
+        _check_lora(self)
+        _check_names(self)
+        low, high = self.min_timestep or 0, 1000 if self.max_timestep is None else self.max_timestep
+        if low >= high:
+            raise ConfigError(
+                f"--min_timestep {low} is not below --max_timestep {high}.",
+                fix="Give noise levels from 0 (clean) to 1000 (noise), the lower one first.",
+            )
+        wants = [n for n in ("sample_every_n_steps", "sample_every_n_epochs") if getattr(self, n)]
+        wants += ["sample_at_first"] if self.sample_at_first else []
+        if wants and self.sample_prompts is None:
+            raise ConfigError(
+                f"--{wants[0]} was given, but no prompts.", fix="Give --sample_prompts FILE."
+            )
+        asks = [
+            n for n in ("validate_every_n_steps", "validate_every_n_epochs") if getattr(self, n)
+        ]
+        if asks and not self.validation_split:
+            raise ConfigError(
+                f"--{asks[0]} was given, but no items are held back.",
+                fix="Give --validation_split 0.1 (a tenth of the items), or a number of items.",
+            )
+        return self
+
+    @property
+    def learning_rate_or_default(self) -> float:
+        """The rate given, else 1e-4 for LoRA and 1e-5 for the whole network."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1e-5 if self.full else 1e-4
+
+
+def _check_attention(config: TrainConfig) -> None:
+    if config.sage_attn:
+        raise ConfigError(
+            "--sage_attn cannot train: SageAttention has no backward pass.",
+            fix="Use --sdpa, --flash_attn, --flash3 or --xformers.",
+        )
+    chosen = [flag for flag in BACKENDS if getattr(config, flag)]
+    if len(chosen) > 1:
+        raise ConfigError(
+            f"--{chosen[0]} and --{chosen[1]} were both given.", fix="Give one attention back end."
+        )
+
+
+def _check_lora(config: TrainConfig) -> None:
+    if config.dim_from_weights and config.network_weights is None:
+        raise ConfigError(
+            "--dim_from_weights was given without --network_weights.",
+            fix="Give the LoRA whose rank and alpha are to be taken.",
+        )
+    if config.dim_from_weights and config.network_dim is not None:
+        raise ConfigError(
+            f"--network_dim {config.network_dim} and --dim_from_weights contradict each other.",
+            fix="Give one of them.",
+        )
+    given, extra = len(config.base_weights or ()), len(config.base_weights_multiplier or ())
+    if extra > given:
+        raise ConfigError(
+            f"--base_weights_multiplier has {extra} values for {given} files of --base_weights.",
+            fix="Give at most one multiplier for each file.",
+        )
+    if config.full:
+        names = ("network_dim", "network_dropout", "network_args", "network_weights")
+        mixed = [n for n in (*names, "scale_weight_norms") if getattr(config, n) is not None]
+        if mixed:
+            raise ConfigError(
+                f"--full trains the DiT itself, so --{mixed[0]} means nothing.",
+                fix=f"Leave out --full or --{mixed[0]}.",
+            )
+
+
+def _check_names(config: TrainConfig) -> None:
+    name = config.output_name
+    if name is not None and (not name.strip() or any(c in name for c in '/\\:*?"<>|')):
+        raise ConfigError(
+            f"--output_name {name!r} cannot be part of a file name.",
+            fix="Give a plain name, and folders with --output_dir.",
+        )
+    if config.save_state_to_huggingface and not (
+        config.huggingface_repo_id and (config.save_state or config.save_state_on_train_end)
+    ):
+        raise ConfigError(
+            "--save_state_to_huggingface needs states and a repository.",
+            fix="Give --save_state and --huggingface_repo_id OWNER/NAME too.",
+        )
+
+
+RETIRED: tuple[Retired, ...] = (
+    Retired("network_module", "the LoRA module follows from --arch."),
+    Retired("persistent_data_loader_workers", "the threads that read records always stay.", 0),
+    Retired("ddp_gradient_as_bucket_view", "gradients are averaged without a wrapper.", 0),
+    Retired("ddp_static_graph", "gradients are averaged without a wrapper.", 0),
+    Retired("guidance_scale", "this architecture is not told a guidance scale in training."),
+)

@@ -1,0 +1,1 @@
+"""Records → weights. Read `step.py` (one loss), then `loop.py` (a run)."""

@@ -1,0 +1,168 @@
+"""Checkpoints of a run: what they are called, which are kept, and in what order things happen."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from musubi.config.saving import SavingOptions
+from musubi.errors import RunError
+from musubi.weights.write import verify
+
+
+@dataclass(frozen=True)
+class Names:
+    """The file names of a run.
+
+    Args:
+        folder: `--output_dir`.
+        name: `--output_name`.
+    """
+
+    folder: Path
+    name: str
+
+    @property
+    def own(self) -> Path:
+        """The folder of the run's other files."""
+        return self.folder / self.name
+
+    def epoch(self, epoch: int) -> Path:
+        """A checkpoint at the end of an epoch, counted from 1."""
+        return self.folder / f"{self.name}-{epoch:06d}.safetensors"
+
+    def step(self, step: int) -> Path:
+        """A checkpoint after a step, counted from 1."""
+        return self.folder / f"{self.name}-step{step:08d}.safetensors"
+
+    def final(self) -> Path:
+        """The checkpoint at the end."""
+        return self.folder / f"{self.name}.safetensors"
+
+    @staticmethod
+    def state(checkpoint: Path) -> Path:
+        """The state directory that belongs to a checkpoint."""
+        return checkpoint.with_name(checkpoint.name.removesuffix(".safetensors") + "-state")
+
+    def states(self) -> Iterator[Path]:
+        """Every state directory of this run, in no order; one that was being replaced too."""
+        name = re.escape(self.name) + r"(-\d{6,}|-step\d{8,})?-state"
+        pattern = re.compile(rf"{name}|\.{name}\.\d+\.old")
+        if self.folder.is_dir():
+            yield from (
+                p for p in self.folder.iterdir() if p.is_dir() and pattern.fullmatch(p.name)
+            )
+
+    def numbered(self, kind: str, suffix: str) -> Iterator[tuple[int, Path]]:
+        """(number, path) of checkpoints or states: kind "epoch" or "step", suffix ".safetensors" or "-state"."""
+        middle = "-step" if kind == "step" else "-"
+        width = 8 if kind == "step" else 6
+        pattern = re.compile(
+            re.escape(self.name + middle) + rf"(\d{{{width},}})" + re.escape(suffix)
+        )
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                found = pattern.fullmatch(path.name)
+                if found:
+                    yield int(found[1]), path
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Writes checkpoints and states, and removes old ones once the new one is known to be good.
+
+    Args:
+        names: Of the run.
+        options: What is kept.
+        write: Writes the weights to a path.
+        write_state: Writes the state to a directory.
+    """
+
+    names: Names
+    options: SavingOptions
+    write: Callable[[Path], None]
+    write_state: Callable[[Path], None]
+
+    def due(self, *, step: int, epoch: int, epoch_ends: bool, last: bool) -> list[tuple[str, Path]]:
+        """(kind, path) of the checkpoints to write after a step."""
+        found: list[tuple[str, Path]] = []
+        options = self.options
+        if options.save_every_n_steps and step % options.save_every_n_steps == 0:
+            found.append(("step", self.names.step(step)))
+        every = options.save_every_n_epochs
+        if every and epoch_ends and epoch % every == 0 and not last:
+            found.append(("epoch", self.names.epoch(epoch)))
+        if last:
+            found.append(("final", self.names.final()))
+        return found
+
+    def save(self, kind: str, path: Path, *, number: int) -> None:
+        """Write one checkpoint, its state when wanted, and remove what need not be kept.
+
+        Args:
+            kind: "step", "epoch" or "final".
+            path: The checkpoint's.
+            number: The step, or the epoch, for what is kept.
+
+        Raises:
+            RunError: It could not be written; earlier checkpoints are untouched.
+        """
+        self._written(path)
+        state = self.options.save_state
+        if kind == "final":
+            state = state or self.options.save_state_on_train_end
+        if state:
+            self.write_state(self.names.state(path))
+        self._prune(kind, number, state=state)
+
+    def save_state(self, step: int) -> Path:
+        """Write the state alone, for a run that is being stopped; its directory."""
+        path = self.names.state(self.names.step(step))
+        self.write_state(path)
+        return path
+
+    def _written(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.write(path)
+            verify(path)
+        except RunError as error:
+            kept = max(
+                (p for p in self.names.folder.glob("*.safetensors") if p != path),
+                key=lambda p: p.stat().st_mtime,
+                default=None,
+            )
+            still = f" The previous checkpoint, {kept}, is intact." if kept else ""
+            raise RunError(f"{error.what}{still}", fix=error.fix) from error
+        except OSError as error:
+            raise RunError(
+                f"The checkpoint {path} cannot be written: {error.strerror or error}.",
+                fix="Check that the folder of --output_dir may be written and its disk has room.",
+            ) from error
+
+    def _prune(self, kind: str, number: int, *, state: bool) -> None:
+        if kind == "final":
+            return
+        options = self.options
+        keep = options.save_last_n_steps if kind == "step" else options.save_last_n_epochs
+        own = (
+            options.save_last_n_steps_state if kind == "step" else options.save_last_n_epochs_state
+        )
+        self._remove(kind, ".safetensors", number, keep)
+        if state:
+            self._remove(kind, "-state", number, keep if own is None else own)
+
+    def _remove(self, kind: str, suffix: str, number: int, keep: int | None) -> None:
+        if keep is None:
+            return
+        # Steps: those within `keep` steps stay. Epochs: the newest `keep` saves stay.
+        span = keep if kind == "step" else keep * (self.options.save_every_n_epochs or 1) - 1
+        for found, path in list(self.names.numbered(kind, suffix)):
+            if found < number - span:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)

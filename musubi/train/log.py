@@ -1,0 +1,170 @@
+"""What a run tells while it runs: `metrics.jsonl`, trackers, the bar."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from musubi.config.saving import LoggingOptions
+from musubi.errors import ConfigError, MissingPackageError
+
+try:
+    import tomllib  # pyright: ignore[reportMissingImports]
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+
+class Metrics:
+    """`metrics.jsonl`: one line a step, one a validation; no times, so that equal runs have equal files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self, step: int) -> None:
+        """Keep what a state of `step` knows: a run that resumes there writes the rest again.
+
+        The validation of `step` itself goes too, since it comes after the state is saved.
+        """
+        kept: list[bytes] = []
+        if step and self.path.exists():
+            for line in self.path.read_bytes().splitlines(keepends=True):
+                try:
+                    entry = json.loads(line)
+                    at = entry["step"]
+                except (ValueError, KeyError, TypeError):
+                    break  # the line that was being written when the run was killed
+                if at < step or (at == step and "loss" in entry):
+                    kept.append(line)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f"{self.path.name}.tmp")
+        temporary.write_bytes(b"".join(kept))
+        temporary.replace(self.path)
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Add a line; it is in the file when this returns."""
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+class Window:
+    """The running average of the loss over one epoch of steps."""
+
+    def __init__(self, losses: Iterable[float], size: int) -> None:
+        self.losses: deque[float] = deque(losses, maxlen=max(1, size))
+
+    def add(self, loss: float) -> float:
+        """Add a loss; the average with it."""
+        self.losses.append(loss)
+        return math.fsum(self.losses) / len(self.losses)
+
+
+class Figures:
+    """Numbers of one step on their way from the device, read without making it wait.
+
+    A copy into pinned memory is started at once; `read` waits for that copy alone, and by then the
+    device works on the next step.
+    """
+
+    def __init__(self, figures: Mapping[str, torch.Tensor]) -> None:
+        self.names = list(figures)
+        stacked = torch.stack([f.detach().float().reshape(()) for f in figures.values()])
+        self._event: Any = None
+        if stacked.is_cuda:
+            host = torch.empty(len(self.names), dtype=torch.float32, pin_memory=True)
+            host.copy_(stacked, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+            stacked = host
+        self._values = stacked
+
+    def read(self) -> dict[str, float]:
+        """Name → number."""
+        if self._event is not None:
+            self._event.synchronize()
+        return dict(zip(self.names, self._values.tolist(), strict=True))
+
+
+def trackers(options: LoggingOptions) -> list[str]:
+    """The names of the trackers to use.
+
+    Raises:
+        MissingPackageError: One was asked for that is not installed.
+    """
+    asked = options.log_with
+    if asked == "none":
+        return []
+    if asked is None:
+        return ["tensorboard"] if _installed("tensorboard") else []
+    wanted = ["tensorboard", "wandb"] if asked == "all" else [asked]
+    for name in wanted:
+        if not _installed(name):
+            raise MissingPackageError(
+                f"--log_with {asked} needs {name}, which is not installed.",
+                fix=f"Run `pip install musubi[{name}]`.",
+            )
+    return wanted
+
+
+def tracker_arguments(options: LoggingOptions, *, step: int) -> dict[str, dict[str, Any]]:
+    """Tracker → the arguments it is started with.
+
+    Args:
+        options: What was asked for.
+        step: The step a resumed run goes on from; what TensorBoard has beyond it is dropped.
+
+    Raises:
+        ConfigError: `--log_tracker_config` cannot be read.
+    """
+    arguments: dict[str, dict[str, Any]] = {}
+    if options.log_tracker_config:
+        path = Path(options.log_tracker_config)
+        try:
+            read = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"--log_tracker_config {path} cannot be read: {error}.",
+                fix="Give a TOML file with a table for each tracker, such as [wandb].",
+            ) from error
+        odd = [name for name, value in read.items() if not isinstance(value, dict)]
+        if odd:
+            raise ConfigError(
+                f"--log_tracker_config {path}: {odd[0]!r} stands in no table.",
+                fix="Put it under [tensorboard] or [wandb].",
+            )
+        arguments = dict(read)
+    if options.wandb_run_name:
+        arguments.setdefault("wandb", {})["name"] = options.wandb_run_name
+    if step:
+        arguments.setdefault("tensorboard", {}).setdefault("purge_step", step + 1)
+    return arguments
+
+
+def wandb_login(options: LoggingOptions, names: Iterable[str]) -> None:
+    """Log in to W&B when a key was given."""
+    if "wandb" in names and options.wandb_api_key:
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        wandb.login(key=options.wandb_api_key)
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as trackers take them: numbers and text, no secrets."""
+    return {
+        key: value if isinstance(value, (bool, int, float, str)) else str(value)
+        for key, value in settings.items()
+        if value is not None and key not in SECRETS
+    }
+
+
+SECRETS = ("wandb_api_key", "huggingface_token")
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None

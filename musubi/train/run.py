@@ -1,0 +1,426 @@
+"""The loop over steps: make one, tell of it, save, validate, preview, stop."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from musubi.config.train import TrainConfig
+from musubi.errors import RunError, StoppedError
+from musubi.spec.report import Progress, Report
+from musubi.train import feed, optim, seeds, state
+from musubi.train.checkpoints import Checkpoints
+from musubi.train.feed import Micro, Step
+from musubi.train.log import Figures, Metrics, Window
+from musubi.train.signals import Stop
+from musubi.train.state import Position
+from musubi.train.step import Objective, without_caption
+from musubi.train.trainee import Trainee
+from musubi.train.update import Update
+from musubi.train.validation import Validation
+
+SHOWN = 8  # items named in an error
+
+
+class Source(Protocol):
+    """The records that are trained on; `musubi.cache.open.TrainingSet` is one."""
+
+    def load(
+        self, indices: Sequence[int], *, without_caption: Sequence[bool] | None = None
+    ) -> Mapping[str, Any]:
+        """A batch on the CPU."""
+        ...
+
+
+class Previews(Protocol):
+    """Draws the previews of a moment; see `musubi.train.preview`."""
+
+    def draw(self, *, step: int, epoch: int | None) -> None:
+        """Draw and write them; what fails is reported and not raised."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """The processes of a run; alone when there is but one.
+
+    Args:
+        rank: Of this process.
+        world: How many.
+        total: Sums a tensor over them.
+        wait: Waits for all of them.
+    """
+
+    rank: int = 0
+    world: int = 1
+    total: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+    wait: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A step that was made and not yet told of."""
+
+    number: int
+    epoch: int
+    step: Step
+    figures: Figures
+    rate: float
+    extra: Mapping[str, float]
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run that is ready to start.
+
+    Args:
+        config: What was asked for.
+        report: Shows the bar.
+        objective: The loss.
+        trainee: What is trained.
+        update: Makes the step.
+        source: The records.
+        names: Item → what to call it in a message.
+        batches: Epoch, from 1 → its batches, each a list of items, for all processes.
+        total: Optimizer steps.
+        seed: Of the run.
+        position: Where to start.
+        metrics: `metrics.jsonl`.
+        track: Sends figures to the trackers.
+        checkpoints: Writes them.
+        processes: Those of the run.
+        validation: Measures held-back items, or None.
+        previews: Draws previews, or None.
+        stop: Set by Ctrl+C.
+    """
+
+    config: TrainConfig
+    report: Report
+    objective: Objective
+    trainee: Trainee
+    update: Update
+    source: Source
+    names: Sequence[str]
+    batches: Callable[[int], Sequence[Sequence[int]]]
+    total: int
+    seed: int
+    position: Position
+    metrics: Metrics
+    track: Callable[[Mapping[str, float], int], None]
+    checkpoints: Checkpoints
+    processes: Processes = field(default_factory=Processes)
+    validation: Validation | None = None
+    previews: Previews | None = None
+    stop: Stop | None = None
+
+    def __post_init__(self) -> None:
+        self.batches = functools.lru_cache(maxsize=4)(self.batches)
+        self._window = Window(self.position.window, self._steps_per_epoch(1))
+        self._pending: _Made | None = None
+        self._bar: Progress | None = None
+        self._stop_agreed = False
+
+    def train(self) -> None:
+        """Train to the end.
+
+        Raises:
+            StoppedError: The user asked to stop; the state is saved.
+            RunError: A loss that is not finite, a disk that is full.
+        """
+        done = self.position.step
+        if self.processes.rank == 0:
+            self.metrics.start(done)
+        self.trainee.mode(training=True)
+        if optim.is_schedule_free(self.update.optimizer):
+            self.update.optimizer.train()  # type: ignore[attr-defined]
+        if done == 0:
+            self._measure(when=self.validation is not None)
+            self._preview(when=self.config.sample_at_first, epoch=None)
+        else:
+            self._measure(when=self._validation_due(self._epoch_is_over()))
+        if done >= self.total:
+            self.report.note(f"The run is complete: {done} of {self.total} steps are made.")
+            self._save(last=True, epoch_ends=True)
+            return
+        threads = feed.workers(self.config.max_data_loader_n_workers)
+        with ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads else None
+            self._bar = stack.enter_context(
+                self.report.progress("steps", self.total, done=done, unit="it")
+            )
+            for step, loaded in self._steps(pool, depth=threads):
+                self._step(step, loaded)
+                if self.position.step >= self.total:
+                    break
+
+    # the order of things
+
+    def _steps(
+        self, pool: ThreadPoolExecutor | None, depth: int
+    ) -> Iterator[tuple[Step, Iterator[tuple[Micro, Any]]]]:
+        """Steps from the position on, each with its batches, which are read ahead."""
+
+        def plan() -> Iterator[tuple[int, int, Step]]:
+            number, epoch, start = self.position.step, self.position.epoch, self.position.batch
+            while number < self.total:
+                batches = self.batches(epoch) if epoch else ()
+                if start >= len(batches):
+                    epoch, start = epoch + 1, 0
+                    batches = self.batches(epoch)
+                for step in feed.steps_of(
+                    batches,
+                    accumulation=self.config.gradient_accumulation_steps,
+                    rank=self.processes.rank,
+                    world=self.processes.world,
+                    start=start,
+                ):
+                    number += 1
+                    yield number, epoch, step
+                start = len(batches)
+
+        def jobs() -> Iterator[tuple[int, int, Step, Micro | None, bool]]:
+            for number, epoch, step in plan():
+                if number > self.total:
+                    return
+                micros = step.micros or (None,)
+                for micro in micros:
+                    yield number, epoch, step, micro, micro is micros[-1]
+
+        def load(job: tuple[int, int, Step, Micro | None, bool]) -> Any:
+            number, _, _, micro, _ = job
+            if micro is None:
+                return None
+            drop = None
+            if self.config.caption_dropout_rate:
+                seed = seeds.derive(self.seed, "caption", number, micro.number)
+                drop = without_caption(self.config.caption_dropout_rate, len(micro.indices), seed)
+            return self.source.load(micro.indices, without_caption=drop)
+
+        stream = feed.ahead(load, jobs(), pool, depth)
+
+        def of_one(first: tuple[Any, Any]) -> Iterator[tuple[Micro, Any]]:
+            job, batch = first
+            while True:
+                if job[3] is not None:
+                    yield job[3], batch
+                if job[4]:
+                    return
+                job, batch = next(stream)
+
+        for first in stream:
+            _, epoch, step, _, _ = first[0]
+            self.position.epoch = epoch
+            yield step, of_one(first)
+
+    def _step(self, step: Step, loaded: Iterator[tuple[Micro, Any]]) -> None:
+        number = self.position.step + 1
+        losses: dict[str, torch.Tensor] = {}
+        for micro, batch in loaded:
+            loss = self.objective.training_loss(batch, number, micro.number) / step.total
+            self.update.backward(loss)
+            losses[f"micro {micro.number}"] = loss.detach()
+        loss = sum(losses.values(), torch.zeros((), device=self.objective.device))
+        rate = self._rate()
+        asked = torch.full_like(loss, float(self.stop is not None and self.stop.requested))
+        if self.processes.world > 1:
+            loss, asked = self.processes.total(torch.stack([loss, asked])).unbind()
+        norm = self.update.step()
+        figures = {"loss": loss, "grad_norm": norm, "stop": asked, **losses}
+        extra = self.trainee.after_step()
+        self._tell()
+        self._pending = _Made(number, self.position.epoch, step, Figures(figures), rate, extra)
+        self.position.step, self.position.batch = number, step.end
+        self._after_step(step)
+
+    def _after_step(self, step: Step) -> None:
+        number, epoch = self.position.step, self.position.epoch
+        epoch_ends = self._epoch_is_over()
+        last = number >= self.total
+        stopping = self._stopping() and not last
+        due = bool(self.checkpoints.due(step=number, epoch=epoch, epoch_ends=epoch_ends, last=last))
+        validating = self._validation_due(epoch_ends) or (last and self.validation is not None)
+        drawing, for_epoch = self._preview_due(epoch_ends)
+        if due or stopping or validating or drawing or last:
+            self._tell()
+        if due:
+            self._save(last=last, epoch_ends=epoch_ends)
+        if stopping:
+            self._stop()
+        self._measure(when=validating)
+        self._preview(when=drawing, epoch=epoch if for_epoch else None)
+
+    def _stopping(self) -> bool:
+        if self.processes.world > 1:
+            return self._stop_agreed  # all must stop at the same step
+        return self.stop is not None and self.stop.requested
+
+    def _stop(self) -> None:
+        folder = self.checkpoints.names.state(self.checkpoints.names.step(self.position.step))
+        if self.processes.rank == 0:
+            folder = self.checkpoints.save_state(self.position.step)
+        self.processes.wait()
+        raise StoppedError(
+            f"Stopped after step {self.position.step} of {self.total}; the state is {folder}.",
+            fix=f"Go on with --config {self.checkpoints.names.own / 'config.toml'} --resume auto.",
+        )
+
+    # telling
+
+    def _rate(self) -> float:
+        rates = self.update.schedule.get_last_lr()
+        return float(rates[0])
+
+    def _tell(self) -> None:
+        """Read the figures of the step before, which the device has long finished, and log them."""
+        if self._pending is None:
+            return
+        made, self._pending = self._pending, None
+        number, epoch, extra = made.number, made.epoch, made.extra
+        read = made.figures.read()
+        self._stop_agreed = self._stop_agreed or read["stop"] > 0
+        loss, norm = read["loss"], read["grad_norm"]
+        bad_norm = not math.isfinite(norm) and self.update.scaler is None
+        if not math.isfinite(loss) or bad_norm:
+            self._refuse(number, made.step, read)
+        average = self._window.add(loss)
+        self.position.window = list(self._window.losses)
+        entry = {"step": number, "epoch": epoch, "loss": loss, "loss_average": average}
+        entry |= {"lr": made.rate, "grad_norm": norm, **extra}
+        if self.processes.rank == 0:
+            self.metrics.write({k: v if math.isfinite(v) else None for k, v in entry.items()})
+        tracked = {"loss/current": loss, "loss/average": average, "lr/unet": made.rate}
+        tracked |= {"grad_norm": norm, "epoch": epoch, **extra}
+        for group in self.update.optimizer.param_groups[:1]:
+            if "d" in group and group["lr"] is not None:  # Prodigy and its kin
+                tracked["lr/d*lr"] = float(group["d"]) * float(group["lr"])
+        self.track(tracked, number)
+        if self._bar is not None:
+            self._bar.advance(1, avr_loss=average)
+
+    def _refuse(self, number: int, step: Step, read: Mapping[str, float]) -> None:
+        bad = [m for m in step.micros if not math.isfinite(read.get(f"micro {m.number}", 0.0))]
+        items = [self.names[i] for m in (bad or step.micros) for i in m.indices]
+        shown = ", ".join(items[:SHOWN]) + (
+            f" and {len(items) - SHOWN} more" if items[SHOWN:] else ""
+        )
+        what = "loss" if bad or not math.isfinite(read["loss"]) else "gradient"
+        raise RunError(
+            f"The {what} of step {number} is not finite; its items: {shown or 'on another process'}. "
+            "Nothing was saved after it.",
+            fix="Look at these items, lower --learning_rate, or use --mixed_precision bf16; "
+            "then go on from the last state or checkpoint.",
+        )
+
+    # saving
+
+    def _save(self, *, last: bool, epoch_ends: bool) -> None:
+        position = self.position
+        if self.processes.rank == 0:
+            due = self.checkpoints.due(
+                step=position.step, epoch=position.epoch, epoch_ends=epoch_ends, last=last
+            )
+            for kind, path in due:
+                number = position.epoch if kind == "epoch" else position.step
+                self.checkpoints.save(kind, path, number=number)
+                self.report.note(f"Saved {path}.")
+        self.processes.wait()
+
+    # looking
+
+    def _validation_due(self, epoch_ends: bool) -> bool:
+        if self.validation is None:
+            return False
+        steps, epochs = self.config.validate_every_n_steps, self.config.validate_every_n_epochs
+        if steps is None and epochs is None:
+            epochs = 1
+        by_step = bool(steps) and self.position.step % (steps or 1) == 0
+        by_epoch = bool(epochs) and epoch_ends and self.position.epoch % (epochs or 1) == 0
+        return by_step or by_epoch
+
+    def _measure(self, *, when: bool) -> None:
+        if not when or self.validation is None:
+            return
+        with self._aside():
+            found = self.validation.measure(self.report)
+        if self.processes.rank == 0:
+            self.metrics.write({"step": self.position.step, "epoch": self.position.epoch, **found})
+        self.track(
+            {
+                "loss/validation": found["loss_validation"],
+                "loss/validation_error": found["loss_validation_error"],
+            },
+            self.position.step,
+        )
+        self.report.note(
+            f"Validation loss {found['loss_validation']:.5f} "
+            f"± {found['loss_validation_error']:.5f} after step {self.position.step}."
+        )
+
+    def _preview_due(self, epoch_ends: bool) -> tuple[bool, bool]:
+        """Whether previews are due, and whether the epoch is why."""
+        if self.previews is None:
+            return False, False
+        steps, epochs = self.config.sample_every_n_steps, self.config.sample_every_n_epochs
+        by_epoch = bool(epochs) and epoch_ends and self.position.epoch % (epochs or 1) == 0
+        by_step = bool(steps) and self.position.step % (steps or 1) == 0
+        return by_epoch or by_step, by_epoch
+
+    def _preview(self, *, when: bool, epoch: int | None) -> None:
+        if not when or self.previews is None:
+            return
+        if self.processes.rank == 0:
+            with self._aside():
+                self.previews.draw(step=self.position.step, epoch=epoch)
+        self.processes.wait()
+
+    def _aside(self) -> ExitStack:
+        """Look at the network without a trace: evaluation mode, averaged weights, generators put back."""
+        stack = ExitStack()
+        kept = seeds.capture()
+        stack.callback(lambda: seeds.restore(kept))
+        stack.callback(lambda: self.trainee.mode(training=True))
+        self.trainee.mode(training=False)
+        stack.enter_context(optim.averaged(self.update.optimizer))
+        stack.enter_context(torch.no_grad())
+        return stack
+
+    # places
+
+    def _epoch_is_over(self) -> bool:
+        epoch = self.position.epoch
+        return epoch > 0 and self.position.batch >= len(self.batches(epoch))
+
+    def _steps_per_epoch(self, epoch: int) -> int:
+        return feed.steps_per_epoch(
+            len(self.batches(epoch)),
+            self.config.gradient_accumulation_steps,
+            self.processes.world,
+        )
+
+
+def snapshot(
+    run: Run, *, identity: Mapping[str, Any], settings: Mapping[str, Any], data: str
+) -> state.State:
+    """The state of a run as it is now."""
+    parts: dict[str, Any] = {
+        "optimizer": run.update.optimizer.state_dict(),
+        "schedule": run.update.schedule.state_dict(),
+    }
+    if run.update.scaler is not None:
+        parts["scaler"] = run.update.scaler.state_dict()
+    return state.State(
+        position=run.position,
+        identity=identity,
+        settings=settings,
+        data=data,
+        weights={n: t.cpu() for n, t in run.trainee.tensors().items()},
+        parts=parts,
+        random=seeds.capture(),
+    )
