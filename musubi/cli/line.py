@@ -100,7 +100,8 @@ class CommandLine:
             ConfigError: An option that is missing, or a value that cannot be used.
         """
         from musubi.cli.report import terminal
-        from musubi.config.resolve import Notes, check_task, resolve
+        from musubi.config.resolve import Notes, resolve
+        from musubi.config.task import choose_task
 
         values = {
             name: flag.read(given[name])
@@ -118,7 +119,7 @@ class CommandLine:
             notes=notes,
         )
         if self.architecture is not None:
-            check_task(config, self.architecture)
+            choose_task(self.architecture, getattr(config, "task", None))
         report = terminal()
         for line in notes.lines:
             report.note(line)

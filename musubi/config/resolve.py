@@ -115,17 +115,6 @@ def resolve(
         raise said[0] if len(said) == 1 else ConfigError("\n".join(map(str, said))) from error
 
 
-def check_task(config: Options, architecture: Architecture) -> None:
-    """Refuse a `--task` that names neither a task of the architecture nor a published variant."""
-    named = getattr(config, "task", None)
-    known = dict.fromkeys(x.name for x in (*architecture.variants, *architecture.tasks))
-    if named is not None and named not in known:
-        raise ConfigError(
-            f"{architecture.name} has no task {named!r}.",
-            fix=f"{did_you_mean(named, known)} `musubi models` lists them.",
-        )
-
-
 def unknown(
     key: str, known: Mapping[str, Flag], *, place: str, shown_as: str, elsewhere: Elsewhere
 ) -> ConfigError:

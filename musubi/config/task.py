@@ -76,7 +76,7 @@ def _named(architecture: Architecture, text: str) -> Choice:
     names = [v.name for v in architecture.variants] + [t.name for t in architecture.tasks]
     raise ConfigError(
         f"{architecture.title} has no task {text!r}.",
-        fix=f"{did_you_mean(text, names)} `musubi models {architecture.name}` lists them all.",
+        fix=f"{did_you_mean(text, names)} `musubi models show {architecture.name}` lists them all.",
     )
 
 
@@ -90,7 +90,7 @@ def _recognised(
         shown = ", ".join(f"{k} {v}" for k, v in numbers.items())
         raise CheckpointError(
             f"{path or 'The checkpoint'} ({shown}) is made for no task of {architecture.title}.",
-            fix=f"`musubi models {architecture.name}` lists the files that are known.",
+            fix=f"`musubi models show {architecture.name}` lists the files that are known.",
         )
     for variant in architecture.variants:
         if variant.task == fitting[0].name and _has(numbers, variant.numbers):
