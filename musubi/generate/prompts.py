@@ -127,7 +127,7 @@ def read_prompt_file(path: str | Path, *, grammar: Grammar = "batch") -> list[di
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix == ".txt" or suffix not in (".toml", ".json"):
+    if suffix not in (".toml", ".json"):
         prompts = [parse_line(line, grammar=grammar) for _, line in read_lines(path)]
     elif suffix == ".toml":
         prompts = _from_toml(_toml(path), path, grammar)
@@ -179,8 +179,8 @@ def _from_table(table: Any, path: Path, grammar: Grammar) -> dict[str, Any]:
     aliases = _FILE_KEYS[grammar]
     found: dict[str, Any] = {}
     for key, value in table.items():
-        if key in ("prompt", "enum"):
-            found |= {"prompt": value} if key == "prompt" else {}
+        if key == "prompt":
+            found["prompt"] = value
             continue
         letter = kinds.get(aliases.get(key, key))
         if letter is None:

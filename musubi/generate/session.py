@@ -54,7 +54,7 @@ class Session:
             prompts will follow.
     """
 
-    park = False
+    park: bool = False
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class Session:
             return levels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
     def free(self) -> None:
-        """Drop the DiT, unless it was handed in."""
+        """Let the DiT rest, unless it was handed in."""
         if self.dit is None:
             self._rest(self.architecture.dit.name)
 
@@ -205,15 +205,19 @@ class Session:
         if self.dit is not None:
             yield self.dit
             return
-        yield self.nets[self.architecture.dit.name].to(self.device)
+        yield self._awake(self.architecture.dit.name)
 
     @contextmanager
     def _using(self, name: str) -> Iterator[None]:
-        self.nets[name].to(self.device)
+        self._awake(name)
         try:
             yield
         finally:
             self._rest(name)
+
+    def _awake(self, name: str) -> nn.Module:
+        network = self.nets[name]
+        return network.to(self.device) if self.park else network
 
     def _rest(self, name: str) -> None:
         if self.park:

@@ -1,0 +1,35 @@
+"""Prompts as they are typed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+PROMPT = "> "
+
+
+def ask(read: Callable[[], str] | None = None) -> Iterator[str]:
+    """Yield each line that is typed, until the input ends; blank ones are passed over.
+
+    With `prompt_toolkit` installed, lines can be edited and earlier ones are called back.
+    """
+    read = read if read is not None else _reader()
+    while True:
+        try:
+            line = read()
+        except EOFError:
+            return
+        if line.strip():
+            yield line
+
+
+def _reader() -> Callable[[], str]:
+    try:
+        from prompt_toolkit import PromptSession
+    except ImportError:
+        return lambda: input(PROMPT)
+    import sys
+
+    if not sys.stdin.isatty():  # a pipe has no keys to edit with
+        return lambda: input(PROMPT)
+    session = PromptSession()
+    return lambda: session.prompt(PROMPT)

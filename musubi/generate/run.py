@@ -1,0 +1,301 @@
+"""The command `musubi generate`: models from files, recipes from words, files from both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from musubi.config.generate import GenerateConfig
+from musubi.config.options import own_options, paths, tokenizers
+from musubi.config.task import Choice, choose_task
+from musubi.errors import ConfigError, MusubiError, RunError
+from musubi.generate import loras, prompts, write
+from musubi.generate.interactive import ask
+from musubi.generate.recipes import ENGINE_OPTIONS, build_recipe
+from musubi.generate.session import Session
+from musubi.nn import attention
+from musubi.spec import Architecture, Recipe, Report
+from musubi.weights.dtypes import parse_dtype
+from musubi.weights.load import inspect
+from musubi.weights.nets import Nets
+
+if TYPE_CHECKING:
+    from musubi.generate.loras import Chosen
+
+
+def run(config: GenerateConfig, architecture: Architecture, report: Report) -> None:
+    """Generate, decode, or save a merged model, as the options say.
+
+    Raises:
+        MusubiError: Something given cannot be used; in a batch, once everything else is done.
+    """
+    if config.save_merged_model is not None:
+        loras.save_merged(config, architecture, report)
+        return
+    job = _open(config, architecture, report)
+    with attention.use(config.attn_mode, split=config.split_attn):
+        if config.latent_path:
+            job.decode([Path(p) for p in config.latent_path])
+        elif config.interactive:
+            job.converse()
+        elif config.from_file is not None:
+            job.batch(Path(config.from_file))
+        else:
+            job.make([job.recipe({"prompt": config.prompt})])
+
+
+@dataclass
+class _Job:
+    config: GenerateConfig
+    architecture: Architecture
+    choice: Choice
+    session: Session
+    nets: Nets
+    chosen: Sequence[Chosen]
+    folder: Path
+    facts: Mapping[str, Any]
+    report: Report
+    adapted: nn.Module | None = None
+
+    def recipe(self, asked: Mapping[str, Any]) -> Recipe:
+        """What the command line says, with `asked` laid over it, and every gap filled."""
+        config = self.config
+        width, height = config.width_height or (None, None)
+        given = {
+            "negative_prompt": config.negative_prompt,
+            "width": width,
+            "height": height,
+            "frames": config.video_length,
+            "fps": config.fps,
+            "seed": config.seed,
+            "steps": config.infer_steps,
+            "solver": config.sample_solver,
+            "flow_shift": config.flow_shift,
+            "guidance_scale": config.guidance_scale,
+            "cpu_noise": config.cpu_noise,
+            **asked,
+        }
+        own = own_options(config, self.architecture)
+        own |= {name: getattr(config, name) for name in ENGINE_OPTIONS}
+        return build_recipe(self.architecture, self.choice, given, own, self.report)
+
+    def make(self, recipes: Sequence[Recipe]) -> None:
+        """Encode all, denoise all, decode and write all.
+
+        What was denoised is on disk as latents until its frames are, so that a failure loses none.
+        A recipe that fails in a batch is reported, and the others go on.
+        """
+        failed: list[str] = []
+        made: list[tuple[Recipe, Path]] = []
+        self.session.prepare(recipes)
+        self._attach()
+        for i, recipe in enumerate(recipes):
+            self.report.note(_announce(recipe, i, len(recipes)))
+            with _Collected(failed, recipe.prompt, self.report, len(recipes) > 1):
+                made.append((recipe, self._denoise(recipe)))
+        self.session.free()
+        for recipe, path in made:
+            with _Collected(failed, recipe.prompt, self.report, len(recipes) > 1):
+                self._finish(recipe, path)
+        _raise(failed, len(recipes))
+
+    def decode(self, files: Sequence[Path]) -> None:
+        """Turn latent files into videos or images."""
+        failed: list[str] = []
+        for path in files:
+            with _Collected(failed, str(path), self.report, len(files) > 1):
+                found = write.read_latents(path)
+                _check_channels(found.latents, self.architecture, path)
+                name = write.stem(self.folder, found.seed, original=path.stem)
+                fps = self.config.fps or found.recipe.get("fps") or self.architecture.frame_rate
+                notes = {} if self.config.no_metadata else found.metadata
+                self._write(found.latents, name, float(fps), notes)
+        _raise(failed, len(files))
+
+    def batch(self, path: Path) -> None:
+        """Make every prompt of a file; a line that cannot be read is reported and left out."""
+        failed: list[str] = []
+        recipes: list[Recipe] = []
+        if path.suffix.lower() in (".toml", ".json"):
+            recipes = [self.recipe(asked) for asked in prompts.read_prompt_file(path)]
+        else:
+            for number, line in prompts.read_lines(path):
+                with _Collected(failed, f"{path}, line {number}", self.report, True):
+                    recipes.append(self.recipe(prompts.parse_line(line)))
+        if not recipes and not failed:
+            raise ConfigError(f"{path} holds no prompt.", fix="Write one prompt a line.")
+        try:
+            if recipes:
+                self.make(recipes)
+        except RunError as error:
+            failed.append(error.what)
+        _raise(failed, len(recipes) + len(failed))
+
+    def converse(self) -> None:
+        """Ask for prompt after prompt until the input ends."""
+        self.session.park = True
+        self.report.note(
+            "One prompt a line, with --w --h --f --d --s --g --fs --n. Ctrl+D (Windows: Ctrl+Z) ends."
+        )
+        for line in ask():
+            try:
+                self.make([self.recipe(prompts.parse_line(line))])
+            except MusubiError as error:
+                self.report.warn(str(error))
+
+    def _denoise(self, recipe: Recipe) -> Path:
+        latents = self.session.latents(recipe)
+        name = write.stem(self.folder, recipe.seed)
+        return write.write_latents(
+            latents, self.folder / f"{name}_latent.safetensors", self._notes(recipe)
+        )
+
+    def _finish(self, recipe: Recipe, path: Path) -> None:
+        name = path.name.removesuffix("_latent.safetensors")
+        if self.config.output_type != "latent":
+            self._write(write.read_latents(path).latents, name, recipe.fps, self._notes(recipe))
+        if self.config.output_type in ("video", "images"):
+            path.unlink()
+        else:
+            self.report.note(f"Wrote {path}.")
+
+    def _write(
+        self, latents: torch.Tensor, name: str, fps: float, notes: Mapping[str, str]
+    ) -> None:
+        frames = self.session.frames(latents)
+        kept = len(frames) - self.config.trim_tail_frames
+        if kept < 1:
+            raise ConfigError(
+                f"--trim_tail_frames {self.config.trim_tail_frames} leaves nothing of "
+                f"{len(frames)} frames.",
+                fix="Trim fewer.",
+            )
+        frames = frames[:kept]
+        if self.config.output_type in ("images", "latent_images"):
+            written = write.write_images(frames, self.folder, name, notes)[0]
+        else:
+            written = write.write_video(frames, self.folder / f"{name}.mp4", fps, notes)
+        self.report.note(
+            f"Wrote {written if len(frames) == 1 or written.suffix == '.mp4' else written.parent}."
+        )
+
+    def _notes(self, recipe: Recipe) -> dict[str, str]:
+        return {} if self.config.no_metadata else write.metadata(recipe, **self.facts)
+
+    def _attach(self) -> None:
+        if self.config.lora_mode == "attach" and self.chosen:
+            dit = self.nets[self.architecture.dit.name]
+            if dit is not self.adapted:
+                loras.attach(dit, self.chosen)
+                self.adapted = dit
+
+
+class _Collected:
+    """Turns a user's error into a warning and a line of `failed`, when others are to go on."""
+
+    def __init__(self, failed: list[str], name: str, report: Report, several: bool) -> None:
+        self.failed, self.name, self.report, self.several = failed, name, report, several
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, MusubiError) or not self.several:
+            return False
+        self.report.warn(f"{self.name}: {error}")
+        self.failed.append(self.name)
+        return True
+
+
+def _open(config: GenerateConfig, architecture: Architecture, report: Report) -> _Job:
+    given = paths(config, architecture)
+    dit = architecture.dit
+    needs_dit = not config.latent_path
+    if needs_dit and dit.name not in given:
+        raise ConfigError(f"Generating needs the {dit.name}.", fix=f"Give --{dit.name} PATH.")
+    numbers = inspect(dit, given[dit.name]).numbers if needs_dit else None
+    choice = choose_task(architecture, config.task, numbers, given.get(dit.name))
+    chosen = loras.choose(config, architecture) if needs_dit else []
+    merged = config.lora_mode == "merge" and bool(chosen)
+    transform = loras.merging(chosen, architecture) if merged else None
+    device = pick_device(config.device)
+    nets = Nets(
+        architecture,
+        given,
+        device=device,
+        dtypes=_dtypes(config, architecture),
+        tokenizers=tokenizers(config, architecture),
+        transforms={dit.name: transform} if transform is not None else {},
+        report=report,
+    )
+    session = Session(
+        architecture,
+        choice.task,
+        own_options(config, architecture),
+        nets,
+        device=device,
+        report=report,
+    )
+    facts = {
+        "architecture": architecture.name,
+        "task": choice.variant.name if choice.variant else choice.task.name,
+        "files": {name: path.name for name, path in given.items()},
+        "loras": [{"file": c.path.name, "multiplier": c.multiplier} for c in chosen],
+    }
+    assert config.save_path is not None  # the config's own check
+    return _Job(
+        config, architecture, choice, session, nets, chosen, Path(config.save_path), facts, report
+    )
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of that name, or the best one here.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"The device {name!r} is not here.", fix="Give --device cpu.") from error
+    return device
+
+
+def _dtypes(config: GenerateConfig, architecture: Architecture) -> dict[str, torch.dtype]:
+    flags = {"dit": config.dit_dtype, "vae": config.vae_dtype, "text": config.text_encoder_dtype}
+    given = {c.name: flags.get(c.role) for c in architecture.components}
+    return {name: parse_dtype(text) for name, text in given.items() if text is not None}
+
+
+def _check_channels(latents: torch.Tensor, architecture: Architecture, path: Path) -> None:
+    if latents.shape[1] != architecture.latent_channels:
+        raise ConfigError(
+            f"{path} holds latents of {latents.shape[1]} channels, and {architecture.title} has "
+            f"{architecture.latent_channels}.",
+            fix="Give latents that were made with this architecture.",
+        )
+
+
+def _announce(recipe: Recipe, i: int, total: int) -> str:
+    place = f"[{i + 1}/{total}] " if total > 1 else ""
+    return (
+        f"{place}{recipe.width}x{recipe.height}, {recipe.frames} frames, {recipe.steps} steps of "
+        f"{recipe.solver}, shift {recipe.flow_shift:g}, guidance {recipe.guidance_scale:g}, "
+        f"seed {recipe.seed}"
+    )
+
+
+def _raise(failed: Sequence[str], total: int) -> None:
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {total} failed: {'; '.join(failed)}.",
+            fix="The reasons are above; the others are done.",
+        )

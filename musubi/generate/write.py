@@ -1,0 +1,182 @@
+"""What generation leaves on disk: videos, images and latents, each whole or not there at all.
+
+Names: `{time}_{seed}.mp4`, `{time}_{seed}_latent.safetensors`, `{time}_{seed}/{time}_{seed}_000.png`
+(without the folder when there is one frame); time is `YYYYmmdd-HHMMSS`. What is decoded from a latent
+file carries that file's stem behind the seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from musubi.errors import CheckpointError, DataError
+from musubi.spec import Recipe
+from musubi.weights.files import open_weights
+from musubi.weights.write import atomic, save
+
+BIT_RATE = 4_000_000
+RECIPE = "musubi"  # the metadata key of the whole recipe, as JSON
+
+
+def metadata(recipe: Recipe, **facts: Any) -> dict[str, str]:
+    """The recipe as metadata: every number of it under `musubi`, and the keys of older tools.
+
+    Args:
+        recipe: What was made.
+        facts: What else decides the result: architecture, task, files, LoRAs.
+    """
+    entries = {
+        "seeds": recipe.seed,
+        "prompt": recipe.prompt,
+        "height": recipe.height,
+        "width": recipe.width,
+        "video_length": recipe.frames,
+        "infer_steps": recipe.steps,
+        "guidance_scale": recipe.guidance_scale,
+    }
+    if recipe.negative_prompt:
+        entries["negative_prompt"] = recipe.negative_prompt
+    whole = json.dumps({**asdict(recipe), **facts}, ensure_ascii=False, default=str)
+    return {**{key: str(value) for key, value in entries.items()}, RECIPE: whole}
+
+
+def stem(folder: Path, seed: int | str, *, original: str | None = None) -> str:
+    """A name for what is made now: `{time}_{seed}[_{original}]`, free in `folder`."""
+    name = f"{datetime.now():%Y%m%d-%H%M%S}_{seed}" + (f"_{original}" if original else "")
+    taken = {path.name for path in folder.glob(f"{name[:15]}*")} if folder.is_dir() else set()
+    free, count = name, 1
+    while any(other == free or other.startswith((f"{free}.", f"{free}_")) for other in taken):
+        free, count = f"{name}-{count}", count + 1
+    return free
+
+
+def write_video(
+    frames: np.ndarray, path: Path, fps: float, metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write uint8 F H W 3 as H.264, yuv420p, 4 Mbit/s; the recipe goes into the comment.
+
+    An odd side, which yuv420p cannot hold, gains one line that repeats its last.
+    """
+    height, width = frames.shape[1:3]
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        if metadata:
+            container.metadata["comment"] = metadata.get(RECIPE) or json.dumps(dict(metadata))
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.bit_rate = BIT_RATE
+        for picture in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def write_images(
+    frames: np.ndarray, folder: Path, name: str, metadata: Mapping[str, str] | None = None
+) -> list[Path]:
+    """Write uint8 F H W 3 as `folder/name/name_000.png` …; one frame alone as `folder/name_000.png`."""
+    place = folder if len(frames) == 1 else folder / name
+    place.mkdir(parents=True, exist_ok=True)
+    info = PngInfo()
+    for key, value in (metadata or {}).items():
+        info.add_itxt(key, value)
+    written: list[Path] = []
+    for i, picture in enumerate(frames):
+        path = place / f"{name}_{i:03d}.png"
+        with atomic(path) as temporary:
+            Image.fromarray(picture).save(temporary, format="PNG", pnginfo=info)
+        written.append(path)
+    return written
+
+
+def write_latents(
+    latents: torch.Tensor, path: Path, metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write latents (1) C F H W as the tensor `latent`, C F H W, float32."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    latent = (latents[0] if latents.ndim == 5 else latents).float().cpu().contiguous()
+    save(path, {"latent": latent}, dict(metadata or {}))
+    return path
+
+
+@dataclass(frozen=True)
+class LatentFile:
+    """Latents 1 C F H W, float32, and the metadata beside them."""
+
+    latents: torch.Tensor
+    metadata: Mapping[str, str]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The whole recipe when the file carries one, else empty."""
+        try:
+            found = json.loads(self.metadata.get(RECIPE, "{}"))
+        except json.JSONDecodeError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def seed(self) -> str:
+        """The seed, as text; "0" when the file does not say."""
+        return self.metadata.get("seeds", "0")
+
+
+def read_latents(path: Path) -> LatentFile:
+    """Read a latent file: `.safetensors`, or `.pt` without code in it; a batch axis of 1 goes.
+
+    Raises:
+        CheckpointError: The file cannot be read, or is no file of tensors.
+        DataError: It holds no latents.
+    """
+    found, notes = _read_bare(path) if path.suffix.lower() in (".pt", ".pth") else _read(path)
+    if found.ndim == 4:
+        found = found[None]
+    if found.ndim != 5 or found.shape[0] != 1:
+        raise DataError(
+            f"{path} holds a tensor of shape {tuple(found.shape)}, which is no latents.",
+            fix="Give a file of C F H W, as --output_type latent writes it.",
+        )
+    if not found.isfinite().all():
+        raise DataError(f"{path} holds latents that are not finite.", fix="Make them again.")
+    return LatentFile(found.float(), notes)
+
+
+def _read(path: Path) -> tuple[torch.Tensor, Mapping[str, str]]:
+    with open_weights(path) as weights:
+        if "latent" not in weights.names:
+            raise DataError(
+                f"{path} has no tensor named latent.", fix="Give what --output_type latent wrote."
+            )
+        return weights.read("latent").float(), dict(weights.metadata)
+
+
+def _read_bare(path: Path) -> tuple[torch.Tensor, Mapping[str, str]]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist.", fix="Check the path.")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for pickled code and for broken files
+        raise CheckpointError(
+            f"{path} cannot be read as plain tensors.", fix="Save it as safetensors."
+        ) from error
+    if isinstance(found, Mapping):
+        found = found.get("latent")
+    if not isinstance(found, torch.Tensor):
+        raise DataError(f"{path} holds no tensor of latents.", fix="Save the tensor alone.")
+    return found.float(), {}
