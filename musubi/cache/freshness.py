@@ -13,6 +13,7 @@ from typing import Any
 
 from musubi.cache.header import Header
 from musubi.spec.architecture import Architecture, Task
+from musubi.spec.option import Command
 from musubi.spec.record import Field
 
 PREPROCESSING_VERSION = 1
@@ -47,9 +48,21 @@ class Wanted:
         )
 
 
-def recorded(architecture: Architecture, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the architecture's options that shape records, as far as they are given."""
-    return {o.name: options[o.name] for o in architecture.options if o.recorded and o.name in options}
+def recorded(
+    architecture: Architecture, options: Mapping[str, Any], *commands: Command
+) -> dict[str, Any]:
+    """The options that shape records, as far as they are given.
+
+    Args:
+        architecture: Declares them.
+        options: Its own options and their values.
+        commands: Only options that each of these commands takes.
+    """
+    return {
+        o.name: options[o.name]
+        for o in architecture.options
+        if o.recorded and o.name in options and set(commands) <= set(o.commands)
+    }
 
 
 # digests
@@ -131,20 +144,19 @@ def odd_ones(headers: Sequence[Header]) -> dict[int, str]:
     For when no encoder file is given to compare with: a set must at least be of one piece.
     """
     out: dict[int, str] = {}
-    judged = [(i, h) for i, h in enumerate(headers) if not h.adopted]
-    for attribute in ("encoders", "dtypes", "options"):
-        names = {name for _, h in judged for name in getattr(h, attribute)}
-        for name in sorted(names):
-            values = {i: repr(getattr(h, attribute).get(name)) for i, h in judged}
-            if len(set(values.values())) == 1:
+    for attribute, what in (
+        ("encoders", "made with another {} file than most"),
+        ("dtypes", "made with {} in another dtype than most"),
+        ("options", "made with another {} than most"),
+    ):
+        judged = [(i, getattr(h, attribute)) for i, h in enumerate(headers) if not h.adopted]
+        for name in sorted({name for _, values in judged for name in values}):
+            values = [(i, str(given[name])) for i, given in judged if name in given]
+            counts = Counter(value for _, value in values)
+            if len(counts) < 2:
                 continue
-            usual, _ = Counter(values.values()).most_common(1)[0]
-            reason = {
-                "encoders": f"made with another {name} file than most",
-                "dtypes": f"made with {name} in another dtype than most",
-                "options": f"made with another {name} than most",
-            }[attribute]
-            for i, value in values.items():
+            usual, _ = counts.most_common(1)[0]
+            for i, value in values:
                 if value != usual:
-                    out.setdefault(i, reason)
+                    out.setdefault(i, what.format(name))
     return out

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ KEY = "musubi"
 """The metadata key of the typed header."""
 
 _FIRST_READ = 4096
+_SPAN = re.compile(r"\d{5,}-\d{3,}(-\d{4,})?")
 _HEADER_LIMIT = 100_000_000
 
 
@@ -86,6 +88,17 @@ def empty_caption_name(suffix: str) -> str:
     return f"empty-caption.{suffix}.safetensors"
 
 
+def possible_stems(name: str) -> tuple[str, ...]:
+    """What the stem of a media record may be, from its name alone: of an image, and of a video.
+
+    >>> possible_stems("my_cat_00000-009_0064x0048_wan.safetensors")
+    ('my_cat_00000-009', 'my_cat')
+    """
+    image = name.rpartition("_")[0].rpartition("_")[0]
+    stem, _, span = image.rpartition("_")
+    return (image, stem) if stem and _SPAN.fullmatch(span) else (image,)
+
+
 # tensor keys
 
 
@@ -121,6 +134,49 @@ def field_name(key: str) -> str:
         if name.startswith("latents_"):
             name = name.rpartition("_")[0]
     return name
+
+
+def check_record(
+    record: Mapping[str, torch.Tensor],
+    fields: Sequence[Field],
+    name: str,
+    *,
+    complete: bool = True,
+) -> None:
+    """Refuse a record that the schema does not describe, or that holds NaN or infinity.
+
+    Args:
+        record: As an encoder gave it.
+        fields: The schema's.
+        name: The item, for the message.
+        complete: Whether every field that is not optional must be there.
+
+    Raises:
+        DataError: Naming the item and the field.
+    """
+    known = {f.name: f for f in fields}
+    absent = [f.name for f in fields if complete and not f.optional and f.name not in record]
+    if absent:
+        raise DataError(f"{name}: its record lacks {absent[0]!r}, which the task declares.")
+    for key, tensor in record.items():
+        declared = known.get(key)
+        if declared is None:
+            raise DataError(f"{name}: its record holds {key!r}, which the task does not declare.")
+        sizes = dict(declared.sizes)
+        fits = tensor.ndim == len(declared.dims) and all(
+            sizes.get(letter, length) == length
+            for letter, length in zip(declared.dims, tensor.shape, strict=False)
+        )
+        if not fits:
+            raise DataError(
+                f"{name}: {key!r} has the shape {tuple(tensor.shape)}, and the task declares "
+                f"{declared.dims}{f' with {sizes}' if sizes else ''}."
+            )
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise DataError(
+                f"{name}: its {key} are not finite (NaN or infinity).",
+                fix="Try a wider dtype for the encoder, such as fp32, and check the file.",
+            )
 
 
 # writing

@@ -31,6 +31,7 @@ class Item:
         batch_size: Of its dataset.
         repeats: How often an epoch visits it.
         dataset: Number of its dataset in the dataset file, from 0.
+        source: Clips of one video share it.
         name: For messages: the source file, and where in it.
     """
 
@@ -41,6 +42,7 @@ class Item:
     batch_size: int
     repeats: int
     dataset: int
+    source: str
     name: str
 
 

@@ -1,0 +1,104 @@
+"""The records of one cache directory, their heads read once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from musubi.cache.store import Stored, possible_stems, read_head
+from musubi.errors import DataError
+from musubi.spec.architecture import Architecture
+
+_READERS = 4
+_CHUNK = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shelf:
+    """What lies in a cache directory.
+
+    Args:
+        directory: The directory; it need not exist.
+        media: File name to head, for names that end as media records do. None is a file that is
+            truncated, damaged, or not a record of this architecture.
+        text: The same for text records.
+        by_stem: Stem to the names of its media records that have our header.
+        foreign: Stems, as far as names tell, of media records without our header.
+    """
+
+    directory: Path
+    media: Mapping[str, Stored | None]
+    text: Mapping[str, Stored | None]
+    by_stem: Mapping[str, list[str]]
+    foreign: frozenset[str] = frozenset()
+
+    def path(self, name: str) -> Path:
+        """Where a file of that name lies."""
+        return self.directory / name
+
+
+def read_shelf(
+    directory: Path, architecture: Architecture, *, media: bool = True, text: bool = True
+) -> Shelf:
+    """Read the head of every record of one architecture in a directory.
+
+    Args:
+        directory: Nothing in it is a record when it does not exist.
+        architecture: Whose records.
+        media: Whether to read media records.
+        text: Whether to read text records.
+    """
+    endings = {
+        "media": f"_{architecture.suffix}.safetensors",
+        "text": f"_{architecture.suffix}_te.safetensors",
+    }
+    found: dict[str, list[str]] = {"media": [], "text": []}
+    if directory.is_dir():
+        for name in sorted(os.listdir(directory)):  # noqa: PTH208 - names are all that is needed
+            for kind, ending in endings.items():
+                if name.endswith(ending):
+                    found[kind].append(name)
+    heads = {
+        "media": _heads(directory, found["media"] if media else [], architecture),
+        "text": _heads(directory, found["text"] if text else [], architecture),
+    }
+    by_stem: dict[str, list[str]] = {}
+    foreign: set[str] = set()
+    for name, head in heads["media"].items():
+        if head is not None and head.header is not None:
+            by_stem.setdefault(head.header.stem, []).append(name)
+        elif head is not None:
+            foreign.update(possible_stems(name))
+    return Shelf(
+        directory=directory,
+        media=heads["media"],
+        text=heads["text"],
+        by_stem=by_stem,
+        foreign=frozenset(foreign),
+    )
+
+
+def _heads(
+    directory: Path, names: list[str], architecture: Architecture
+) -> dict[str, Stored | None]:
+    root = os.fspath(directory)
+
+    def read(some: Iterable[str]) -> list[Stored | None]:
+        out: list[Stored | None] = []
+        for name in some:
+            try:
+                head = read_head(os.path.join(root, name))  # noqa: PTH118 - 20,000 of them
+            except DataError:
+                head = None
+            out.append(head if head is not None and head.belongs_to(architecture) else None)
+        return out
+
+    chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
+    if len(chunks) < 2:
+        return dict(zip(names, read(names), strict=True))
+    with ThreadPoolExecutor(_READERS) as pool:  # waiting for a network disk is what they share
+        heads = [head for chunk in pool.map(read, chunks) for head in chunk]
+    return dict(zip(names, heads, strict=True))

@@ -1,0 +1,188 @@
+"""A dataset's sources compared with its records: which are fresh, and why the others are not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from musubi.cache.freshness import (
+    PREPROCESSING_VERSION,
+    Wanted,
+    content_digest,
+    made_otherwise,
+    settings_digest,
+    signature,
+    text_digest,
+)
+from musubi.cache.header import Header
+from musubi.cache.shelf import Shelf
+from musubi.cache.store import Stored, rewrite_header, text_name
+from musubi.errors import MusubiError
+from musubi.spec.architecture import Architecture, Task
+
+if TYPE_CHECKING:
+    from musubi.config.dataset import DatasetEntry
+    from musubi.data.sources import Source
+
+NO_RECORD = "no record"
+FOREIGN = "a record that another tool wrote"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Digests of what a dataset entry decides.
+
+    Args:
+        plan: Which clips a source gives, and of what size.
+        preprocessing: What shapes one clip beside its size, its first frame and its length.
+    """
+
+    plan: str
+    preprocessing: str
+
+
+def settings_of(entry: DatasetEntry, architecture: Architecture, task: Task) -> Settings:
+    """The digests for one dataset.
+
+    Keys that change no clip (repeats, batch size, captions, directories) are left out.
+    """
+    shaping: dict[str, Any] = {
+        "version": PREPROCESSING_VERSION,
+        "options": dict(entry.options),
+    }
+    choosing: dict[str, Any] = {
+        "resolution": tuple(entry.resolution),
+        "enable_bucket": entry.enable_bucket,
+        "bucket_no_upscale": entry.bucket_no_upscale,
+        "multiple": (architecture.spatial_multiple, architecture.temporal_multiple),
+        "usable_frames": task.usable_frames.address if task.usable_frames else None,
+    }
+    if entry.kind == "video":
+        shaping |= {"source_fps": entry.source_fps, "frame_rate": architecture.frame_rate}
+        names = ("target_frames", "frame_extraction", "frame_stride", "frame_sample", "max_frames")
+        choosing |= {name: getattr(entry, name) for name in names}
+    return Settings(
+        plan=settings_digest({**shaping, **choosing}), preprocessing=settings_digest(shaping)
+    )
+
+
+def paths_of(source: Source) -> tuple[Path, ...]:
+    """Every file or directory that a source's media records are made of."""
+    return (source.path, *source.controls)
+
+
+class Origin:
+    """The signature and the content of a source, each found out at most once."""
+
+    def __init__(self, source: Source) -> None:
+        self._paths = paths_of(source)
+        self._signature: str | None = None
+        self._content: str | None = None
+
+    @property
+    def signature(self) -> str:
+        """Sizes and times."""
+        if self._signature is None:
+            self._signature = signature(self._paths)
+        return self._signature
+
+    @property
+    def content(self) -> str:
+        """A digest of all bytes."""
+        if self._content is None:
+            self._content = content_digest(self._paths)
+        return self._content
+
+    def same_as(self, header: Header) -> bool:
+        """Whether the record was made of these bytes; they are read only when sizes or times differ."""
+        return header.signature == self.signature or header.content == self.content
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What is known of one source's records without opening the source.
+
+    Args:
+        names: File names of its fresh records, in the order of clips and sections.
+        reason: Why they are not complete and fresh; None when they are.
+        renewed: Its files have other times but the same bytes; the headers should learn them.
+        found: Whether there was any record at all.
+    """
+
+    names: tuple[str, ...] = ()
+    reason: str | None = None
+    renewed: bool = False
+    found: bool = False
+
+
+def judge_media(
+    source: Source, origin: Origin, shelf: Shelf, wanted: Wanted, settings: Settings
+) -> Verdict:
+    """Whether all the media records that a source should have are there and fresh."""
+    heads = {
+        name: head
+        for name in shelf.by_stem.get(source.stem, ())
+        if (head := shelf.media[name]) is not None
+        and head.header is not None
+        and head.header.source == source.path.name
+    }
+    if not heads:
+        foreign = source.stem in shelf.foreign
+        return Verdict(reason=FOREIGN if foreign else NO_RECORD, found=foreign)
+    current = {n: h.header for n, h in heads.items() if h.header and h.header.plan == settings.plan}
+    if not current:
+        return Verdict(reason="made with other settings in the dataset file", found=True)
+    if not all(origin.same_as(header) for header in current.values()):
+        return Verdict(reason="the file has changed", found=True)
+    for header in current.values():
+        reason = made_otherwise(header, wanted, wanted.task.schema.media)
+        if reason is not None:
+            return Verdict(reason=reason, found=True)
+    placed = {(h.clip, h.part): (n, h) for n, h in current.items()}
+    names: list[str] = []
+    for clip in range(next(iter(current.values())).clips):
+        parts = placed[clip, 0][1].parts if (clip, 0) in placed else 1
+        for part in range(parts):
+            if (clip, part) not in placed:
+                return Verdict(reason="some of its clips have no record", found=True)
+            names.append(placed[clip, part][0])
+    renewed = any(header.signature != origin.signature for header in current.values())
+    return Verdict(names=tuple(names), renewed=renewed, found=True)
+
+
+def judge_text(
+    head: Stored | None, caption: str, wanted: Wanted, *, complete: bool = True
+) -> str | None:
+    """Why a text record is not fresh; None when it is.
+
+    Args:
+        head: Of the record, or None when there is none.
+        caption: The caption there is now.
+        wanted: What it should be made with; may be limited to one component.
+        complete: Whether every field of the schema must be there.
+    """
+    if head is None:
+        return NO_RECORD
+    if head.header is None:
+        return FOREIGN
+    if head.header.caption != text_digest(caption):
+        return "the caption has changed"
+    fields = wanted.task.schema.text if complete else ()
+    return made_otherwise(head.header, wanted, fields)
+
+
+def text_head(source: Source, shelf: Shelf, architecture: Architecture) -> Stored | None:
+    """The head of a source's text record."""
+    return shelf.text.get(text_name(source.stem, architecture.suffix))
+
+
+def renew(shelf: Shelf, names: tuple[str, ...], origin: Origin) -> None:
+    """Let headers learn the times of files whose bytes are the same; failing costs only time."""
+    for name in names:
+        head = shelf.media[name]
+        if head is not None and head.header is not None:
+            try:
+                rewrite_header(shelf.path(name), replace(head.header, signature=origin.signature))
+            except MusubiError:  # a cache that may only be read works all the same
+                return

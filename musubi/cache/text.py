@@ -1,0 +1,310 @@
+"""Captions become text records: one encoder after the other, each over all stale captions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from musubi.cache.failures import Failure, write_failures
+from musubi.cache.freshness import settings_digest, text_digest
+from musubi.cache.header import Header
+from musubi.cache.job import Job, Summary
+from musubi.cache.leftovers import delete_leftovers
+from musubi.cache.shelf import Shelf, read_shelf
+from musubi.cache.store import (
+    Stored,
+    check_record,
+    empty_caption_name,
+    metadata_of,
+    read_head,
+    read_record,
+    rewrite_header,
+    text_name,
+    write_record,
+)
+from musubi.cache.survey import judge_text
+from musubi.cache.threads import WriteBehind
+from musubi.data.sources import scan
+from musubi.errors import DataError, RunError
+from musubi.spec.report import Progress
+from musubi.spec.runtime import Record
+
+if TYPE_CHECKING:
+    from musubi.config.dataset import DatasetEntry
+
+NO_PLAN = settings_digest({})
+"""A caption's record depends on no setting of the dataset."""
+
+
+@dataclass(kw_only=True)
+class _Caption:
+    """One text record while it is made.
+
+    Args:
+        path: Where it lies.
+        source: Base name of the source, for messages; empty for the empty caption.
+        stem: Of the source.
+        text: The caption.
+        head: What the file holds now, or will once the queue is written.
+        place: Its dataset.
+        failed: It is left out.
+    """
+
+    path: Path
+    source: str
+    stem: str
+    text: str
+    head: Stored | None
+    place: _Place
+    failed: bool = False
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"the caption of {self.source}" if self.source else "the empty caption"
+
+
+@dataclass(kw_only=True)
+class _Place:
+    """One dataset while it is cached."""
+
+    entry: DatasetEntry
+    shelf: Shelf
+    named: set[str] = field(default_factory=set)
+    failures: dict[str, Failure] = field(default_factory=dict)
+
+
+def cache_captions(job: Job) -> Summary:
+    """Make every text record that is missing or stale, that of the empty caption included.
+
+    Each encoder fills in its part of the files and is freed before the next is loaded, so that
+    neither two encoders nor the records of a whole dataset are ever in memory.
+
+    Raises:
+        DataError: A caption cannot be used and the run is strict, or there is none at all.
+        RunError: The disk is full.
+    """
+    return _TextRun(job).run()
+
+
+class _TextRun:
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.summary = Summary()
+        task = job.wanted.task
+        self.fields = task.schema.text
+        self.components = [c.name for c in job.architecture.of_role("text", task)]
+
+    def run(self) -> Summary:
+        places, captions = self.survey()
+        todo = [
+            (component, stale)
+            for component in self.components
+            if (stale := [c for c in captions if self.stale(c, component)])
+        ]
+        made = {id(c) for _, stale in todo for c in stale}
+        self.summary.fresh += len(captions) - len(made)
+        total = sum(len(stale) for _, stale in todo)
+        if todo:
+            self.began, self.done = time.monotonic(), 0
+            with (
+                self.job.report.progress("Encoding captions", total, unit="caption") as self.bar,
+                WriteBehind(64) as self.writer,
+            ):
+                for component, stale in todo:
+                    last = component == todo[-1][0]
+                    self.encode(component, [c for c in stale if not c.failed], complete=last)
+                    self.job.nets.free(component)
+        self.summary.encoded += sum(1 for c in captions if id(c) in made and not c.failed)
+        for place in places:
+            self.finish(place)
+        if not any(c.source and not c.failed for c in captions):
+            raise self.summary.nothing("text")
+        return self.summary
+
+    # what there is
+
+    def survey(self) -> tuple[list[_Place], list[_Caption]]:
+        """Every caption of every dataset, once for each record file."""
+        job = self.job
+        places: list[_Place] = []
+        captions: list[_Caption] = []
+        for entry in job.dataset.datasets:
+            found = scan(entry)
+            shelf = read_shelf(entry.cache_directory, job.architecture, media=False)
+            place = _Place(entry=entry, shelf=shelf)
+            places.append(place)
+            for skip in found.skipped:
+                job.failed(self.summary, skip.path.name, skip.reason)
+                place.failures[skip.path.name] = Failure(reason=skip.reason, signature="", plan="")
+            for source in found.sources:
+                name = text_name(source.stem, job.architecture.suffix)
+                if name in place.named:
+                    continue
+                place.named.add(name)
+                caption = _Caption(
+                    path=shelf.path(name),
+                    source=source.path.name,
+                    stem=source.stem,
+                    text=source.caption,
+                    head=shelf.text.get(name),
+                    place=place,
+                )
+                if not (job.skip_existing and caption.head is not None and self.left(caption)):
+                    captions.append(caption)
+            captions.append(self.empty(place))
+        return places, captions
+
+    def empty(self, place: _Place) -> _Caption:
+        path = place.shelf.path(empty_caption_name(self.job.architecture.suffix))
+        try:
+            head = read_head(path)
+        except DataError:
+            head = None
+        return _Caption(path=path, source="", stem="", text="", head=head, place=place)
+
+    def left(self, caption: _Caption) -> bool:
+        """With `--skip_existing`: whether the record stays as it is, adopted when it is foreign."""
+        head = caption.head
+        assert head is not None
+        if head.header is not None:
+            self.summary.fresh += 1
+            return True
+        if head.metadata.get("caption1", caption.text) != caption.text:
+            return False
+        header = replace(
+            self.header(caption), fields=tuple(sorted(head.shapes)), adopted=True, options={}
+        )
+        rewrite_header(caption.path, header)
+        self.summary.adopted += 1
+        return True
+
+    def stale(self, caption: _Caption, component: str) -> bool:
+        """Whether one encoder has to run for a caption."""
+        wanted = self.job.wanted.only([component])
+        if judge_text(caption.head, caption.text, wanted, complete=False) is not None:
+            return True
+        assert caption.head is not None and caption.head.header is not None
+        header = caption.head.header
+        return not header.adopted and component not in header.encoders
+
+    # making records
+
+    def encode(self, component: str, captions: Sequence[_Caption], *, complete: bool) -> None:
+        """Run one encoder over its stale captions."""
+        size = self.job.batch_size
+        for start in range(0, len(captions), size):
+            batch = captions[start : start + size]
+            for caption, record in self.encoded(component, batch):
+                try:
+                    check_record(record, self.fields, caption.name, complete=False)
+                except DataError as error:
+                    self.failed(caption, error)
+                    continue
+                self.write(caption, component, record, complete=complete)
+            self.done += len(batch)
+            rate = self.done / max(time.monotonic() - self.began, 1e-9)
+            self.bar.advance(len(batch), **{"captions/s": round(rate, 2)})
+
+    def encoded(
+        self, component: str, batch: Sequence[_Caption]
+    ) -> Iterator[tuple[_Caption, Record]]:
+        """Records on the CPU; halves are tried when memory runs out."""
+        job = self.job
+        try:
+            with torch.no_grad():
+                found = job.runtime.encode_text(job.nets, component, [c.text for c in batch])
+                found = [{k: t.detach().cpu() for k, t in r.items()} for r in found]
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise RunError(
+                    f"The device has too little memory to encode {batch[0].name} with {component}.",
+                    fix="Use --device cpu, or a smaller dtype.",
+                ) from error
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            middle = len(batch) // 2
+            yield from self.encoded(component, batch[:middle])
+            yield from self.encoded(component, batch[middle:])
+            return
+        yield from zip(batch, found, strict=True)
+
+    def write(self, caption: _Caption, component: str, record: Record, *, complete: bool) -> None:
+        """Queue a record, joined with what other encoders wrote for the same caption."""
+        old = caption.head.header if caption.head is not None else None
+        fresh = self.header(caption)
+        joins = (
+            old is not None
+            and not old.adopted
+            and old.caption == fresh.caption
+            and old.schema == fresh.schema
+            and old.options == fresh.options
+        )
+        if joins:
+            assert old is not None
+            kept = tuple(name for name in old.fields if name not in record)
+            encoders, dtypes = dict(old.encoders), dict(old.dtypes)
+        else:
+            kept, encoders, dtypes = (), {}, {}
+        wanted = self.job.wanted
+        header = replace(
+            fresh,
+            fields=tuple(sorted((*kept, *record))),
+            encoders={**encoders, component: wanted.encoders.get(component, "")},
+            dtypes={**dtypes, component: self.job.dtypes.get(component, "")},
+        )
+        absent = [f.name for f in self.fields if not f.optional and f.name not in header.fields]
+        if complete and absent and len(header.encoders) == len(self.components):
+            error = f"{caption.name}: no text encoder gave {absent[0]!r}, which the task declares."
+            self.failed(caption, DataError(error))
+            return
+        metadata = metadata_of(self.job.architecture, header, caption=caption.text)
+        caption.head = Stored(metadata, {}, {}, header)
+
+        def job() -> None:
+            old_part = read_record(caption.path, kept)[0] if kept else {}
+            write_record(caption.path, {**old_part, **record}, self.fields, metadata)
+
+        self.writer.put(job)
+
+    # small things
+
+    def header(self, caption: _Caption) -> Header:
+        """The header of a caption's record before any encoder has run."""
+        wanted = self.job.wanted
+        return Header(
+            kind="text",
+            stem=caption.stem,
+            options=dict(self.job.options),
+            schema=wanted.task.schema.version,
+            source=caption.source,
+            caption=text_digest(caption.text),
+        )
+
+    def failed(self, caption: _Caption, error: Exception) -> None:
+        """Leave a caption out, and remember it."""
+        caption.failed = True
+        self.job.failed(self.summary, caption.name, error)
+        if caption.source:
+            caption.place.failures[caption.source] = Failure(
+                reason=self.summary.failed[-1].reason,
+                signature=text_digest(caption.text),
+                plan=NO_PLAN,
+            )
+
+    def finish(self, place: _Place) -> None:
+        """Delete leftovers, and remember what failed."""
+        shelf = place.shelf
+        if not self.job.keep:
+            self.summary.removed += delete_leftovers(shelf, shelf.text, place.named, place.failures)
+        write_failures(shelf.directory, self.job.architecture, "text", place.failures)
+
+    bar: Progress
+    writer: WriteBehind
+    began: float
+    done: int
