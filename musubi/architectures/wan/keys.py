@@ -127,7 +127,7 @@ def _vae_upsamples() -> tuple[Rename, ...]:
 VAE = (
     KeyMap(
         name="official",
-        marker=("encoder.conv1.weight", "decoder.upsamples.{n}.residual.2.weight", "conv2.weight"),
+        marker=("encoder.conv1.weight", "decoder.middle.0.residual.2.weight", "conv2.weight"),
     ),
     KeyMap(
         name="diffusers",

@@ -44,7 +44,7 @@ class TextEncoder(nn.Module):
         from transformers.models.umt5.modeling_umt5 import UMT5Stack
 
         config = UMT5Config(
-            vocab_size=1,  # the stack's own table is replaced by ours
+            vocab_size=vocab_size,
             d_model=dim,
             d_kv=head_dim,
             d_ff=ffn_dim,
@@ -57,7 +57,7 @@ class TextEncoder(nn.Module):
         )
         self.shared = nn.Embedding(vocab_size, dim)
         self.encoder = UMT5Stack(config)
-        del self.encoder.embed_tokens
+        del self.encoder.embed_tokens  # a second name of the same table
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Hidden states B L D.

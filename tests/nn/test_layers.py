@@ -1,0 +1,154 @@
+"""Norms, linear layers, rotary tables, causal convolution and tiles."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from musubi.nn import rope
+from musubi.nn.causal_conv import CausalConv3d, Stream
+from musubi.nn.linear import PatchEmbedding, PreciseLinear
+from musubi.nn.norm import LayerNorm, RMSNorm, modulated
+from musubi.nn.tiling import starts, tiled
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layer", [RMSNorm(32), LayerNorm(32, eps=1e-6)])
+def test_norms_compute_in_float32_and_keep_the_dtype(layer, dtype):
+    x = (torch.randn(2, 5, 32) * 30).to(dtype)
+    with torch.no_grad():
+        layer.weight.copy_(torch.rand(32) + 0.5)
+        found = layer(x)
+        wide = x.double()
+        if isinstance(layer, LayerNorm):
+            wide = wide - wide.mean(-1, keepdim=True)
+        expected = wide / (wide.square().mean(-1, keepdim=True) + 1e-6).sqrt() * layer.weight
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected.to(dtype))
+
+
+def test_modulation_is_float32():
+    x = torch.randn(2, 3, 8).bfloat16()
+    shift, scale = torch.randn(2, 1, 8), torch.randn(2, 1, 8)
+    found = modulated(x, shift, scale)
+    assert found.dtype == torch.float32
+    expected = F.layer_norm(x.float(), (8,), eps=1e-6) * (1 + scale) + shift
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_precise_linear_is_float32_whatever_surrounds_it(autocast):
+    layer = PreciseLinear(64, 8).bfloat16()
+    x = torch.randn(3, 64)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found = layer(x)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, F.linear(x, layer.weight.float(), layer.bias.float()))
+
+
+def test_patches_equal_the_convolution():
+    layer = PatchEmbedding(4, 16, (1, 2, 2))
+    x = torch.randn(2, 4, 3, 6, 8)
+    expected = nn.Conv3d.forward(layer, x).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_rotation_turns_pairs_by_position_times_frequency():
+    cos, sin = rope.table([[0, 3], [0, 1, 2]], [4, 2], theta=100.0, device=torch.device("cpu"))
+    assert cos.shape == sin.shape == (6, 3)
+    # frames 0 and 3, columns 0..2; the frequencies are 1 and 1/10 in time, 1 across
+    angles = torch.tensor([[t, t / 10, w] for t in (0.0, 3.0) for w in (0.0, 1.0, 2.0)])
+    torch.testing.assert_close(cos, angles.cos())
+    x = torch.randn(2, 6, 1, 6)
+    found = rope.rotate(x, cos, sin)
+    as_complex = torch.view_as_complex(x.unflatten(-1, (3, 2)).contiguous())
+    turned = as_complex * torch.polar(torch.ones_like(angles), angles)[:, None]
+    torch.testing.assert_close(found, torch.view_as_real(turned).flatten(-2))
+
+
+def test_attention_sees_differences_of_positions():
+    q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+
+    def score(a, b):
+        turn = [rope.table([[p]], [8], theta=1e4, device=torch.device("cpu")) for p in (a, b)]
+        return (rope.rotate(q, *turn[0]) * rope.rotate(k, *turn[1])).sum()
+
+    torch.testing.assert_close(score(2, 5), score(102, 105))
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.parametrize("chunks", [[1, 4, 4], [9], [1] * 9, [3, 1, 5]])
+def test_chunks_convolve_as_the_whole(chunks, on_host):
+    layer = CausalConv3d(2, 3, 3, padding=1).requires_grad_(False)
+    x = torch.randn(2, 2, 9, 5, 4)
+    whole = layer(x)
+    assert whole.shape == (2, 3, 9, 5, 4)
+    stream = Stream(on_host=on_host)
+    parts = [layer(part, stream) for part in x.split(chunks, dim=2)]
+    torch.testing.assert_close(torch.cat(parts, dim=2), whole)
+
+
+def test_causal_means_causal():
+    layer = CausalConv3d(2, 3, (3, 1, 1)).requires_grad_(False)
+    x = torch.randn(1, 2, 6, 2, 2)
+    other = x.clone()
+    other[:, :, 4:] = 0
+    assert torch.equal(layer(x)[:, :, :4], layer(other)[:, :, :4])
+
+
+def test_a_stream_holds_no_more_than_it_needs():
+    layer = CausalConv3d(2, 3, 3, padding=1).requires_grad_(False)
+    stream = Stream()
+    layer(torch.randn(1, 2, 50, 4, 4), stream)
+    kept = stream.recall(layer, torch.empty(0))
+    assert kept is not None
+    assert kept.untyped_storage().nbytes() == 2 * 2 * 4 * 4 * 4
+
+
+@pytest.mark.parametrize("size", [(32, 32), (80, 32), (33, 70), (100, 9)])
+def test_tiles_of_a_pointwise_network_are_the_whole(size):
+    x = torch.randn(1, 2, 3, *size)
+    found = tiled(lambda p: 3 * p + 1, x, tile=32, overlap=8, scale=Fraction(1))
+    torch.testing.assert_close(found, 3 * x + 1)
+
+
+def test_tiles_may_scale_either_way():
+    x = torch.randn(1, 2, 48, 80)
+
+    def up(p):
+        return p.repeat_interleave(8, -1).repeat_interleave(8, -2)
+
+    def down(p):
+        return F.avg_pool2d(p, 8)
+
+    torch.testing.assert_close(tiled(up, x, tile=32, overlap=8, scale=Fraction(8)), up(x))
+    torch.testing.assert_close(tiled(down, x, tile=32, overlap=8, scale=Fraction(1, 8)), down(x))
+
+
+def test_seams_are_blended():
+    # each tile answers with a constant of its own: the whole must go from one to the next in steps
+    values = iter(range(10))
+    found = tiled(
+        lambda p: torch.full_like(p, next(values)),
+        torch.zeros(1, 8, 56),
+        tile=32,
+        overlap=8,
+        scale=Fraction(1),
+    )
+    row = found[0, 0]
+    assert row[0] == 0 and row[-1] == 1
+    assert row.diff().max() < 0.2
+
+
+def test_tiles_end_flush():
+    assert starts(80, 32, 8) == [0, 24, 48]
+    assert starts(81, 32, 8) == [0, 24, 48, 49]
+    assert starts(20, 32, 8) == [0]
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(30, 8), (32, 4), (32, 32)])
+def test_tiles_that_do_not_fit_the_scale_are_refused(tile, overlap):
+    with pytest.raises(ValueError, match="do not fit"):
+        tiled(lambda p: p, torch.zeros(1, 64, 64), tile=tile, overlap=overlap, scale=Fraction(1, 8))
