@@ -1,0 +1,98 @@
+"""Every check of this project, each in an environment of its own: `nox -l` lists them.
+
+`MUSUBI_TORCH` names the torch to install (`MUSUBI_TORCH="torch==2.13.0" nox -s tests`); without it
+pip chooses one. `NOX_DEFAULT_VENV_BACKEND=virtualenv` installs with pip where uv is not wanted.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "types", "tests"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+CODE = ("musubi", "tests", "examples", "noxfile.py")
+
+
+def install(session: nox.Session, *groups: str, extras: str = "") -> None:
+    """Torch first, as the setting says, then the package as its users get it, then the groups."""
+    torch = os.environ.get("MUSUBI_TORCH")
+    pinned = [torch] if torch else []
+    if pinned:
+        session.install(*pinned)
+    needed = [line for group in groups for line in nox.project.dependency_groups(PROJECT, group)]
+    session.install(f".{extras}", *needed, *pinned)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Lint, format and spell."""
+    session.install(*nox.project.dependency_groups(PROJECT, "lint"))
+    session.run("ruff", "check", *CODE)
+    session.run("ruff", "format", "--check", *CODE)
+    session.run("codespell", *CODE, "docs", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types."""
+    install(session, "types")
+    session.run("pyright")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests against the installed package; words behind `--` go to pytest."""
+    install(session, "test")
+    workers = ("--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal")
+    session.run("pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Check that links lead somewhere, commands parse, and generated pages are current."""
+    install(session, "test")
+    session.run("pytest", "tests/test_docs.py", "tests/test_doctests.py", *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Load every example, and run the tiny one end to end."""
+    install(session, "test")
+    session.run("pytest", "tests/test_docs.py", "-k", "example")
+    session.run("python", "examples/quickstart.py", str(Path(session.create_tmp()) / "quickstart"))
+
+
+@nox.session(default=False)
+def quickstart(session: nox.Session) -> None:
+    """Cache, train, generate and merge with tiny random weights; takes about a minute."""
+    install(session)
+    session.run("python", "examples/quickstart.py", *(session.posargs or ["quickstart"]))
+
+
+@nox.session(default=False)
+def reference(session: nox.Session) -> None:
+    """Write docs/options.md anew."""
+    install(session)
+    session.run("python", "-m", "musubi.config.reference", "docs/options.md")
+
+
+@nox.session(default=False)
+def build(session: nox.Session) -> None:
+    """Build the wheel and the source archive into dist/."""
+    session.install("build")
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build")
+
+
+@nox.session(default=False)
+def gpu(session: nox.Session) -> None:
+    """Run the tests that need a CUDA device."""
+    install(session, "test")
+    session.run("pytest", "-m", "gpu", *session.posargs)
