@@ -92,7 +92,10 @@ class DtypeOptions(Options):
         group=_MODELS,
     )
     vae_dtype: str | None = option(
-        None, "Dtype of the VAE, for caching and previews.", group=_MODELS
+        None, "Dtype of the VAE in previews; its own default when not given.", group=_MODELS
+    )
+    text_encoder_dtype: str | None = option(
+        None, "Dtype of the text encoders in previews; their own when not given.", group=_MODELS
     )
 
 

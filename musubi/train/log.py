@@ -40,7 +40,7 @@ class Metrics:
                     at = entry["step"]
                 except (ValueError, KeyError, TypeError):
                     break  # the line that was being written when the run was killed
-                if at < step or (at == step and "loss" in entry):
+                if at < step or (at == step and "loss/current" in entry):
                     kept.append(line)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f"{self.path.name}.tmp")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from musubi.errors import ConfigError, MissingPackageError, did_you_mean
+from musubi.errors import ConfigError, MissingPackageError, did_you_mean, nearest
 
 # name → module, class, package to install
 _NAMED: Mapping[str, tuple[str, str, str]] = {
@@ -80,7 +80,7 @@ def find(name: str) -> type[Optimizer]:
         return getattr(torch.optim, folded[name.lower()])
     raise ConfigError(
         f"--optimizer_type {name!r} is neither known nor a class of torch.optim.",
-        fix=did_you_mean(name, [*_NAMED, *known])
+        fix=did_you_mean(name, _NAMED if nearest(name, _NAMED) else [*_NAMED, *known])
         + " A class elsewhere is named by its dotted path.",
     )
 

@@ -19,6 +19,7 @@ from musubi.train import feed, optim, seeds, state
 from musubi.train.checkpoints import Checkpoints
 from musubi.train.feed import Micro, Step
 from musubi.train.log import Figures, Metrics, Window
+from musubi.train.processes import Processes
 from musubi.train.signals import Stop
 from musubi.train.state import Position
 from musubi.train.step import Objective, without_caption
@@ -45,23 +46,6 @@ class Previews(Protocol):
     def draw(self, *, step: int, epoch: int | None) -> None:
         """Draw and write them; what fails is reported and not raised."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Processes:
-    """The processes of a run; alone when there is but one.
-
-    Args:
-        rank: Of this process.
-        world: How many.
-        total: Sums a tensor over them.
-        wait: Waits for all of them.
-    """
-
-    rank: int = 0
-    world: int = 1
-    total: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
-    wait: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -291,18 +275,21 @@ class Run:
             self._refuse(number, made.step, read)
         average = self._window.add(loss)
         self.position.window = list(self._window.losses)
-        entry = {"step": number, "epoch": epoch, "loss": loss, "loss_average": average}
-        entry |= {"lr": made.rate, "grad_norm": norm, **extra}
-        if self.processes.rank == 0:
-            self.metrics.write({k: v if math.isfinite(v) else None for k, v in entry.items()})
-        tracked = {"loss/current": loss, "loss/average": average, "lr/unet": made.rate}
-        tracked |= {"grad_norm": norm, "epoch": epoch, **extra}
+        told = {"loss/current": loss, "loss/average": average, "lr/unet": made.rate}
+        told |= {"grad_norm": norm, **extra}
         for group in self.update.optimizer.param_groups[:1]:
             if "d" in group and group["lr"] is not None:  # Prodigy and its kin
-                tracked["lr/d*lr"] = float(group["d"]) * float(group["lr"])
-        self.track(tracked, number)
+                told["lr/d*lr"] = float(group["d"]) * float(group["lr"])
+        self._record(told, number, epoch)
         if self._bar is not None:
             self._bar.advance(1, avr_loss=average)
+
+    def _record(self, figures: Mapping[str, float], step: int, epoch: int) -> None:
+        if self.processes.rank == 0:
+            # JSON has no infinity, which float16's scaler lets a gradient be.
+            finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}
+            self.metrics.write({"step": step, "epoch": epoch, **finite})
+        self.track({**figures, "epoch": epoch}, step)
 
     def _refuse(self, number: int, step: Step, read: Mapping[str, float]) -> None:
         bad = [m for m in step.micros if not math.isfinite(read.get(f"micro {m.number}", 0.0))]
@@ -349,18 +336,10 @@ class Run:
             return
         with self._aside():
             found = self.validation.measure(self.report)
-        if self.processes.rank == 0:
-            self.metrics.write({"step": self.position.step, "epoch": self.position.epoch, **found})
-        self.track(
-            {
-                "loss/validation": found["loss_validation"],
-                "loss/validation_error": found["loss_validation_error"],
-            },
-            self.position.step,
-        )
+        self._record(found, self.position.step, self.position.epoch)
         self.report.note(
-            f"Validation loss {found['loss_validation']:.5f} "
-            f"± {found['loss_validation_error']:.5f} after step {self.position.step}."
+            f"Validation loss {found['loss/validation']:.5f} "
+            f"± {found['loss/validation_error']:.5f} after step {self.position.step}."
         )
 
     def _preview_due(self, epoch_ends: bool) -> tuple[bool, bool]:

@@ -115,29 +115,17 @@ def read(folder: Path) -> State:
     """
     facts = _facts(folder)
     try:
-        parts = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
-        random = torch.load(folder / _RANDOM, map_location="cpu", weights_only=True)
-        weights = load_file(folder / _WEIGHTS)
         return State(
             position=Position(**facts["position"]),
             identity=facts["identity"],
             settings=facts["settings"],
             data=facts["data"],
-            weights=weights,
-            parts=parts,
-            random=random,
+            weights=load_file(folder / _WEIGHTS),
+            parts=_load_pickled(folder / _OPTIMIZER),
+            random=_load_pickled(folder / _RANDOM),
         )
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(
-            f"The state {folder} is broken: {error}.", fix="Resume from an older one."
-        ) from error
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise ConfigError(
-            f"The state {folder} holds something else than tensors and numbers.",
-            fix="Resume from a state that musubi wrote.",
-        ) from error
+    except (OSError, KeyError, TypeError, SafetensorError) as error:
+        raise _broken(folder, error) from error
 
 
 def find(names: Names, asked: str) -> Path | None:
@@ -233,6 +221,21 @@ def _save_pickled(path: Path, value: Any) -> None:
         torch.save(value, file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _load_pickled(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for broken files and for code in them
+        raise _broken(path.parent, error) from error
+
+
+def _broken(folder: Path, error: Exception) -> ConfigError:
+    first = str(error).strip().partition("\n")[0]
+    return ConfigError(
+        f"The state {folder} is broken, or not written by musubi: {first}.",
+        fix="Resume from an older one.",
+    )
 
 
 def _replace(temporary: Path, folder: Path) -> None:

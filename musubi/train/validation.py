@@ -69,4 +69,4 @@ class Validation:
         n = len(values)
         mean = math.fsum(values) / n
         spread = math.fsum((v - mean) ** 2 for v in values) / max(1, n - 1)
-        return {"loss_validation": mean, "loss_validation_error": math.sqrt(spread / n)}
+        return {"loss/validation": mean, "loss/validation_error": math.sqrt(spread / n)}

@@ -79,7 +79,7 @@ class Records:
         return {"latents": self.latents[list(indices)], "text": text}
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """As if the power went."""
 
 
@@ -175,7 +175,7 @@ def make_at(run: Run, position: state.Position) -> Run:
 
 @pytest.fixture
 def world() -> SimpleNamespace:
-    return SimpleNamespace(make=make, Records=Records, Dit=Dit, Runtime=Runtime, Killed=Killed)
+    return SimpleNamespace(make=make, Records=Records, Dit=Dit, Runtime=Runtime, KilledError=KilledError)
 
 
 @pytest.fixture

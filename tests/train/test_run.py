@@ -50,11 +50,11 @@ def test_a_killed_run_ends_where_the_undisturbed_one_ends(
 
     def dies(batch, number: int, micro: int) -> torch.Tensor:
         if number == killed_at:
-            raise world.Killed
+            raise world.KilledError
         return step(batch, number, micro)
 
     object.__setattr__(dying.objective, "training_loss", dies)
-    with pytest.raises(world.Killed):
+    with pytest.raises(world.KilledError):
         dying.train()
     torch.rand(3)  # whatever another process did to the generators
     resumed = world.make(tmp_path / "killed", resume="auto", **options)
@@ -75,8 +75,8 @@ def test_the_loss_falls_and_every_step_is_told(world, tmp_path: Path) -> None:
     told = lines(tmp_path)
     assert [entry["step"] for entry in told] == list(range(1, 61))
     assert [entry["epoch"] for entry in told[:9]] == [1] * 4 + [2] * 4 + [3]
-    assert told[-1]["loss_average"] < told[3]["loss_average"]
-    assert set(told[0]) == {"step", "epoch", "loss", "loss_average", "lr", "grad_norm"}
+    assert told[-1]["loss/average"] < told[3]["loss/average"]
+    assert set(told[0]) == {"step", "epoch", "loss/current", "loss/average", "lr/unet", "grad_norm"}
 
 
 def test_an_epoch_visits_every_item_once(world, tmp_path: Path) -> None:
@@ -234,8 +234,8 @@ def test_a_loss_that_is_not_finite_names_the_items(world, tmp_path: Path) -> Non
 def test_validation_is_the_same_whatever_happens_between(world, tmp_path: Path) -> None:
     run = world.make(tmp_path, held=2, validate_every_n_steps=4, learning_rate=1e-30)
     run.train()
-    found = [e["loss_validation"] for e in lines(tmp_path) if "loss_validation" in e]
-    assert [e["step"] for e in lines(tmp_path) if "loss_validation" in e] == [0, 4, 8]
+    found = [e["loss/validation"] for e in lines(tmp_path) if "loss/validation" in e]
+    assert [e["step"] for e in lines(tmp_path) if "loss/validation" in e] == [0, 4, 8]
     assert found[0] == pytest.approx(found[1]) == pytest.approx(found[2])
 
 

@@ -1,0 +1,124 @@
+"""The records of a run: cached where they are missing, opened, split, put in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from musubi.cache.encode import ensure
+from musubi.cache.open import TrainingSet, open_training_set
+from musubi.config.dataset import DatasetFile, read_dataset_config
+from musubi.config.options import own_options, paths, tokenizers
+from musubi.config.train import TrainConfig
+from musubi.data.batches import epoch_order
+from musubi.errors import ConfigError, DataError
+from musubi.spec import Architecture, Report, Task
+from musubi.train.feed import split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What a run is trained on.
+
+    Args:
+        file: The dataset file, resolved.
+        records: The training set, held-back items included.
+        training: Indices of the items that are trained on.
+        held: Indices of those that are held back.
+        digest: Of everything the order of batches depends on.
+    """
+
+    file: DatasetFile
+    records: TrainingSet
+    training: Sequence[int]
+    held: Sequence[int]
+    digest: str
+
+    def batches(self, seed: int) -> Callable[[int], list[list[int]]]:
+        """Epoch, from 1 → its batches; a function of the seed, the epoch and the data alone."""
+        items = [self.records.items[i] for i in self.training]
+
+        def of(epoch: int) -> list[list[int]]:
+            order = epoch_order(items, seed=seed, epoch=epoch, digest=self.digest)
+            return [[self.training[i] for i in batch] for batch in order]
+
+        return of
+
+    @property
+    def visits(self) -> int:
+        """Items of an epoch, repeats counted."""
+        return sum(self.records.items[i].repeats for i in self.training)
+
+
+def prepare(
+    config: TrainConfig,
+    architecture: Architecture,
+    task: Task,
+    *,
+    report: Report,
+    pin: bool,
+    device: Any = None,
+) -> Dataset:
+    """Cache what is missing as far as the encoders' files are given, and open the rest.
+
+    Raises:
+        ConfigError: There is no dataset file.
+        DataError: Nothing is left to train on, or the empty caption's record is missing.
+    """
+    if config.dataset_config is None:
+        raise ConfigError(
+            "Training needs a dataset file.", fix="Give --dataset_config data.toml."
+        )
+    file = read_dataset_config(Path(config.dataset_config), architecture)
+    files = paths(config, architecture)
+    encoders = {n: p for n, p in files.items() if n != architecture.dit.name}
+    options = own_options(config, architecture)
+    ensure(
+        file,
+        architecture,
+        task,
+        files=encoders,
+        report=report,
+        options=options,
+        tokenizers=tokenizers(config, architecture),
+        device=device,
+    )
+    records = open_training_set(
+        file, architecture, task, report=report, encoders=encoders, options=options, pin=pin
+    )
+    return divide(records, file, config)
+
+
+def divide(records: TrainingSet, file: DatasetFile, config: TrainConfig) -> Dataset:
+    """Hold items back for validation, and check what caption dropout needs."""
+    keys = [_key(item.text_path, item.dataset) for item in records.items]
+    training, held = split(keys, config.validation_split)
+    if config.validation_split and not held:
+        raise DataError(
+            f"--validation_split {config.validation_split:g} would hold back everything there is.",
+            fix="Add items, or leave it out.",
+        )
+    if config.caption_dropout_rate:
+        for dataset in sorted({item.dataset for item in records.items}):
+            records.empty_text(dataset)
+    digest = records.digest + (f"/{config.validation_split:g}" if held else "")
+    return Dataset(
+        file=file, records=records, training=training, held=held, digest=digest
+    )
+
+
+def summary(dataset: Dataset, steps_per_epoch: int) -> Mapping[str, object]:
+    """Figures for the table that is shown before the first step."""
+    return {
+        "items": len(dataset.training),
+        "items held back": len(dataset.held),
+        "items an epoch, repeats counted": dataset.visits,
+        "steps an epoch": steps_per_epoch,
+    }
+
+
+def _key(text: Path, dataset: int) -> str:
+    """All clips of one video share its text record, and go together."""
+    return f"{dataset}/{text.name}"

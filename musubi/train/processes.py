@@ -1,0 +1,105 @@
+"""The processes of a run, through accelerate; alone when there is but one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from musubi.config.train import TrainConfig
+from musubi.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """The processes of a run.
+
+    Args:
+        rank: Of this process.
+        world: How many.
+        total: Sums a tensor over them.
+        wait: Waits for all of them.
+    """
+
+    rank: int = 0
+    world: int = 1
+    total: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+    wait: Callable[[], None] = lambda: None
+
+
+def start(config: TrainConfig, trackers: list[str], logs: os.PathLike[str]) -> Accelerator:
+    """Start accelerate; without its launcher there is one process.
+
+    Raises:
+        ConfigError: The device cannot do the precision that was asked for.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    handlers: list[Any] = []
+    if config.ddp_timeout is not None:
+        handlers.append(InitProcessGroupKwargs(timeout=timedelta(minutes=config.ddp_timeout)))
+    try:
+        return Accelerator(
+            mixed_precision=config.mixed_precision,
+            log_with=trackers or None,  # type: ignore[arg-type]  # names are allowed
+            project_dir=os.fspath(logs),
+            kwargs_handlers=handlers or None,
+        )
+    except ValueError as error:
+        if "precision" not in str(error):
+            raise
+        raise ConfigError(
+            f"--mixed_precision {config.mixed_precision} cannot be used here: {error}",
+            fix="Use --mixed_precision bf16 or no.",
+        ) from error
+
+
+def processes(accelerator: Accelerator) -> Processes:
+    """What the loop needs of accelerate."""
+    if accelerator.num_processes == 1:
+        return Processes()
+
+    def total(tensor: torch.Tensor) -> torch.Tensor:
+        torch.distributed.all_reduce(tensor)
+        return tensor
+
+    return Processes(
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        total=total,
+        wait=accelerator.wait_for_everyone,
+    )
+
+
+def shared(value: T, accelerator: Accelerator) -> T:
+    """The main process's value, on all of them."""
+    if accelerator.num_processes == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
+
+
+@contextlib.contextmanager
+def first_alone(accelerator: Accelerator) -> Iterator[None]:
+    """The main process first, then the others: what it writes they find."""
+    with accelerator.main_process_first():
+        yield
+
+
+def forget() -> None:
+    """Let another run of this Python process choose its own precision."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
