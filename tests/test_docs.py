@@ -30,7 +30,9 @@ def _commands(text: str) -> list[list[str]]:
     """The words behind `musubi` on each line that begins with it."""
     lines = text.replace("\\\n", " ").splitlines()
     words = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
-    return [w[w.index("musubi") + 1 :] for w in words if w and "musubi" in w[:4] and "launch" not in w]
+    return [
+        w[w.index("musubi") + 1 :] for w in words if w and "musubi" in w[:4] and "launch" not in w
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
@@ -75,7 +77,9 @@ def test_options_named_in_pages_exist(page):
             architecture = None if name is None else registry.find(name)
             for flag in flags(command.options(architecture)).values():
                 known |= {flag.name, f"no_{flag.name}", *flag.aliases}
-    text = re.sub(r"```(?:text|toml)\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = re.sub(
+        r"```(?:text|toml)\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
     named = {
         word.replace("-", "_")
         for code in re.findall(r"`(musubi [^`]+|--[^`]+)`", text)
