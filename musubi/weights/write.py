@@ -110,7 +110,10 @@ def _atomic(path: Path, size: int | None) -> Iterator[Path]:
         _to_disk(temporary)
         temporary.replace(path)
     except OSError as error:
-        raise _explained(error, path, temporary, size) from error
+        explained = _explained(error, path, temporary, size)
+        if explained is None:
+            raise
+        raise explained from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -134,17 +137,16 @@ def _folder_to_disk(folder: Path) -> None:
             os.close(handle)
 
 
-def _explained(error: OSError, path: Path, temporary: Path, size: int | None) -> Exception:
+def _explained(error: OSError, path: Path, temporary: Path, size: int | None) -> RunError | None:
     if error.errno in _FULL:
-        if size is None:
-            with contextlib.suppress(OSError):
-                size = temporary.stat().st_size
-        needed = "" if size is None else f" It takes {size} bytes"
+        facts = []
         with contextlib.suppress(OSError):
-            free = shutil.disk_usage(path.parent).free
-            needed += f", and {free} were free." if needed else f" {free} bytes were free."
+            size = temporary.stat().st_size if size is None else size
+            facts.append(f"{size} bytes were to be written")
+        with contextlib.suppress(OSError):
+            facts.append(f"{shutil.disk_usage(path.parent).free} bytes are free")
         return RunError(
-            f"{path} could not be written: the disk is full.{needed.rstrip('.')}{'.' if needed else ''}",
+            f"{path} could not be written, because the disk is full: {', '.join(facts)}.",
             fix="Free some space, or write to another disk.",
         )
     ours = {str(path), str(temporary), str(path.parent)}
@@ -153,4 +155,4 @@ def _explained(error: OSError, path: Path, temporary: Path, size: int | None) ->
             f"{path} could not be written: {error.strerror or error}.",
             fix="Check that the folder may be written, and that no other program has the file open.",
         )
-    return error
+    return None
