@@ -77,7 +77,7 @@ COMMANDS = (
         words=("cache", "check"),
         help="Account for every file of a dataset, and show its buckets, without a GPU.",
         model=Lazy("musubi.config.cache:CacheCheckConfig"),
-        run=Lazy("musubi.data.check:run"),
+        run=Lazy("musubi.cache.check:run"),
         place="cache latents",
     ),
     Command(
