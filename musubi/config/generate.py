@@ -185,8 +185,9 @@ def _check_request(config: GenerateConfig) -> None:
             fix="Give --prompt, --from_file, --interactive or --latent_path.",
         )
     if len(given) > 1:
+        *others, last = (f"--{name}" for name in given)
         raise ConfigError(
-            f"--{given[0]} and --{given[1]} were both given.", fix="Give one of them."
+            f"{', '.join(others)} and {last} were given together.", fix="Give one of them."
         )
     if config.latent_path and config.output_type not in ("video", "images"):
         raise ConfigError(

@@ -138,8 +138,7 @@ class Session:
                 raise RunError(
                     "The decoded frames are not finite.", fix="Try --vae_dtype float32 or bfloat16."
                 )
-            levels = pictures.float().mul(255).round().clamp(0, 255).to(torch.uint8)
-            return levels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+            return np.stack([_levels(picture) for picture in pictures.unbind(1)])
 
     def free(self) -> None:
         """Let the DiT rest, unless it was handed in."""
@@ -189,15 +188,19 @@ class Session:
         if not self.task.inputs:
             return
         missing = {k: r for r in recipes if (k := _media_key(r)) not in self._media}
-        names = [
-            c.name for role in ("vae", "image") for c in self.architecture.of_role(role, self.task)
-        ]
-        for key, recipe in missing.items():
-            clip = clip_for(recipe, self.task)
-            ((record, *_),) = self.runtime.encode_media(self.nets, [clip])
-            self._media[key] = _on(record, torch.device("cpu"))
-        for name in names if missing else ():
-            if name in self.nets:
+        encoders = (
+            c for role in ("vae", "image") for c in self.architecture.of_role(role, self.task)
+        )
+        names = [c.name for c in encoders if c.name in self.nets]
+        try:
+            for name in names if missing and self.park else ():
+                self._awake(name)
+            for key, recipe in missing.items():
+                clip = clip_for(recipe, self.task)
+                ((record, *_),) = self.runtime.encode_media(self.nets, [clip])
+                self._media[key] = _on(record, torch.device("cpu"))
+        finally:
+            for name in names if missing else ():
                 self._rest(name)
 
     @contextmanager
@@ -236,6 +239,11 @@ def compute_dtype(module: nn.Module) -> torch.dtype:
         counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
     most = max(counts, key=lambda d: counts[d], default=torch.float32)
     return most if most in (torch.float32, torch.float16, torch.float64) else torch.bfloat16
+
+
+def _levels(picture: torch.Tensor) -> np.ndarray:
+    # 3 H W in [0, 1] → uint8 H W 3. A frame at a time: a long video in float32 is gigabytes.
+    return picture.mul(255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 
 def _autocast(device: torch.device, dtype: torch.dtype) -> Any:

@@ -27,7 +27,7 @@ def test_both_ways_to_say_the_size():
     ("given", "words"),
     [
         ({"save_path": "o"}, "Nothing says what to make"),
-        ({**GOOD, "interactive": True}, "--prompt and --interactive were both given"),
+        ({**GOOD, "interactive": True}, "--prompt and --interactive were given together"),
         ({"prompt": "a"}, "Nothing says where to save.*--save_path"),
         (
             {"latent_path": ["a"], "save_path": "o", "output_type": "both"},
