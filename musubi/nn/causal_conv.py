@@ -26,7 +26,24 @@ class Stream:
 
     def keep(self, layer: nn.Module, frames: torch.Tensor) -> None:
         """Keep a copy of `frames` (B C F H W), so that the tensor they are cut from can go."""
-        self._kept[layer] = frames.to("cpu") if self._on_host else frames.clone()
+        if not self._on_host:
+            self._kept[layer] = frames.clone()
+            return
+        place = self._kept.get(layer)
+        if place is None or place.shape != frames.shape:
+            place = self._kept[layer] = _host_memory(frames)
+        # Copies out and back run in the order of the device's own stream; the host never looks.
+        place.copy_(frames, non_blocking=True)
+
+
+def _host_memory(like: torch.Tensor) -> torch.Tensor:
+    if like.is_cuda:
+        try:
+            # pinned: 55 GB/s instead of 2 to 9, and no waiting
+            return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+        except RuntimeError:  # the system limits what may be pinned
+            pass
+    return torch.empty(like.shape, dtype=like.dtype)
 
 
 class CausalConv3d(nn.Conv3d):

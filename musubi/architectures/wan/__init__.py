@@ -162,7 +162,7 @@ OPTIONS = (
         name="vae_cache_cpu",
         type=bool,
         default=False,
-        help="Keep the VAE's feature cache in host memory: slower, several GB less on the device.",
+        help="Keep the VAE's feature cache in host memory: slower, 1 to 2 GB less on the device.",
         commands=("cache latents", "train", "generate"),
     ),
     Option(
