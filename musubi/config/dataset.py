@@ -1,0 +1,440 @@
+"""The dataset file: what `[general]` and `[[datasets]]` may say, and each dataset with all decided.
+
+A value is looked up in the dataset, then in `[general]`, then on the command line, then here.
+A relative path is meant from the working directory; when there is nothing, from the dataset file's
+own directory. A cache directory that does not exist yet is made where the data was found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from musubi import registry
+from musubi.errors import ConfigError, MusubiError, did_you_mean, nearest
+from musubi.spec.architecture import Architecture
+
+if sys.version_info >= (3, 11):
+    import tomllib  # pyright: ignore[reportMissingImports]
+else:
+    import tomli as tomllib
+
+Extraction = Literal["head", "chunk", "slide", "uniform", "full"]
+Kind = Literal["image", "video"]
+
+RESOLUTION = (960, 544)
+MAX_FRAMES = 129
+
+_VIDEO_KEYS = (
+    "target_frames",
+    "frame_extraction",
+    "frame_stride",
+    "frame_sample",
+    "max_frames",
+    "source_fps",
+)
+
+
+class _Keys(BaseModel):
+    """What a dataset may say; `[general]` may give a default for each key that names no path."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    resolution: int | list[int] | None = None
+    enable_bucket: bool | None = None
+    bucket_no_upscale: bool | None = None
+    caption_extension: str | None = None
+    batch_size: int | None = Field(None, ge=1)
+    num_repeats: int | None = Field(None, ge=1)
+    target_frames: list[int] | None = None
+    frame_extraction: Extraction | None = None
+    frame_stride: int | None = Field(None, ge=1)
+    frame_sample: int | None = Field(None, ge=1)
+    max_frames: int | None = Field(None, ge=1)
+    source_fps: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+
+class _Paths(_Keys):
+    cache_directory: str | None = None
+    control_directory: str | None = None
+    image_directory: str | None = None
+    image_jsonl_file: str | None = None
+    video_directory: str | None = None
+    video_jsonl_file: str | None = None
+
+
+_PLACES = ("image_directory", "image_jsonl_file", "video_directory", "video_jsonl_file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetEntry:
+    """One `[[datasets]]` table with every value decided.
+
+    Args:
+        index: Its number in the file, from 0.
+        kind: Whether its files are images or videos.
+        directory: Where the files lie, or None when they are listed.
+        jsonl_file: The list of files, or None.
+        control_directory: Where control files lie, or None.
+        cache_directory: Where records are kept; no other dataset has the same.
+        resolution: Width and height in pixels; with buckets, their product is what counts.
+        enable_bucket: Choose among sizes of about one area by aspect ratio.
+        bucket_no_upscale: Leave what is smaller than the area at its own size.
+        caption_extension: With its dot; None only for listed files.
+        batch_size: Most items of a batch.
+        num_repeats: How often an epoch visits each item.
+        target_frames: Clip lengths at the model's frame rate, ascending, each once.
+        frame_extraction: Where in a video clips are cut.
+        frame_stride: Frames from one start to the next, for "slide".
+        frame_sample: Number of clips, for "uniform".
+        max_frames: Longest clip, for "full".
+        source_fps: Taken for the frame rate of every video instead of its own time stamps.
+        temporal_multiple: Of the architecture: clips have so many frames, k times, and one.
+        options: The architecture's own keys, defaults filled in.
+    """
+
+    index: int
+    kind: Kind
+    cache_directory: Path
+    directory: Path | None = None
+    jsonl_file: Path | None = None
+    control_directory: Path | None = None
+    resolution: tuple[int, int] = RESOLUTION
+    enable_bucket: bool = False
+    bucket_no_upscale: bool = False
+    caption_extension: str | None = None
+    batch_size: int = 1
+    num_repeats: int = 1
+    target_frames: tuple[int, ...] = (1,)
+    frame_extraction: Extraction = "head"
+    frame_stride: int = 1
+    frame_sample: int = 1
+    max_frames: int = MAX_FRAMES
+    source_fps: float | None = None
+    temporal_multiple: int = 4
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def place(self) -> Path:
+        """The directory or the list that its files come from."""
+        found = self.directory or self.jsonl_file
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFile:
+    """A dataset file that was read and checked.
+
+    Args:
+        path: The file.
+        datasets: In the order of the file.
+        notes: What was understood otherwise than it was written: one line each, to be reported.
+    """
+
+    path: Path
+    datasets: tuple[DatasetEntry, ...]
+    notes: tuple[str, ...] = ()
+
+
+def read_dataset_config(
+    path: str | Path,
+    architecture: Architecture,
+    *,
+    command_line: Mapping[str, Any] | None = None,
+) -> DatasetFile:
+    """Read a dataset file, TOML or JSON.
+
+    Args:
+        path: The file.
+        architecture: Its own keys are allowed, and those of other installed ones are passed over.
+        command_line: Options that stand in where the file says nothing; None is "not given".
+
+    Raises:
+        ConfigError: The file cannot be read, or a key or a value in it cannot be used.
+    """
+    path = Path(path)
+    content = _content(path)
+    own = {o.name: (o.type | None, None) for o in architecture.dataset_options}
+    for option in _of_others(architecture):
+        own.setdefault(option, (Any, None))
+    general_model: type[_Keys] = create_model("General", __base__=_Keys, **own)  # type: ignore[call-overload]
+    dataset_model: type[_Paths] = create_model("Dataset", __base__=_Paths, **own)  # type: ignore[call-overload]
+    if unknown := [key for key in content if key not in ("general", "datasets")]:
+        known = [*dataset_model.model_fields, "general", "datasets"]
+        raise ConfigError(
+            f"{path}: {unknown[0]!r} stands outside of [general] and [[datasets]].",
+            fix="Put it under one of them."
+            if unknown[0] in dataset_model.model_fields
+            else did_you_mean(unknown[0], known),
+        )
+    general = _checked(general_model, content.get("general", {}), f"{path}, [general]")
+    tables = content.get("datasets", [])
+    if not isinstance(tables, list) or not tables:
+        raise ConfigError(
+            f"{path} names no dataset.",
+            fix="Add a [[datasets]] table with image_directory, video_directory, image_jsonl_file "
+            "or video_jsonl_file.",
+        )
+    notes: list[str] = []
+    entries: list[DatasetEntry] = []
+    fallback = {k: v for k, v in (command_line or {}).items() if v is not None}
+    for index, table in enumerate(tables):
+        where = f"{path}, [[datasets]] number {index + 1}"
+        given = {**fallback, **_given(general), **_given(_checked(dataset_model, table, where))}
+        own_table = table if isinstance(table, dict) else {}
+        entries.append(_entry(index, given, own_table, where, path, architecture, notes))
+    _refuse_shared_caches(path, entries)
+    return DatasetFile(path=path, datasets=tuple(entries), notes=tuple(dict.fromkeys(notes)))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"The dataset file {path} does not exist.", fix=_near(path, "Check --dataset_config.")
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text.", fix="Save it as UTF-8.") from error
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
+        raise ConfigError(
+            f"{path} is not {kind}: {str(error).rstrip('.')}.",
+            fix="Texts stand in quotes, lists in brackets; a Windows path stands in 'single' quotes."
+            if kind == "TOML"
+            else "Texts and keys stand in double quotes.",
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}.", fix="Check --dataset_config."
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is not a table.", fix='Write {"datasets": [...]}.')
+    return content
+
+
+def _of_others(architecture: Architecture) -> set[str]:
+    """Dataset keys of other installed architectures: one file may serve several."""
+    found: set[str] = set()
+    for name in registry.names():
+        if name != architecture.name:
+            try:
+                found |= {o.name for o in registry.find(name).dataset_options}
+            except MusubiError:  # a broken plugin is not this dataset's concern
+                continue
+    return found
+
+
+def _checked(model: type[_Keys], table: Any, where: str) -> _Keys:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where} is not a table.", fix="Write keys and values under it.")
+    for key in table:
+        if key not in model.model_fields:
+            if key in _Paths.model_fields:
+                raise ConfigError(
+                    f"{where}: {key!r} belongs to one dataset.", fix="Move it into [[datasets]]."
+                )
+            raise ConfigError(
+                f"{where}: {key!r} is not a known key.", fix=did_you_mean(key, model.model_fields)
+            )
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        raise ConfigError(
+            f"{where}: {key} = {table[key]!r} cannot be used.", fix=_advice(key, first["msg"])
+        ) from error
+
+
+def _advice(key: str, message: str) -> str:
+    if key == "resolution":
+        return "Write a number or [width, height], in whole pixels."
+    if key == "target_frames":
+        return "Write a list of whole numbers, such as [1, 25, 49]."
+    return message.replace("Input should be", "It should be").rstrip(".") + "."
+
+
+def _given(table: _Keys) -> dict[str, Any]:
+    return {k: v for k, v in table.model_dump(exclude_unset=True).items() if v is not None}
+
+
+def _entry(
+    index: int,
+    given: dict[str, Any],
+    table: Mapping[str, Any],
+    where: str,
+    path: Path,
+    architecture: Architecture,
+    notes: list[str],
+) -> DatasetEntry:
+    places = [key for key in _PLACES if key in given]
+    if len(places) != 1:
+        raise ConfigError(
+            f"{where} names {' and '.join(places)}."
+            if places
+            else f"{where} names no directory and no list of files.",
+            fix=f"Give one of {', '.join(_PLACES)}.",
+        )
+    key = places[0]
+    kind: Kind = "image" if key.startswith("image") else "video"
+    listed = key.endswith("jsonl_file")
+    if kind == "image" and (wrong := [k for k in _VIDEO_KEYS if k in table]):
+        raise ConfigError(
+            f"{where}: {wrong[0]!r} means nothing for images.",
+            fix="Remove it, or give video_directory or video_jsonl_file.",
+        )
+    place, base = _found(given[key], path.parent)
+    if not (place.is_file() if listed else place.is_dir()):
+        what = "file" if listed else "directory"
+        raise ConfigError(
+            f"{where}: the {what} {given[key]!r} of {key} does not exist.",
+            fix=_near(place, "Check the path; a Windows path stands in 'single' quotes."),
+        )
+    if listed and "cache_directory" not in given:
+        raise ConfigError(
+            f"{where} has {key} and no cache_directory.",
+            fix="Give a cache_directory: a list of files has no directory to keep records in.",
+        )
+    control = None
+    if "control_directory" in given:
+        if listed:
+            raise ConfigError(
+                f"{where}: control_directory means nothing beside {key}.",
+                fix="Write control_path into the lines of the list.",
+            )
+        control, _ = _found(given["control_directory"], path.parent)
+        if not control.is_dir():
+            raise ConfigError(
+                f"{where}: the directory {given['control_directory']!r} of control_directory does not exist.",
+                fix=_near(control, "Check the path."),
+            )
+    cache = place
+    if "cache_directory" in given:
+        cache, _ = _found(given["cache_directory"], path.parent, base)
+        if cache.exists() and not cache.is_dir():
+            raise ConfigError(
+                f"{where}: {given['cache_directory']!r} of cache_directory is a file.",
+                fix="Give a directory; it is made when it does not exist.",
+            )
+    extension = _extension(given.get("caption_extension"), listed, where, notes)
+    plain = ("batch_size", "num_repeats", "enable_bucket", "bucket_no_upscale", *_VIDEO_KEYS[1:])
+    return DatasetEntry(
+        index=index,
+        kind=kind,
+        directory=None if listed else place,
+        jsonl_file=place if listed else None,
+        control_directory=control,
+        cache_directory=cache,
+        resolution=_resolution(given, where, architecture),
+        caption_extension=extension,
+        target_frames=_lengths(given, kind, where, architecture, notes),
+        temporal_multiple=architecture.temporal_multiple,
+        options={o.name: given.get(o.name, o.default) for o in architecture.dataset_options},
+        **{name: given[name] for name in plain if name in given},
+    )
+
+
+def _extension(text: str | None, listed: bool, where: str, notes: list[str]) -> str | None:
+    if listed:
+        return None
+    if not text:
+        raise ConfigError(
+            f"{where} does not say where captions are: caption_extension is not given.",
+            fix='Write caption_extension = ".txt".',
+        )
+    if text.startswith((".", "_", "-")):  # "_caption.txt" has always worked too
+        return text
+    notes.append(f'{where}: caption_extension = "{text}" is read as ".{text}".')
+    return f".{text}"
+
+
+def _resolution(
+    given: Mapping[str, Any], where: str, architecture: Architecture
+) -> tuple[int, int]:
+    value, multiple = given.get("resolution", RESOLUTION), architecture.spatial_multiple
+    sides = (value, value) if isinstance(value, int) else tuple(value)
+    if len(sides) != 2 or min(sides) < multiple:
+        raise ConfigError(
+            f"{where}: resolution = {value!r} cannot be used.",
+            fix=f"Write a number or [width, height], each at least {multiple}.",
+        )
+    if not given.get("enable_bucket", False) and any(side % multiple for side in sides):
+        whole = [side // multiple * multiple for side in sides]
+        raise ConfigError(
+            f"{where}: resolution = {value!r} is not a multiple of {multiple}, which "
+            f"{architecture.title} needs.",
+            fix=f"Write resolution = {whole}, or enable_bucket = true.",
+        )
+    return sides[0], sides[1]
+
+
+def _lengths(
+    given: Mapping[str, Any], kind: Kind, where: str, architecture: Architecture, notes: list[str]
+) -> tuple[int, ...]:
+    """Clip lengths, rounded down to what the architecture takes, ascending, each once."""
+    if kind == "image":
+        return (1,)
+    asked = list(given.get("target_frames", [1]))
+    if not asked or min(asked) < 1:
+        raise ConfigError(
+            f"{where}: target_frames = {asked} cannot be used.",
+            fix="Write a list of numbers from 1 up, such as [1, 25, 49].",
+        )
+    step = architecture.temporal_multiple
+    rounded = {n: (n - 1) // step * step + 1 for n in asked}
+    changed = [f"{n} to {m}" for n, m in sorted(rounded.items()) if n != m]
+    if changed and given.get("frame_extraction") != "full":
+        notes.append(
+            f"{where}: clips have {step} * k + 1 frames; target_frames rounded down: "
+            f"{', '.join(changed)}."
+        )
+    return tuple(sorted(set(rounded.values())))
+
+
+def _refuse_shared_caches(path: Path, entries: Iterable[DatasetEntry]) -> None:
+    seen: dict[str, int] = {}
+    for entry in entries:
+        key = os.path.normcase(entry.cache_directory.resolve())
+        if key in seen:
+            raise ConfigError(
+                f"{path}: datasets number {seen[key] + 1} and {entry.index + 1} have one "
+                f"cache_directory, {entry.cache_directory}.",
+                fix="Give each dataset a cache_directory of its own.",
+            )
+        seen[key] = entry.index
+
+
+def _found(text: str, home: Path, base: Path | None = None) -> tuple[Path, Path]:
+    """The path that is meant, and the directory it was meant from.
+
+    Args:
+        text: As written.
+        home: The directory of the dataset file.
+        base: Where to put what does not exist; the working directory when None.
+    """
+    path = Path(text).expanduser()
+    here = Path()
+    if path.is_absolute() or path.exists():
+        return path, here
+    if (home / path).exists():
+        return home / path, home
+    return (base or here) / path, base or here
+
+
+def _near(path: Path, otherwise: str) -> str:
+    try:
+        names = sorted(p.name for p in path.parent.iterdir())
+    except OSError:
+        return otherwise
+    close = nearest(path.name, names)
+    return f"Did you mean {path.parent / close}?" if close else otherwise
