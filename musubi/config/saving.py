@@ -151,4 +151,10 @@ class HubOptions(Options):
         "private", "Visibility of a repository that is created.", group=_HUB
     )
     save_state_to_huggingface: bool = option(False, "Upload states too.", group=_HUB)
+    resume_from_huggingface: bool = option(
+        False,
+        "--resume names a state on the hub: user/repo/path, user/repo/path:revision or "
+        "user/repo/path:revision:model.",
+        group=_HUB,
+    )
     async_upload: bool = option(False, "Train on while files are uploaded.", group=_HUB)

@@ -197,6 +197,11 @@ def _check_names(config: TrainConfig) -> None:
             f"--output_name {name!r} cannot be part of a file name.",
             fix="Give a plain name, and folders with --output_dir.",
         )
+    if config.resume_from_huggingface and config.resume in (None, "auto"):
+        raise ConfigError(
+            "--resume_from_huggingface was given without a place.",
+            fix="Give --resume user/repo/path.",
+        )
     if config.save_state_to_huggingface and not (
         config.huggingface_repo_id and (config.save_state or config.save_state_on_train_end)
     ):

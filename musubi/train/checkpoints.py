@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from musubi.config.saving import SavingOptions
-from musubi.errors import RunError
+from musubi.errors import MusubiError, RunError
 from musubi.weights.write import verify
 
 
@@ -79,12 +79,16 @@ class Checkpoints:
         options: What is kept.
         write: Writes the weights to a path.
         write_state: Writes the state to a directory.
+        saved: Told of each checkpoint that is whole.
+        state_saved: Told of each state that is whole.
     """
 
     names: Names
     options: SavingOptions
     write: Callable[[Path], None]
     write_state: Callable[[Path], None]
+    saved: Callable[[Path], None] | None = None
+    state_saved: Callable[[Path], None] | None = None
 
     def due(self, *, step: int, epoch: int, epoch_ends: bool, last: bool) -> list[tuple[str, Path]]:
         """(kind, path) of the checkpoints to write after a step."""
@@ -111,25 +115,32 @@ class Checkpoints:
             RunError: It could not be written; earlier checkpoints are untouched.
         """
         self._written(path)
+        if self.saved is not None:
+            self.saved(path)
         state = self.options.save_state
         if kind == "final":
             state = state or self.options.save_state_on_train_end
         if state:
-            self.write_state(self.names.state(path))
+            self._write_state(self.names.state(path))
         self._prune(kind, number, state=state)
 
     def save_state(self, step: int) -> Path:
         """Write the state alone, for a run that is being stopped; its directory."""
         path = self.names.state(self.names.step(step))
-        self.write_state(path)
+        self._write_state(path)
         return path
+
+    def _write_state(self, folder: Path) -> None:
+        self.write_state(folder)
+        if self.state_saved is not None:
+            self.state_saved(folder)
 
     def _written(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.write(path)
             verify(path)
-        except RunError as error:
+        except MusubiError as error:
             kept = max(
                 (p for p in self.names.folder.glob("*.safetensors") if p != path),
                 key=lambda p: p.stat().st_mtime,

@@ -68,9 +68,7 @@ def prepare(
         DataError: Nothing is left to train on, or the empty caption's record is missing.
     """
     if config.dataset_config is None:
-        raise ConfigError(
-            "Training needs a dataset file.", fix="Give --dataset_config data.toml."
-        )
+        raise ConfigError("Training needs a dataset file.", fix="Give --dataset_config data.toml.")
     file = read_dataset_config(Path(config.dataset_config), architecture)
     files = paths(config, architecture)
     encoders = {n: p for n, p in files.items() if n != architecture.dit.name}
@@ -104,9 +102,7 @@ def divide(records: TrainingSet, file: DatasetFile, config: TrainConfig) -> Data
         for dataset in sorted({item.dataset for item in records.items}):
             records.empty_text(dataset)
     digest = records.digest + (f"/{config.validation_split:g}" if held else "")
-    return Dataset(
-        file=file, records=records, training=training, held=held, digest=digest
-    )
+    return Dataset(file=file, records=records, training=training, held=held, digest=digest)
 
 
 def summary(dataset: Dataset, steps_per_epoch: int) -> Mapping[str, object]:

@@ -200,7 +200,7 @@ class Run:
 
         for first in stream:
             _, epoch, step, _, _ = first[0]
-            self.position.epoch = epoch
+            self.position.epoch, self.position.size = epoch, len(self.batches(epoch))
             yield step, of_one(first)
 
     def _step(self, step: Step, loaded: Iterator[tuple[Micro, Any]]) -> None:
@@ -373,8 +373,7 @@ class Run:
     # places
 
     def _epoch_is_over(self) -> bool:
-        epoch = self.position.epoch
-        return epoch > 0 and self.position.batch >= len(self.batches(epoch))
+        return self.position.epoch > 0 and self.position.batch >= self.position.size
 
     def _steps_per_epoch(self, epoch: int) -> int:
         return feed.steps_per_epoch(

@@ -38,12 +38,14 @@ class Position:
         step: Optimizer steps made.
         epoch: Of the last step, from 1; 0 before the first.
         batch: Batches of that epoch used up, over all processes.
+        size: Batches that the epoch has.
         window: The losses that the running average is taken over.
     """
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    size: int = 0
     window: list[float] = field(default_factory=list)
 
 

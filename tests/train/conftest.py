@@ -175,7 +175,9 @@ def make_at(run: Run, position: state.Position) -> Run:
 
 @pytest.fixture
 def world() -> SimpleNamespace:
-    return SimpleNamespace(make=make, Records=Records, Dit=Dit, Runtime=Runtime, KilledError=KilledError)
+    return SimpleNamespace(
+        make=make, Records=Records, Dit=Dit, Runtime=Runtime, KilledError=KilledError
+    )
 
 
 @pytest.fixture

@@ -1,0 +1,82 @@
+"""`musubi train`: puts a run together, and starts it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from musubi.config.resolve import to_toml
+from musubi.config.train import TrainConfig
+from musubi.errors import RunError
+from musubi.nn import attention
+from musubi.spec import Architecture, Quiet, Report
+from musubi.train import log, processes, timesteps
+from musubi.train.checkpoints import Names
+from musubi.train.setup import Setup, output_name
+from musubi.train.signals import Stop
+from musubi.weights.write import atomic
+
+
+def run(config: TrainConfig, architecture: Architecture, report: Report) -> None:
+    """Train.
+
+    Raises:
+        MusubiError: Something given cannot be used, or the run had to stop.
+        StoppedError: The user asked to stop; the state is saved.
+    """
+    names = Names(Path(config.output_dir), output_name(config, architecture))
+    if config.show_timesteps is not None:
+        timesteps.show(config, names.own / "timesteps.png", report)
+        return
+    _make_folder(names)
+    trackers = log.trackers(config)
+    accelerator = processes.start(config, trackers, _log_folder(config, names))
+    try:
+        said = report if accelerator.is_main_process else Quiet()
+        stop = Stop(said)
+        setup = Setup(config, architecture, names, accelerator, said, stop)
+        with attention.use(config.attention, split=config.split_attn):
+            ready = setup.build(trackers)
+            if accelerator.is_main_process:
+                _write_config(setup.config, architecture, names)
+            try:
+                with stop:
+                    ready.train()
+            finally:
+                setup.finish()
+    finally:
+        accelerator.end_training()
+        processes.forget()
+
+
+def _log_folder(config: TrainConfig, names: Names) -> Path:
+    if config.logging_dir is None:
+        return names.own
+    return Path(config.logging_dir) / f"{config.log_prefix or ''}{time.strftime('%Y%m%d%H%M%S')}"
+
+
+def _make_folder(names: Names) -> None:
+    try:
+        names.own.mkdir(parents=True, exist_ok=True)
+        probe = names.own / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise RunError(
+            f"The folder {names.own} cannot be written: {error.strerror or error}.",
+            fix="Give another --output_dir, one that is a folder and may be written.",
+        ) from error
+
+
+def _write_config(config: TrainConfig, architecture: Architecture, names: Names) -> None:
+    """The resolved settings, so that `--config …/config.toml --resume auto` goes on."""
+    kept = config.model_copy(update=dict.fromkeys((*log.SECRETS, "resume")))
+    kept = kept.model_copy(update={"resume_from_huggingface": False})
+    try:
+        with atomic(names.own / "config.toml") as path:
+            path.write_text(to_toml(kept, architecture), encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"{names.own / 'config.toml'} cannot be written: {error.strerror or error}.",
+            fix="Make room on the disk, or give another --output_dir.",
+        ) from error

@@ -1,0 +1,427 @@
+"""From settings to a run that is ready to start: data, networks, optimizer, state, trackers."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from musubi.config.optimization import literals
+from musubi.config.options import own_options, paths, tokenizers
+from musubi.config.task import Choice, choose_task
+from musubi.config.train import TrainConfig
+from musubi.errors import ConfigError
+from musubi.generate.session import Session, compute_dtype
+from musubi.memory import recompute
+from musubi.spec import Architecture, Report
+from musubi.train import (
+    adapters,
+    dataset,
+    feed,
+    log,
+    optim,
+    preview,
+    processes,
+    schedule,
+    seeds,
+    state,
+)
+from musubi.train import metadata as facts
+from musubi.train.checkpoints import Checkpoints, Names
+from musubi.train.dataset import Dataset
+from musubi.train.run import Run, snapshot
+from musubi.train.signals import Stop
+from musubi.train.step import Objective
+from musubi.train.trainee import Trainee, Whole
+from musubi.train.update import Update
+from musubi.train.upload import Upload, download_state
+from musubi.train.validation import Validation
+from musubi.weights.dtypes import dtype_name, parse_dtype
+from musubi.weights.load import inspect
+from musubi.weights.nets import Nets
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# Kept as the state has them when a run goes on: the optimizer and the schedule carry them.
+DECIDED = ("learning_rate", "optimizer_args", "seed")
+
+
+def output_name(config: TrainConfig, architecture: Architecture) -> str:
+    """`--output_name`, or the architecture's name and what is trained."""
+    return config.output_name or f"{architecture.name}-{'full' if config.full else 'lora'}"
+
+
+class Setup:
+    """Everything a run is made of, in the order it is made.
+
+    Args:
+        config: What was asked for; afterwards with the seed that was chosen.
+        architecture: Of the networks.
+        names: Of the run's files.
+        accelerator: The processes and the device.
+        report: Told what is used.
+        stop: Set by Ctrl+C.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        architecture: Architecture,
+        names: Names,
+        accelerator: Accelerator,
+        report: Report,
+        stop: Stop,
+    ) -> None:
+        self.architecture = architecture
+        self.names = names
+        self.accelerator = accelerator
+        self.report = report
+        self.stop = stop
+        self.started = time.time()
+        self.upload: Upload | None = None
+        self.state, self.folder = self._find_state(config)
+        self.config = self._with_seed(config)
+
+    def build(self, trackers: list[str]) -> Run:
+        """The run.
+
+        Raises:
+            MusubiError: Something given cannot be used.
+        """
+        config, architecture = self.config, self.architecture
+        seed = config.seed or 0
+        seeds.seed_everything(seed)
+        choice = self._choose_task()
+        with processes.first_alone(self.accelerator):
+            data = dataset.prepare(
+                config,
+                architecture,
+                choice.task,
+                report=self.report,
+                pin=self.accelerator.device.type == "cuda",
+                device=self.accelerator.device,
+            )
+        nets = self._nets()
+        gallery = self._gallery(choice, nets)
+        dit = nets[architecture.dit.name]
+        if gallery is not None:
+            gallery.session.dit = dit
+        trainee = self._trainee(dit)
+        if config.gradient_checkpointing:
+            recompute.apply(dit, architecture.dit.traits)
+        batches = data.batches(seed)
+        per_epoch = feed.steps_per_epoch(
+            len(batches(1)), config.gradient_accumulation_steps, self.accelerator.num_processes
+        )
+        total = (
+            config.max_train_epochs * per_epoch
+            if config.max_train_epochs
+            else config.max_train_steps
+        )
+        update = self._update(trainee, total)
+        objective = Objective(
+            architecture.runtime(architecture, choice.task, own_options(config, architecture)),
+            dit,
+            config,
+            self.accelerator.device,
+            self._autocast(dit),
+            seed,
+        )
+        position = self._resume(trainee, update, data)
+        run = Run(
+            config=config,
+            report=self.report,
+            objective=objective,
+            trainee=trainee,
+            update=update,
+            source=data.records,
+            names=[item.name for item in data.records.items],
+            batches=batches,
+            total=total,
+            seed=seed,
+            position=position,
+            metrics=log.Metrics(self.names.own / "metrics.jsonl"),
+            track=lambda values, step: self.accelerator.log(dict(values), step=step),
+            checkpoints=Checkpoints(self.names, config, lambda p: None, lambda p: None),
+            processes=processes.processes(self.accelerator),
+            validation=self._validation(objective, data),
+            previews=gallery,
+            stop=self.stop,
+        )
+        about = facts.Facts(
+            config=config,
+            architecture=architecture,
+            choice=choice,
+            data=data,
+            name=self.names.name,
+            started=self.started,
+            steps_per_epoch=per_epoch,
+            batches_per_epoch=len(batches(1)),
+            total=total,
+            optimizer=optim.describe(update.optimizer, self._optimizer_arguments()),
+            trainee=trainee,
+        )
+        run.checkpoints = self._checkpoints(run, trainee, data, about)
+        self._start_trackers(trackers, position.step)
+        self._tell(trainee, data, per_epoch, total)
+        return run
+
+    def finish(self) -> None:
+        """Wait for uploads."""
+        if self.upload is not None:
+            self.upload.finish()
+
+    # what a run goes on from
+
+    def _find_state(self, config: TrainConfig) -> tuple[state.State | None, Path | None]:
+        if config.resume is None:
+            return None, None
+        asked = config.resume
+        if config.resume_from_huggingface:
+            asked = str(download_state(asked, config.huggingface_token))
+        found = state.find(self.names, asked)
+        if found is None:
+            self.report.note(
+                f"There is no state of {self.names.name!r} in {self.names.folder} to go on from; "
+                "the run starts from the beginning."
+            )
+            return None, None
+        return state.read(found), found
+
+    def _with_seed(self, config: TrainConfig) -> TrainConfig:
+        seed = config.seed
+        if self.state is not None:
+            seed = self.state.settings.get("seed", seed)
+        if seed is None:
+            seed = processes.shared(secrets.randbelow(2**32), self.accelerator)
+        if config.seed is not None and seed != config.seed:
+            self.report.warn(f"The seed stays {seed} as in the state, not {config.seed}.")
+        return config.model_copy(update={"seed": seed})
+
+    def _resume(self, trainee: Trainee, update: Update, data: Dataset) -> state.Position:
+        if self.state is None or self.folder is None:
+            return state.Position()
+        state.check(self.state, self._identity(trainee), trainee.tensors(), self.folder)
+        for sentence in state.changed(self.state, self._settings(), DECIDED):
+            self.report.warn(sentence)
+        state.apply(self.state, trainee, update)
+        position = self.state.position
+        if self.state.data != data.digest and position.epoch:
+            # What was used up of the epoch says nothing about the new order.
+            ended = position.batch >= position.size
+            size = len(data.batches(self.config.seed or 0)(position.epoch))
+            position.batch, position.size = (size if ended else 0), size
+            self.report.warn(
+                "The dataset is not the one of the state: its epoch starts again, with the new data."
+            )
+        self.report.note(f"Going on from {self.folder}, after step {position.step}.")
+        return position
+
+    def _identity(self, trainee: Trainee) -> dict[str, Any]:
+        return {
+            "architecture": self.architecture.name,
+            "optimizer": self.config.optimizer_type.lower(),
+            **trainee.identity(),
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        settings = self.config.model_dump(mode="json")
+        return {k: v for k, v in settings.items() if k not in log.SECRETS}
+
+    # networks
+
+    def _choose_task(self) -> Choice:
+        dit = self.architecture.dit
+        given = paths(self.config, self.architecture)
+        if dit.name not in given:
+            raise ConfigError(
+                f"Training needs --{dit.name}: {dit.help}", fix=f"Add --{dit.name} PATH."
+            )
+        numbers = inspect(dit, given[dit.name]).numbers
+        return choose_task(self.architecture, self.config.task, numbers, given[dit.name])
+
+    def _nets(self) -> Nets:
+        config, architecture = self.config, self.architecture
+        flags = {
+            "vae": config.vae_dtype,
+            "text": config.text_encoder_dtype,
+            "dit": config.dit_dtype,
+        }
+        if config.full and config.dit_dtype is None:
+            flags["dit"] = "float32"
+        given = {c.name: flags.get(c.role) for c in architecture.components}
+        transforms = {}
+        if config.base_weights:
+            transforms[architecture.dit.name] = adapters.base_weights(
+                config.base_weights, config.base_weights_multiplier or [], architecture
+            )
+        return Nets(
+            architecture,
+            paths(config, architecture),
+            device=self.accelerator.device,
+            dtypes={name: parse_dtype(text) for name, text in given.items() if text is not None},
+            tokenizers=tokenizers(config, architecture),
+            transforms=transforms,
+            report=self.report,
+        )
+
+    def _trainee(self, dit: nn.Module) -> Trainee:
+        config = self.config
+        dtype = parse_dtype(config.save_precision)
+        if config.full:
+            return Whole(dit, save_dtype=dtype, fp32=self.architecture.dit.traits.fp32)
+        return adapters.create(dit, config, self.architecture, save_dtype=dtype, report=self.report)
+
+    def _autocast(self, dit: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
+        if self.accelerator.mixed_precision != "no":
+            return self.accelerator.autocast
+        # Weights in half precision compute in it; without autocast they would meet float32.
+        dtype = compute_dtype(dit)
+        if dtype == torch.float32:
+            return nullcontext
+        self.report.note(f"The DiT's weights are {dtype_name(dtype)}, and so it computes.")
+        return lambda: torch.autocast(self.accelerator.device.type, dtype=dtype)
+
+    def _gallery(self, choice: Choice, nets: Nets) -> preview.Gallery | None:
+        """Previews, their prompts encoded; before the DiT is loaded, so that both never meet."""
+        config, architecture = self.config, self.architecture
+        if config.sample_prompts is None or not self.accelerator.is_main_process:
+            return None
+        self._check_preview_files(choice)
+        options = own_options(config, architecture)
+        prompts = preview.read_prompts(
+            config.sample_prompts,
+            architecture,
+            choice,
+            options,
+            seed=config.seed or 0,
+            report=self.report,
+        )
+        session = Session(
+            architecture,
+            choice.task,
+            options,
+            nets,
+            device=self.accelerator.device,
+            report=self.report,
+        )
+        session.prepare([prompt.recipe for prompt in prompts])
+        return preview.Gallery(
+            session,
+            prompts,
+            self.names.folder / "sample",
+            self.names.name,
+            facts={"architecture": architecture.name, "task": choice.task.name},
+            report=self.report,
+        )
+
+    def _check_preview_files(self, choice: Choice) -> None:
+        given = paths(self.config, self.architecture)
+        for name in choice.task.components:
+            component = self.architecture.component(name)
+            if name not in given and component.role in ("vae", "text"):
+                raise ConfigError(
+                    f"Previews need --{name}: {component.help}",
+                    fix=f"Add --{name} PATH, or leave out --sample_prompts.",
+                )
+
+    # training
+
+    def _optimizer_arguments(self) -> dict[str, Any]:
+        return literals(self.config.optimizer_args, "optimizer_args")
+
+    def _update(self, trainee: Trainee, total: int) -> Update:
+        config = self.config
+        rate = config.learning_rate_or_default
+        optimizer = optim.create(
+            config.optimizer_type,
+            trainee.groups(rate),
+            lr=rate,
+            arguments=self._optimizer_arguments(),
+        )
+        group = processes.processes(self.accelerator)
+        return Update(
+            trainee.parameters(),
+            optimizer,
+            schedule.create(config, optimizer, total),
+            self.accelerator.scaler,
+            config.max_grad_norm,
+            group.world,
+            group.total,
+        )
+
+    def _validation(self, objective: Objective, data: Dataset) -> Validation | None:
+        if not data.held:
+            return None
+        config, group = self.config, processes.processes(self.accelerator)
+        high = 1000 if config.max_timestep is None else config.max_timestep
+        return Validation(
+            objective,
+            data.held,
+            {i: data.records.items[i].key for i in data.held},
+            data.records.load,
+            config.validation_timesteps,
+            ((config.min_timestep or 0) / 1000, high / 1000),
+            group.rank,
+            group.world,
+            group.total,
+        )
+
+    def _checkpoints(
+        self, run: Run, trainee: Trainee, data: Dataset, about: facts.Facts
+    ) -> Checkpoints:
+        config = self.config
+        if config.huggingface_repo_id and self.accelerator.is_main_process:
+            self.upload = Upload(config, self.report)
+
+        def write(path: Path) -> None:
+            with optim.averaged(run.update.optimizer):
+                trainee.write(path, about.at(run.position))
+
+        def write_state(folder: Path) -> None:
+            held = snapshot(
+                run, identity=self._identity(trainee), settings=self._settings(), data=data.digest
+            )
+            state.write(folder, held)
+
+        return Checkpoints(
+            self.names,
+            config,
+            write,
+            write_state,
+            saved=None if self.upload is None else self.upload.checkpoint,
+            state_saved=None if self.upload is None else self.upload.state,
+        )
+
+    # telling
+
+    def _start_trackers(self, trackers: list[str], step: int) -> None:
+        config = self.config
+        log.wandb_login(config, trackers)
+        if not trackers or not self.accelerator.is_main_process:
+            return
+        settings = log.plain(self._settings()) if config.log_config else None
+        self.accelerator.init_trackers(
+            config.log_tracker_name or "network_train",
+            config=settings,
+            init_kwargs=log.tracker_arguments(config, step=step),
+        )
+
+    def _tell(self, trainee: Trainee, data: Dataset, per_epoch: int, total: int) -> None:
+        figures: Mapping[str, object] = {
+            "trained": trainee.title,
+            **dataset.summary(data, per_epoch),
+            "steps": total,
+            "epochs": -(-total // per_epoch),
+            "processes": self.accelerator.num_processes,
+            "seed": self.config.seed,
+            "checkpoints": self.names.final(),
+        }
+        self.report.table("Training", ("", ""), figures.items())
