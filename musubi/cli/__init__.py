@@ -63,12 +63,33 @@ def _answered(words: list[str]) -> bool:
         raise ConfigError(
             f"`musubi` has no option {words[0]!r}.", fix="Options stand behind a command."
         )
+    elif words[0] == "models":
+        _check_models(words[1:])
+        return False
     else:
-        wrong = unknown_command(words, [c.words for c in COMMANDS] + [("models", "show")])
+        wrong = unknown_command(words, [*(c.words for c in COMMANDS), ("models",)])
         if wrong is not None:
             raise wrong
         return False
     return True
+
+
+def _check_models(words: list[str]) -> None:
+    """Refuse what `musubi models` does not take."""
+    from musubi import registry
+    from musubi.errors import ConfigError, did_you_mean
+
+    names = [word for word in words if not word.startswith("-")]
+    if names == ["show"] and not {"--help", "-h"} & set(words):
+        fix = f"Write `musubi models show {' or '.join(registry.names())}`."
+        raise ConfigError("`musubi models show` needs the name of an architecture.", fix=fix)
+    if names and names[0] in registry.names():
+        fix = f"Write `musubi models show {names[0]}`."
+    elif names and names[0] != "show":
+        fix = did_you_mean(names[0], ["show"])
+    else:
+        return
+    raise ConfigError(f"`musubi models` has no command {names[0]!r}.", fix=fix)
 
 
 def _words_to_complete() -> list[str] | None:

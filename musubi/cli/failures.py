@@ -19,6 +19,7 @@ def told(debug: bool) -> Iterator[None]:
     """
     try:
         yield
+        sys.stdout.flush()  # here, where a reader that has gone is still caught
     except KeyboardInterrupt:
         _say("stopped.", None, debug)
         raise SystemExit(130) from None

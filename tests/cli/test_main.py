@@ -161,8 +161,9 @@ def test_it_runs_as_a_module_in_a_narrow_encoding(command):
     assert b"wan" in ran.stdout or b"train" in ran.stdout
 
 
-def test_a_closed_pipe_is_not_an_error():
-    code = "import musubi.cli; musubi.cli.main(['models'])"
+@pytest.mark.parametrize("words", [["--help"], ["models"], ["train", "--help"]])
+def test_a_closed_pipe_is_not_an_error(words):
+    code = f"import time, musubi.cli; time.sleep(0.2); musubi.cli.main({words!r})"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as ran:

@@ -96,6 +96,8 @@ REFUSED = [
     (("trian",), "error: `musubi` has no command 'trian'.\nDid you mean `musubi train`?"),
     (("lora", "inof"), "error: `musubi lora` has no command 'inof'.\nDid you mean `musubi lora info`?"),
     (("models", "shwo"), "error: `musubi models` has no command 'shwo'."),
+    (("models", "show"), "error: `musubi models show` needs the name of an architecture."),
+    (("models", "wan"), "error: `musubi models` has no command 'wan'.\nWrite `musubi models show wan`."),
     (("--sdpa",), "error: `musubi` has no option '--sdpa'."),
     (("train",), "error: `musubi train` must know the architecture.\nAdd `--arch wan"),
     (("train", "--arch", "wann"), "error: There is no architecture 'wann'.\nDid you mean 'wan'?"),
