@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -46,12 +45,7 @@ class Weights(Protocol):
     metadata: dict[str, str]
 
     def __enter__(self) -> Weights: ...
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *exc: object) -> None: ...
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, on the CPU. It may be a view of the file: do not write into it.
@@ -101,8 +95,12 @@ class _Safetensors:
             self._add(part, header)
             entries.update(header.entries)
         self.names = tuple(entries)
-        self.shapes = {name: entry.shape for name, entry in entries.items()}
-        self.dtypes = {name: e.dtype for name, e in entries.items() if e.dtype is not None}
+        self.shapes: Mapping[str, tuple[int, ...]] = {
+            name: entry.shape for name, entry in entries.items()
+        }
+        self.dtypes: Mapping[str, torch.dtype] = {
+            name: e.dtype for name, e in entries.items() if e.dtype is not None
+        }
         unread = [name for name in self.names if name not in self.dtypes]
         if unread:
             raise CheckpointError(
@@ -151,8 +149,12 @@ class _Pickled:
         for part in parts:
             self._tensors.update(_tensors(part, mapped=kinds[part] == "zip"))
         self.names = tuple(self._tensors)
-        self.shapes = {name: tuple(t.shape) for name, t in self._tensors.items()}
-        self.dtypes = {name: t.dtype for name, t in self._tensors.items()}
+        self.shapes: Mapping[str, tuple[int, ...]] = {
+            name: tuple(t.shape) for name, t in self._tensors.items()
+        }
+        self.dtypes: Mapping[str, torch.dtype] = {
+            name: t.dtype for name, t in self._tensors.items()
+        }
 
     def __enter__(self) -> _Pickled:
         return self

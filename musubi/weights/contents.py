@@ -1,0 +1,167 @@
+"""What a checkpoint is to a component: its dialect, our names, and the numbers to build from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from musubi import registry
+from musubi.errors import CheckpointError, ConfigError
+from musubi.spec.architecture import Component
+from musubi.spec.keys import KeyMap, Source
+from musubi.weights.files import Weights, open_weights
+from musubi.weights.places import folders_with_weights, weight_sets
+from musubi.weights.scaled import split_scales
+
+# Where published snapshots keep a component of each role.
+_FOLDERS = {
+    "dit": ("transformer",),
+    "vae": ("vae",),
+    "text": ("text_encoder",),
+    "image": ("image_encoder",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What a checkpoint holds, in our names; no tensor was read.
+
+    Args:
+        path: The file, or the folder in a snapshot.
+        dialect: The layout it is published in.
+        numbers: What the component is built from.
+        sources: Our name to where it comes from in the file.
+        shapes: Our name to shape.
+        dtypes: Our name to the dtype that is stored.
+        scales: Name in the file of a scaled weight to the name of its scale.
+    """
+
+    path: Path
+    dialect: KeyMap
+    numbers: Mapping[str, Any]
+    sources: Mapping[str, Source]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, torch.dtype]
+    scales: Mapping[str, str]
+
+
+def inspect(
+    component: Component, path: Path | str, *, others: Iterable[Component] = ()
+) -> Inspection:
+    """Recognise a component's checkpoint without reading its tensors.
+
+    Args:
+        component: What the file should be.
+        path: As `open_weights` takes it, or a snapshot with the component in a subfolder.
+        others: Components that the file may be instead, for the message.
+
+    Raises:
+        CheckpointError: It cannot be read, or is something else.
+    """
+    found = locate(component, Path(path))
+    with open_weights(found) as weights:
+        return examine(component, weights, others=others)
+
+
+def locate(component: Component, path: Path) -> Path:
+    """The path, or the subfolder that holds the component when the path is a whole snapshot."""
+    if not path.is_dir() or weight_sets(path):
+        return path
+    folders = folders_with_weights(path)
+    usual = _FOLDERS[component.role]
+    for folder in sorted(folders, key=lambda f: (not f.name.startswith(usual), f.name)):
+        with open_weights(folder) as weights:
+            if _recognised(component, weights) is not None:
+                return folder
+    if folders:
+        names = ", ".join(f"{f.name}/" for f in folders)
+        raise CheckpointError(
+            f"No subfolder of {path} holds a {component.name}; there are weights in {names}.",
+            fix=f"Give --{component.name} the file or folder of the {component.name} itself.",
+        )
+    return path
+
+
+def examine(
+    component: Component, weights: Weights, *, others: Iterable[Component] = ()
+) -> Inspection:
+    """`inspect` for a checkpoint that is open."""
+    dialect = next((d for d in component.dialects if d.recognises(weights.names)), None)
+    if dialect is None:
+        layouts = ", ".join(d.name for d in component.dialects)
+        examples = ", ".join(repr(name) for name in weights.names[:3])
+        raise CheckpointError(
+            f"{weights.path} is not a {component.name}: none of its layouts ({layouts}) fits the "
+            f"{len(weights.names)} tensors, such as {examples}.{_instead(component, weights, others)}",
+            fix=f"Give --{component.name} another file.",
+        )
+    try:
+        return _read_as(component, dialect, weights)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{weights.path}: {error.what}{_instead(component, weights, others)}", fix=error.fix
+        ) from error
+
+
+def _read_as(component: Component, dialect: KeyMap, weights: Weights) -> Inspection:
+    names, scales = split_scales(weights.names)
+    sources = dialect.reading(names)
+    shapes = {ours: _shape(ours, source, weights) for ours, source in sources.items()}
+    return Inspection(
+        path=weights.path,
+        dialect=dialect,
+        numbers=component.infer(shapes),
+        sources=sources,
+        shapes=shapes,
+        dtypes={ours: weights.dtypes[source.names[0]] for ours, source in sources.items()},
+        scales=scales,
+    )
+
+
+def _shape(ours: str, source: Source, weights: Weights) -> tuple[int, ...]:
+    parts = [tuple(weights.shapes[name]) for name in source.names]
+    if source.operation != "concat":
+        return parts[0]
+    if any(p[1:] != parts[0][1:] or not p for p in parts):
+        raise CheckpointError(
+            f"{ours!r} is made of tensors of the shapes {', '.join(map(str, parts))}, which do not join.",
+            fix="The file is damaged or of another model; download it again.",
+        )
+    return (sum(p[0] for p in parts), *parts[0][1:])
+
+
+def _recognised(component: Component, weights: Weights) -> Inspection | None:
+    for dialect in component.dialects:
+        if dialect.recognises(weights.names):
+            try:
+                return _read_as(component, dialect, weights)
+            except CheckpointError:
+                return None
+    return None
+
+
+def _instead(component: Component, weights: Weights, others: Iterable[Component]) -> str:
+    """A sentence for what the file seems to be, when something that is installed knows it."""
+    if any(name.endswith((".lora_down.weight", ".lora_A.weight")) for name in weights.names):
+        return " It is a LoRA, not a model."
+    for flag, owner in _candidates(others):
+        if flag != component and _recognised(flag, weights) is not None:
+            of = f" of {owner}" if owner else ""
+            return f" It seems to be the {flag.name}{of}, which --{flag.name} takes."
+    return ""
+
+
+def _candidates(others: Iterable[Component]) -> Iterator[tuple[Component, str]]:
+    for candidate in others:
+        yield candidate, ""
+    for name in registry.names():
+        try:
+            architecture = registry.find(name)
+        except ConfigError:  # a broken plugin must not hide the real error
+            continue
+        for candidate in architecture.components:
+            yield candidate, architecture.title

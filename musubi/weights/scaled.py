@@ -1,0 +1,67 @@
+"""Weights stored in 8 bits: which tensors of a file are scales, and the weights they stand for.
+
+Read are plain casts (`X.weight` in e4m3 or e5m2), `fp8_scaled` files (a `scaled_fp8` marker,
+`X.scale_weight`, `X.scale_input`) and their later form (`X.weight_scale`, `X.input_scale`,
+`X.comfy_quant`). In both, W = X.weight * scale. The scales of inputs serve 8-bit products only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from musubi.errors import CheckpointError
+from musubi.weights.dtypes import FP8
+
+_MARKER = "scaled_fp8"
+_WEIGHT_SCALES = ("scale_weight", "weight_scale")
+_OTHER = ("scale_input", "input_scale", "comfy_quant", "weight_scale_2")
+
+
+def split_scales(names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """The names that are weights, and for each scaled weight the name of its scale."""
+    names = list(names)
+    known = set(names)
+    weights: list[str] = []
+    scales: dict[str, str] = {}
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        weight = f"{owner}.weight" if owner else "weight"
+        if leaf == _MARKER or (leaf in _OTHER and weight in known):
+            continue
+        if leaf in _WEIGHT_SCALES and weight in known:
+            scales[weight] = name
+        else:
+            weights.append(name)
+    return weights, scales
+
+
+def expand(name: str, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """What an 8-bit or scaled weight stands for, in float32; any other tensor as it is.
+
+    Args:
+        name: For messages.
+        weight: (rows, …).
+        scale: One number, or one for each row.
+
+    Raises:
+        CheckpointError: It is quantised in a way that is not read.
+    """
+    if scale is None:
+        return weight.float() if weight.dtype in FP8 else weight
+    if not weight.is_floating_point():
+        raise CheckpointError(
+            f"{name!r} is quantised as {weight.dtype}, which is not read here.",
+            fix="Use the file in bfloat16, float16 or fp8.",
+        )
+    factor = scale.to(weight.device).float()
+    if factor.numel() == 1:
+        return weight.float() * factor.reshape(())
+    if factor.numel() == weight.shape[0] and factor.shape[0] == weight.shape[0]:
+        return weight.float() * factor.reshape(-1, *(1,) * (weight.ndim - 1))
+    raise CheckpointError(
+        f"The scale of {name!r} has the shape {tuple(scale.shape)}, where {tuple(weight.shape)} takes "
+        f"one number or {weight.shape[0]}.",
+        fix="Use the file in bfloat16, float16 or with one scale a tensor.",
+    )
