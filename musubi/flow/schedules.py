@@ -1,6 +1,7 @@
 """The noise levels that a solver visits, from noise to clean, and the timesteps the network is told.
 
-The levels follow Wan 2.1's own sampling code, which places those of UniPC and of DPM++ differently;
+The levels follow the sampling code that its authors released with the first model here, which places
+those of UniPC and of DPM++ differently;
 `vanilla` is the plain shifted line of Esser et al. 2024.
 """
 
