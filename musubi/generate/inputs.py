@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from musubi.data.buckets import resize_and_crop
+from musubi.data.media import read_image
 from musubi.errors import ConfigError
 from musubi.spec import Clip, Recipe, Task
 
@@ -48,7 +50,4 @@ def clip_for(recipe: Recipe, task: Task) -> Clip:
 
 
 def _picture(path: str, recipe: Recipe) -> np.ndarray:
-    from musubi.data.buckets import resize_and_crop
-    from musubi.data.media import read_image
-
     return resize_and_crop(read_image(Path(path))[None], (recipe.width, recipe.height))[0]

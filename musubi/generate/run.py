@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from musubi.cache.tasks import device_of
 from musubi.config.generate import GenerateConfig
 from musubi.config.options import own_options, paths, tokenizers
 from musubi.config.task import Choice, choose_task
@@ -223,7 +224,7 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
     chosen = loras.choose(config, architecture) if needs_dit else []
     merged = config.lora_mode == "merge" and bool(chosen)
     transform = loras.merging(chosen, architecture) if merged else None
-    device = pick_device(config.device)
+    device = device_of(config.device)
     nets = Nets(
         architecture,
         given,
@@ -251,22 +252,6 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
     return _Job(
         config, architecture, choice, session, nets, chosen, Path(config.save_path), facts, report
     )
-
-
-def pick_device(name: str | None) -> torch.device:
-    """The device of that name, or the best one here.
-
-    Raises:
-        ConfigError: There is no such device.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"The device {name!r} is not here.", fix="Give --device cpu.") from error
-    return device
 
 
 def _dtypes(config: GenerateConfig, architecture: Architecture) -> dict[str, torch.dtype]:

@@ -78,6 +78,7 @@ class Session:
         self.runtime: Runtime = architecture.runtime(architecture, task, runtime_options)
         self._texts: dict[tuple[str, str], Record] = {}
         self._media: dict[Hashable, Record] = {}
+        self._used: set[str] = set()
 
     @torch.no_grad()
     def prepare(self, recipes: Sequence[Recipe]) -> None:
@@ -220,16 +221,17 @@ class Session:
 
     def _awake(self, name: str) -> nn.Module:
         network = self.nets[name]
+        self._used.add(name)
         return network.to(self.device) if self.park else network
 
     def _rest(self, name: str) -> None:
-        if self.park:
-            self.nets[name].to("cpu")
-        else:
+        if not self.park:
             self.nets.free(name)
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        elif name in self._used:
+            self.nets[name].to("cpu")
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
 def compute_dtype(module: nn.Module) -> torch.dtype:
