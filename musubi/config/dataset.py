@@ -162,7 +162,7 @@ def read_dataset_config(
     """
     path = Path(path)
     content = _content(path)
-    own = {o.name: (o.type | None, None) for o in architecture.dataset_options}
+    own: dict[str, Any] = {o.name: (o.type | None, None) for o in architecture.dataset_options}
     for option in _of_others(architecture):
         own.setdefault(option, (Any, None))
     general_model: type[_Keys] = create_model("General", __base__=_Keys, **own)  # type: ignore[call-overload]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
 from PIL import Image, ImageOps
 
 from musubi.data.frames import varies
@@ -236,7 +238,7 @@ def _folder(path: Path) -> VideoInfo:
 
 
 @contextlib.contextmanager
-def _container(path: Path) -> Iterator[av.container.InputContainer]:
+def _container(path: Path) -> Iterator[InputContainer]:
     try:
         if path.stat().st_size == 0:
             raise DataError(f"{path.name} is empty (0 bytes).", fix="Remove it, or copy it again.")
@@ -247,7 +249,7 @@ def _container(path: Path) -> Iterator[av.container.InputContainer]:
             yield container
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist.", fix="Check the path.") from error
-    except (av.FFmpegError, OSError, ValueError, OverflowError) as error:
+    except (FFmpegError, OSError, ValueError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(
             f"{path.name} cannot be read as a video: {reason}.",
@@ -257,7 +259,7 @@ def _container(path: Path) -> Iterator[av.container.InputContainer]:
 
 def _probe(
     path: Path,
-    container: av.container.InputContainer,
+    container: InputContainer,
     seconds: float | None,
     most: int | None,
 ) -> VideoInfo:
@@ -338,7 +340,7 @@ def _probe(
 
 
 def _decoded(
-    info: VideoInfo, container: av.container.InputContainer, wanted: Sequence[int], *, seek: bool
+    info: VideoInfo, container: InputContainer, wanted: Sequence[int], *, seek: bool
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """The wanted frames up to the first that is absent; `seek` passes over what lies between."""
     stream = container.streams.video[0]

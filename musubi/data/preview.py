@@ -1,0 +1,235 @@
+"""What will be trained, to look at: contact sheets, clips as video files, or text in the terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image, ImageDraw
+
+from musubi.config.dataset import read_dataset_config
+from musubi.config.options import own_options
+from musubi.config.task import choose_task
+from musubi.data import buckets, check, clips
+from musubi.data.clips import ClipPlan
+from musubi.data.survey import Surveyed, survey, threads_by_default
+from musubi.errors import RunError
+from musubi.spec.architecture import Architecture
+from musubi.spec.report import Report
+from musubi.spec.runtime import Clip
+from musubi.weights.write import atomic
+
+FRAMES = 8
+"""Most frames of one clip on a sheet, evenly taken."""
+CELL = 160
+"""Pixels that the longer side of a picture has on a sheet."""
+ROWS = 12
+"""Clips on one sheet."""
+_LABEL = 30
+
+
+def run(config: Any, architecture: Architecture, report: Report) -> None:
+    """Show every clip as the encoder will get it: resized, cropped, at the model's frame rate.
+
+    Args:
+        config: A `CachePreviewConfig`.
+        architecture: Whose sizes and frame rate are meant.
+        report: Is told what was written; gets the pictures in console mode.
+
+    Raises:
+        ConfigError: The dataset file cannot be used.
+        DataError: It gives nothing to train on.
+        RunError: The directory cannot be written.
+    """
+    dataset = read_dataset_config(config.dataset_config, architecture)
+    for note in dataset.notes:
+        report.note(note)
+    task = choose_task(architecture, config.task).task
+    found = survey(
+        dataset,
+        architecture,
+        task,
+        workers=config.num_workers,
+        report=report,
+        options=own_options(config, architecture),
+    )
+    if not any(one.plans for one in found):
+        raise check.nothing(found)
+    folder = Path(config.output)
+    if config.mode != "console":
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"The directory {folder} cannot be made: {error.strerror}.",
+                fix="Give another --output.",
+            ) from error
+    workers = config.num_workers or threads_by_default()
+    for one in found:
+        for said in clips.conversions(one.plans, one.entry, architecture.frame_rate):
+            report.note(f"Dataset {one.entry.index + 1}: {said}")
+        decoded = _decoded(one, workers, report, config.console_num_images)
+        if config.mode == "image":
+            written = _sheets(decoded, one, folder)
+        elif config.mode == "video":
+            written = _videos(decoded, one, folder, architecture.frame_rate)
+        else:
+            _console(decoded, report, config.console_width)
+            continue
+        report.note(f"Dataset {one.entry.index + 1}: {written} files in {folder}.")
+
+
+def _decoded(
+    one: Surveyed, workers: int, report: Report, most: int | None
+) -> Iterator[tuple[ClipPlan, Clip]]:
+    plans = one.plans if most is None else one.plans[:most]
+    with report.progress(f"Dataset {one.entry.index + 1}", len(plans), unit="clip") as bar:
+        for plan, clip in clips.decode_all(plans, workers):
+            bar.advance()
+            if isinstance(clip, Exception):
+                report.warn(f"{plan.name}: {clip}")
+            else:
+                yield plan, clip
+
+
+def described(plan: ClipPlan, clip: Clip) -> str:
+    """File, frames, sizes, and the beginning of the caption, in one line."""
+    size = f"{plan.size[0]}x{plan.size[1]} to {plan.bucket[0]}x{plan.bucket[1]}"
+    frames = f", {len(clip.frames)} frames" if plan.video is not None else ""
+    return f"{plan.name} ({size}{frames}): {textwrap.shorten(plan.source.caption, 120)}"
+
+
+# contact sheets
+
+
+def _sheets(decoded: Iterator[tuple[ClipPlan, Clip]], one: Surveyed, folder: Path) -> int:
+    rows: list[Image.Image] = []
+    number = 0
+    for plan, clip in decoded:
+        rows.append(_row(plan, clip))
+        if len(rows) == ROWS:
+            number += 1
+            _sheet(rows, folder / f"dataset{one.entry.index + 1}_{number:03d}.png")
+            rows = []
+    if rows:
+        number += 1
+        _sheet(rows, folder / f"dataset{one.entry.index + 1}_{number:03d}.png")
+    return number
+
+
+def _row(plan: ClipPlan, clip: Clip) -> Image.Image:
+    """Frames of a clip side by side, its controls below, one line of text above."""
+    strips = [_strip(frames) for frames in (clip.frames, *clip.controls)]
+    row = Image.new(
+        "RGB", (max(s.width for s in strips), _LABEL + sum(s.height for s in strips)), "white"
+    )
+    text = described(plan, clip)
+    # Pillow's own font knows Latin letters only; what it lacks is written as "?"
+    latin = text.encode("latin-1", "replace").decode("latin-1")
+    ImageDraw.Draw(row).text((4, 2), "\n".join(textwrap.wrap(latin, 100)[:2]), fill="black")
+    top = _LABEL
+    for strip in strips:
+        row.paste(strip, (0, top))
+        top += strip.height
+    return row
+
+
+def _strip(frames: np.ndarray) -> Image.Image:
+    taken = np.unique(np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).astype(int))
+    height, width = frames.shape[1:3]
+    scale = min(CELL / max(height, width), 1)
+    cell = max(int(width * scale), 1), max(int(height * scale), 1)
+    strip = Image.new("RGB", (FRAMES * CELL, cell[1]), "white")
+    for place, index in enumerate(taken):
+        picture = Image.fromarray(buckets.resize_and_crop(frames[index][None], cell)[0])
+        mask = picture if picture.mode == "RGBA" else None
+        strip.paste(picture, (place * (cell[0] + 2), 0), mask)
+    return strip
+
+
+def _sheet(rows: Sequence[Image.Image], path: Path) -> None:
+    sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    with atomic(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+# clips
+
+
+def _videos(
+    decoded: Iterator[tuple[ClipPlan, Clip]], one: Surveyed, folder: Path, rate: float
+) -> int:
+    count = 0
+    for plan, clip in decoded:
+        count += 1
+        name = f"dataset{one.entry.index + 1}_{plan.cache_stem}"
+        if plan.video is None:
+            with atomic(folder / f"{name}.png") as temporary:
+                Image.fromarray(_beside(clip)[0]).save(temporary, format="PNG")
+        else:
+            _write_clip(_beside(clip), folder / f"{name}.mp4", rate)
+    return count
+
+
+def _beside(clip: Clip) -> np.ndarray:
+    """The clip and its controls side by side."""
+    return np.concatenate([clip.frames, *(c[..., :3] for c in clip.controls)], axis=2)
+
+
+def _write_clip(frames: np.ndarray, path: Path, rate: float) -> None:
+    # yuv420p has no odd sides
+    frames = np.pad(
+        frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge"
+    )
+    with atomic(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "18"}
+        for picture in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+# the terminal
+
+
+def _console(decoded: Iterator[tuple[ClipPlan, Clip]], report: Report, width: int) -> None:
+    for plan, clip in decoded:
+        report.note(described(plan, clip))
+        middle = clip.frames[len(clip.frames) // 2]
+        for line in half_blocks(middle, width):
+            report.note(line)
+
+
+def half_blocks(picture: np.ndarray, width: int) -> list[str]:
+    """A picture as lines of text in 24-bit colour: each character is two pixels, one over the other.
+
+    Args:
+        picture: uint8, H W 3.
+        width: Characters of a line; a smaller picture is not enlarged.
+    """
+    height, own = picture.shape[:2]
+    columns = min(width, own)
+    rows = max(int(height * columns / own / 2), 1) * 2
+    small = buckets.shrink(picture, (columns, min(rows, height // 2 * 2 or 1)))
+    if len(small) == 1:
+        small = np.concatenate([small, small])
+    lines: list[str] = []
+    for upper, lower in zip(small[::2], small[1::2], strict=True):
+        cells = [
+            f"\x1b[38;2;{a[0]};{a[1]};{a[2]}m\x1b[48;2;{b[0]};{b[1]};{b[2]}m▀"
+            for a, b in zip(upper.tolist(), lower.tolist(), strict=True)
+        ]
+        lines.append("".join(cells) + "\x1b[0m")
+    return lines

@@ -1,0 +1,97 @@
+"""Every clip a dataset file gives, and a reason for every file that gives none: nothing is decoded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from musubi.config.dataset import DatasetEntry, DatasetFile
+from musubi.data import clips
+from musubi.data.clips import ClipPlan
+from musubi.data.sources import Scan, Skipped, Source, scan
+from musubi.errors import MusubiError
+from musubi.spec.architecture import Architecture, Task
+from musubi.spec.report import Report
+
+MOST_WORKERS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surveyed:
+    """What one dataset gives.
+
+    Args:
+        entry: The dataset.
+        plans: Its clips, those of one source together.
+        used: How many files give clips.
+        skipped: Files that give none.
+        others: Files that are no images or videos of this dataset.
+    """
+
+    entry: DatasetEntry
+    plans: list[ClipPlan]
+    used: int
+    skipped: list[Skipped]
+    others: list[Skipped]
+
+
+def survey(
+    dataset: DatasetFile,
+    architecture: Architecture,
+    task: Task,
+    *,
+    workers: int | None,
+    report: Report,
+    options: Mapping[str, Any] | None = None,
+) -> list[Surveyed]:
+    """Open every file of every dataset as far as planning its clips needs.
+
+    Args:
+        dataset: The dataset file.
+        architecture: Whose clips.
+        task: Of the architecture.
+        workers: Threads; all cores but one, at most 8, when None.
+        report: Shows a bar.
+        options: The architecture's own options.
+
+    Raises:
+        DataError: A directory or a list of files cannot be read.
+    """
+    threads = workers or threads_by_default()
+    found: list[tuple[DatasetEntry, Scan]] = [(e, scan(e)) for e in dataset.datasets]
+    out: list[Surveyed] = []
+    total = sum(len(s.sources) for _, s in found)
+    with report.progress("Looking at files", total, unit="file") as bar:
+        for entry, files in found:
+
+            def planned(source: Source, entry: DatasetEntry = entry) -> list[ClipPlan]:
+                return clips.plan(source, entry, architecture, task, options)
+
+            plans: list[ClipPlan] = []
+            skipped = list(files.skipped)
+            for source, made in clips.ahead(planned, files.sources, threads):
+                bar.advance()
+                if isinstance(made, MusubiError):
+                    reason = " ".join(filter(None, (made.what, made.fix)))
+                    skipped.append(Skipped(path=source.path, reason=reason))
+                elif isinstance(made, Exception):
+                    raise made
+                else:
+                    plans += made
+            out.append(
+                Surveyed(
+                    entry=entry,
+                    plans=plans,
+                    used=len({p.source.path for p in plans}),
+                    skipped=sorted(skipped, key=lambda s: str(s.path)),
+                    others=files.others,
+                )
+            )
+    return out
+
+
+def threads_by_default() -> int:
+    """All cores but one, at least one and at most 8."""
+    return max(1, min((os.cpu_count() or 1) - 1, MOST_WORKERS))
