@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from musubi import registry
 from musubi.cli.line import CommandLine, typed
+from musubi.config.commands import COMMANDS
+from musubi.config.dataset import read_dataset_config
 from musubi.config.fields import flags
 from musubi.config.reference import reference
-from musubi.config.resolve import read_file, tomllib
+from musubi.config.resolve import resolve, tomllib
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md"),
                 *(ROOT / "musubi").rglob("*.md")])  # fmt: skip
+TRAIN = next(c for c in COMMANDS if c.name == "train")
 EXAMPLES = sorted((ROOT / "examples").rglob("*.toml"))
 
 
@@ -33,6 +37,19 @@ def _commands(text: str) -> list[list[str]]:
     return [
         w[w.index("musubi") + 1 :] for w in words if w and "musubi" in w[:4] and "launch" not in w
     ]
+
+
+def _datasets(text: str, folder: Path) -> tuple[object, ...]:
+    """The datasets of a file whose directories and lists are made, empty, for the occasion."""
+    for table in tomllib.loads(text)["datasets"]:
+        for key, value in table.items():
+            if key.endswith("_directory"):
+                (folder / value).mkdir(parents=True, exist_ok=True)
+            elif key.endswith("_file"):
+                (folder / value).touch()
+    path = folder / "data.toml"
+    path.write_text(text, encoding="utf-8")
+    return read_dataset_config(path, registry.find("wan")).datasets
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
@@ -60,16 +77,20 @@ def test_commands_in_pages_parse(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_toml_in_pages_is_toml(page):
+def test_toml_in_pages_can_be_used(page, tmp_path):
     for block in _blocks(page, "toml"):
-        tomllib.loads(block)
+        content = tomllib.loads(block)
+        if "datasets" in content:
+            assert _datasets(block, tmp_path)
+        elif "arch" in content:
+            path = tmp_path / "run.toml"
+            path.write_text(block, encoding="utf-8")
+            line = CommandLine(TRAIN, ["--config", str(path)])
+            assert resolve(TRAIN.options(line.architecture), {}, line.file).model_fields_set
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_options_named_in_pages_exist(page):
-    from musubi import registry
-    from musubi.config.commands import COMMANDS
-
     known = {"arch", "config", "debug", "help", "version", "install_completion", "x", "no_x"}
     for command in COMMANDS:
         known |= {r.name for r in command.retired()}
@@ -94,14 +115,22 @@ def test_the_table_of_options_is_current():
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=_name)
-def test_an_example_loads(path):
+def test_an_example_loads(path, tmp_path):
     text = path.read_text(encoding="utf-8")
-    tomllib.loads(text)
+    content = tomllib.loads(text)
+    if "project" in content:
+        return
     opening = re.match(r"(?:#.*\n)+", text)
-    for words in _commands((opening.group() if opening else "").replace("# ", "")):
-        command = typed(words)
+    commands = _commands(opening.group().replace("# ", "")) if opening else []
+    assert commands, "An example opens with the commands that use it."
+    for words in commands:
+        placed = [str(ROOT / w) if w.startswith("examples/") else w for w in words]
+        command = typed(placed)
         assert command is not None
-        if "--config" in words:
-            file = read_file(ROOT / words[words.index("--config") + 1])
-            line = CommandLine(command, ["--arch", file.arch or words[words.index("--arch") + 1]])
-            assert set(file.values) <= set(line.flags)
+        line = CommandLine(command, placed[len(command.words) :])
+        if line.file is not None:
+            typed_too = {"prompt": "a cat"} if command.name == "generate" else {}
+            model = command.options(line.architecture)
+            assert resolve(model, typed_too, line.file).model_fields_set
+        else:
+            assert _datasets(text, tmp_path)
