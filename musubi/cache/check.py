@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from musubi.cache.freshness import Wanted, recorded
+from musubi.cache.freshness import Wanted
 from musubi.cache.header import Kind
 from musubi.cache.shelf import read_shelf
 from musubi.cache.store import text_name
@@ -12,7 +12,7 @@ from musubi.cache.survey import NO_RECORD, Origin, judge_media, judge_text, sett
 from musubi.cache.tasks import choose_task, encoders_of
 from musubi.config.cache import CacheCheckConfig
 from musubi.config.dataset import read_dataset_config
-from musubi.config.options import own_options, paths
+from musubi.config.options import paths
 from musubi.data import check as data_check
 from musubi.data.sources import scan
 from musubi.spec.architecture import Architecture
@@ -37,7 +37,6 @@ def record_states(
     """Dataset number from 1, "latents" or "text", a state, and how many sources are in it."""
     files = paths(config, architecture)
     task = choose_task(architecture, config.task, files)
-    options = own_options(config, architecture)
     wanted: dict[Kind, Wanted] = {}
     kinds: tuple[Kind, ...] = ("media", "text")
     for kind in kinds:
@@ -48,7 +47,6 @@ def record_states(
                 for c in encoders_of(architecture, task, kind)
                 if c.name in files
             },
-            options=recorded(architecture, options, "cache latents") if kind == "media" else {},
         )
     rows: list[tuple[int, str, str, int]] = []
     dataset = read_dataset_config(config.dataset_config, architecture)

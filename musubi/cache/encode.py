@@ -145,8 +145,11 @@ class _Request:
 def _request(
     config: EncodingOptions, architecture: Architecture, task: Task, report: Report
 ) -> _Request:
+    dataset = read_dataset_config(config.dataset_config, architecture)
+    for note in dataset.notes:
+        report.note(note)
     return _Request(
-        dataset=read_dataset_config(config.dataset_config, architecture),
+        dataset=dataset,
         architecture=architecture,
         task=task,
         report=report,

@@ -27,7 +27,7 @@ class Failure:
 
 
 def _path(directory: Path, architecture: Architecture, kind: str) -> Path:
-    return directory / f"failed-{kind}.{architecture.suffix}.json"
+    return directory / f".musubi-failed-{kind}.{architecture.suffix}.json"
 
 
 def read_failures(directory: Path, architecture: Architecture, kind: str) -> dict[str, Failure]:

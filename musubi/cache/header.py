@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from pydantic_core import from_json
+
 VERSION = 1
 """Layout of the header itself; a record with another one is stale."""
 
@@ -77,12 +79,16 @@ _KNOWN = frozenset(f.name for f in fields(Header))
 def parse(text: str) -> Header | None:
     """The header in a metadata value, or None when it is of another version or not ours."""
     try:
-        values = json.loads(text)
+        values = from_json(text)
         if values["version"] != VERSION:
             return None
-        values["fields"] = tuple(values["fields"])
         width, height = values["bucket"]
         values["bucket"] = (width, height)
-        return Header(**{k: v for k, v in values.items() if k in _KNOWN})
+        values["fields"] = tuple(values["fields"])
     except (ValueError, KeyError, TypeError):
         return None
+    if values.keys() != _KNOWN:
+        return None
+    header = object.__new__(Header)
+    header.__dict__.update(values)  # 20,000 frozen __init__ calls take a third of a second
+    return header

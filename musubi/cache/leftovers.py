@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from musubi.cache.shelf import Shelf
 from musubi.cache.store import Stored
+
+_ABANDONED = 600.0
+"""Seconds after which a temporary file cannot be one that is being written."""
+
+
+def sweep(directory: Path) -> None:
+    """Delete the temporary files that a killed run left in a cache directory."""
+    for path in directory.glob(".musubi-*.tmp"):
+        with contextlib.suppress(OSError):  # another run may be quicker
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
 
 
 def delete_leftovers(
@@ -17,7 +30,7 @@ def delete_leftovers(
 ) -> list[Path]:
     """Delete records that are not named.
 
-    A file is a record only when its metadata says so: a LoRA called `cat_wan.safetensors` in the
+    A file is a record only when its metadata says so: a LoRA called `cat_toy.safetensors` in the
     same directory stays, and so does a file that cannot be read.
 
     Args:

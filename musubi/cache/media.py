@@ -14,7 +14,7 @@ from musubi.cache.failures import Failure, write_failures
 from musubi.cache.freshness import made_otherwise
 from musubi.cache.header import Header
 from musubi.cache.job import Job, Summary
-from musubi.cache.leftovers import delete_leftovers
+from musubi.cache.leftovers import delete_leftovers, sweep
 from musubi.cache.shelf import Shelf, read_shelf
 from musubi.cache.store import (
     check_record,
@@ -49,6 +49,7 @@ class _Place:
     settings: Settings
     named: set[str] = field(default_factory=set)
     failures: dict[str, Failure] = field(default_factory=dict)
+    plans: list[ClipPlan] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -153,9 +154,14 @@ class _MediaRun:
                     self.failed(work, found)
                     continue
                 work.clips = len(found)
+                work.place.plans += found
                 work.plans = [pair for pair in enumerate(found) if not self.settled(work, *pair)]
                 if work.plans:
                     out.append(work)
+        for place in {id(w.place): w.place for w in pending}.values():
+            rate = job.architecture.frame_rate
+            for note in data_clips.conversions(place.plans, place.entry, rate):
+                job.report.note(note)
         out.sort(key=lambda w: (w.place.entry.index, w.source.path.name))
         return out
 
@@ -404,6 +410,7 @@ class _MediaRun:
     def finish(self, place: _Place) -> None:
         """Delete leftovers, and remember what failed."""
         shelf = place.shelf
+        sweep(shelf.directory)
         if not self.job.keep:
             self.summary.removed += delete_leftovers(
                 shelf, shelf.media, place.named, place.failures

@@ -25,7 +25,6 @@ from musubi.weights.identity import identity
 
 if TYPE_CHECKING:
     from musubi.config.dataset import DatasetEntry, DatasetFile
-    from musubi.data.sources import Source
 
 __all__ = ["Item", "Problem", "TrainingSet", "open_training_set"]
 
@@ -63,8 +62,8 @@ def open_training_set(
         options=recorded(architecture, options or {}, "train"),
     )
     opening = _Opening(architecture, wanted, report)
-    for index, entry in enumerate(dataset.datasets):
-        opening.open(index, entry)
+    for entry in dataset.datasets:
+        opening.open(entry)
     opening.agree()
     found = TrainingSet(
         architecture=architecture,
@@ -144,11 +143,11 @@ class _Opening:
     stale: list[Problem] = field(default_factory=list)
     skipped: list[Problem] = field(default_factory=list)
 
-    def open(self, index: int, entry: DatasetEntry) -> None:
+    def open(self, entry: DatasetEntry) -> None:
         """Take up one dataset."""
         shelf = read_shelf(entry.cache_directory, self.architecture)
-        if entry.is_gone:
-            self.without_sources(index, entry, shelf)
+        if not entry.place.exists():
+            self.without_sources(entry, shelf)
             return
         found = scan(entry)
         self.skipped += [
@@ -184,9 +183,9 @@ class _Opening:
                 else:
                     self.left_out(name, "text", reason, found=head is not None)
                 continue
-            self.add(index, entry, shelf, verdict.names, head, source)
+            self.add(entry, shelf, verdict.names, head)
 
-    def without_sources(self, index: int, entry: DatasetEntry, shelf: Shelf) -> None:
+    def without_sources(self, entry: DatasetEntry, shelf: Shelf) -> None:
         """Use the records of a dataset whose images or videos are no longer there."""
         settings = settings_of(entry, self.architecture, self.wanted.task)
         schema = self.wanted.task.schema
@@ -210,20 +209,14 @@ class _Opening:
                 self.left_out(header.source or name, what, reason, found=True)
                 continue
             used += 1
-            self.add(index, entry, shelf, (name,), text_record)
-        self.report.note(
-            f"The files of dataset {index + 1} are gone; its {used} records in "
+            self.add(entry, shelf, (name,), text_record)
+        self.report.warn(
+            f"{entry.place} is gone; its {used} records in "
             f"{entry.cache_directory} are used as they are."
         )
 
     def add(
-        self,
-        index: int,
-        entry: DatasetEntry,
-        shelf: Shelf,
-        names: Iterable[str],
-        text: Stored | None,
-        source: Source | None = None,
+        self, entry: DatasetEntry, shelf: Shelf, names: Iterable[str], text: Stored | None
     ) -> None:
         """Add the items of one source."""
         assert text is not None and text.header is not None
@@ -237,14 +230,14 @@ class _Opening:
                 if not f.varlen and f.name in head.shapes
             )
             item = Item(
-                key=f"{index}/{name}",
+                key=f"{entry.index}/{name}",
                 media_path=shelf.path(name),
                 text_path=shelf.path(text_name(header.stem, self.architecture.suffix)),
                 bucket=(*header.bucket, header.length, *shapes),
                 batch_size=entry.batch_size,
                 repeats=entry.num_repeats,
-                dataset=index,
-                source=f"{index}/{header.stem}",
+                dataset=entry.index,
+                source=f"{entry.index}/{header.stem}",
                 name=_named(header, video=entry.kind == "video"),
             )
             self.rows.append(_Row(item, header, text.header))

@@ -6,7 +6,6 @@ metadata key. No batch axis is stored.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import struct
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 
 from musubi.cache.header import Header, parse
@@ -56,8 +56,8 @@ def media_name(
         span: First frame and number of frames, for a video.
         section: Number of the section in time order, for clips that are trained in sections.
 
-    >>> media_name("cat", (640, 480), "wan")
-    'cat_0640x0480_wan.safetensors'
+    >>> media_name("cat", (640, 480), "toy")
+    'cat_0640x0480_toy.safetensors'
     >>> media_name("cat", (640, 480), "fp", span=(4, 37), section=0)
     'cat_00004-037-0000_0640x0480_fp.safetensors'
     """
@@ -70,8 +70,8 @@ def media_name(
 def text_name(stem: str, suffix: str) -> str:
     """The file name of a text record.
 
-    >>> text_name("cat", "wan")
-    'cat_wan_te.safetensors'
+    >>> text_name("cat", "toy")
+    'cat_toy_te.safetensors'
     """
     return f"{stem}_{suffix}_te.safetensors"
 
@@ -82,8 +82,8 @@ def empty_caption_name(suffix: str) -> str:
     It ends in neither `_{suffix}.safetensors` nor `_{suffix}_te.safetensors`, so that no tool takes
     it for an item's record, and musubi-tuner does not delete it as a leftover.
 
-    >>> empty_caption_name("wan")
-    'empty-caption.wan.safetensors'
+    >>> empty_caption_name("toy")
+    'empty-caption.toy.safetensors'
     """
     return f"empty-caption.{suffix}.safetensors"
 
@@ -91,7 +91,7 @@ def empty_caption_name(suffix: str) -> str:
 def possible_stems(name: str) -> tuple[str, ...]:
     """What the stem of a media record may be, from its name alone: of an image, and of a video.
 
-    >>> possible_stems("my_cat_00000-009_0064x0048_wan.safetensors")
+    >>> possible_stems("my_cat_00000-009_0064x0048_toy.safetensors")
     ('my_cat_00000-009', 'my_cat')
     """
     image = name.rpartition("_")[0].rpartition("_")[0]
@@ -289,10 +289,10 @@ def read_head(path: str | os.PathLike[str]) -> Stored:
                 raise ValueError("no header of such length")
             rest = length + 8 - len(start)
             text = start[8 : 8 + length] + (file.read(rest) if rest > 0 else b"")
-            entries: dict[str, Any] = json.loads(text)
-            metadata: dict[str, str] = entries.pop("__metadata__", {})
-            end = max((e["data_offsets"][1] for e in entries.values()), default=0)
             size = os.fstat(file.fileno()).st_size
+        entries: dict[str, Any] = from_json(text)
+        metadata: dict[str, str] = entries.pop("__metadata__", {})
+        end = max((e["data_offsets"][1] for e in entries.values()), default=0)
     except OSError as error:
         raise DataError(
             f"The record {name!r} cannot be read: {error.strerror or error}.",

@@ -14,7 +14,7 @@ from musubi.cache.failures import Failure, write_failures
 from musubi.cache.freshness import settings_digest, text_digest
 from musubi.cache.header import Header
 from musubi.cache.job import Job, Summary
-from musubi.cache.leftovers import delete_leftovers
+from musubi.cache.leftovers import delete_leftovers, sweep
 from musubi.cache.shelf import Shelf, read_shelf
 from musubi.cache.store import (
     Stored,
@@ -300,6 +300,7 @@ class _TextRun:
     def finish(self, place: _Place) -> None:
         """Delete leftovers, and remember what failed."""
         shelf = place.shelf
+        sweep(shelf.directory)
         if not self.job.keep:
             self.summary.removed += delete_leftovers(shelf, shelf.text, place.named, place.failures)
         write_failures(shelf.directory, self.job.architecture, "text", place.failures)

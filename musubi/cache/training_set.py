@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from musubi.cache.store import empty_caption_name, read_record
+from musubi.data.batches import dataset_digest
 from musubi.errors import DataError
 from musubi.spec.architecture import Architecture, Task
 from musubi.spec.record import Field
@@ -89,12 +89,7 @@ class TrainingSet:
     @cached_property
     def digest(self) -> str:
         """Of everything the order of batches depends on: names, buckets, repeats, batch sizes."""
-        digest = hashlib.blake2b(digest_size=16)
-        for item in self.items:
-            digest.update(
-                repr((item.key, item.bucket, item.repeats, item.batch_size)).encode("utf-8")
-            )
-        return digest.hexdigest()
+        return dataset_digest(self.items)
 
     def load(
         self, indices: Sequence[int], *, without_caption: Sequence[bool] | None = None

@@ -124,7 +124,9 @@ def test_another_header_leaves_the_tensors(tmp_path):
 
 def test_a_record_of_the_old_tool_has_no_header(tmp_path):
     tensors = {"latents_1x6x8_float32": torch.zeros(16, 1, 6, 8)}
-    save_file(tensors, tmp_path / "x.safetensors", {"architecture": "toy", "format_version": "1.0.1"})
+    save_file(
+        tensors, tmp_path / "x.safetensors", {"architecture": "toy", "format_version": "1.0.1"}
+    )
     head = store.read_head(tmp_path / "x.safetensors")
     assert head.header is None and head.belongs_to(ARCHITECTURE)
     assert list(store.read_record(tmp_path / "x.safetensors")[0]) == ["latents"]
@@ -177,13 +179,13 @@ def test_the_empty_caption_is_nobodys_item():
 
 
 def test_what_the_schema_does_not_say_is_refused():
-    with pytest.raises(DataError, match="cat.mp4.*'depth'"):
+    with pytest.raises(DataError, match=r"cat\.mp4.*'depth'"):
         store.check_record({"depth": torch.zeros(1)}, FIELDS, "cat.mp4", complete=False)
     with pytest.raises(DataError, match="lacks 'latents'"):
         store.check_record({}, FIELDS, "cat.mp4")
-    with pytest.raises(DataError, match="C.*16"):
+    with pytest.raises(DataError, match=r"C.*16"):
         store.check_record({"latents": torch.zeros(4, 1, 2, 2)}, FIELDS, "x", complete=False)
-    with pytest.raises(DataError, match="cat.mp4.*not finite"):
+    with pytest.raises(DataError, match=r"cat\.mp4.*not finite"):
         bad = {"clip": torch.tensor([[1.0, float("inf")]])}
         store.check_record(bad, FIELDS, "cat.mp4", complete=False)
 

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors.torch import save_file
@@ -128,7 +129,7 @@ ARCHITECTURE = Architecture(
 class Runtime:
     """Counts what it is asked for in `calls`."""
 
-    calls: list[tuple[str, list[str]]] = []
+    calls: ClassVar[list[tuple[str, list[str]]]] = []
 
     def __init__(self, architecture, task, options):
         self.task = task
@@ -188,7 +189,8 @@ def config(command: str, data: Path, weights: dict[str, Path], **more):
     roles = ("vae",) if command == "latents" else ("words", "glyphs")
     files = {name: str(path) for name, path in weights.items() if name in roles}
     full = for_architecture(model, ARCHITECTURE, f"cache {command}")
-    return full(dataset_config=str(data), device="cpu", num_workers=2, **{**files, **more})
+    values = {"device": "cpu", "num_workers": 2, **files, **more}
+    return full(dataset_config=str(data), **values)
 
 
 if __name__ == "__main__":
@@ -199,4 +201,8 @@ if __name__ == "__main__":
     sys.modules["toy_cache"] = sys.modules["__main__"]
     command, data, folder = sys.argv[1:4]
     run = {"latents": encode.run_latents, "text": encode.run_text}[command]
-    run(config(command, Path(data), write_weights(Path(folder)), batch_size=1), ARCHITECTURE, Quiet())
+    run(
+        config(command, Path(data), write_weights(Path(folder)), batch_size=1),
+        ARCHITECTURE,
+        Quiet(),
+    )
