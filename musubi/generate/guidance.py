@@ -88,12 +88,16 @@ def layer_skip(recipe: Recipe) -> LayerSkip | None:
     """What the recipe's options `slg_*` ask for, of an architecture that has them.
 
     Raises:
-        ConfigError: `slg_layers` is not a list of block numbers.
+        ConfigError: `slg_layers` is not a list of block numbers, or there is no `slg_mode`.
     """
     options = recipe.options
     layers, mode = options.get("slg_layers"), options.get("slg_mode")
-    if layers is None or mode is None:
+    if layers is None and mode is None:
         return None
+    if layers is None or mode is None:
+        raise ConfigError(
+            "--slg_layers and --slg_mode mean nothing without each other.", fix="Give both."
+        )
     try:
         numbers = tuple(int(part) for part in str(layers).split(","))
     except ValueError as error:

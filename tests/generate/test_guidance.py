@@ -103,9 +103,15 @@ def test_the_negative_is_read_only_when_it_counts():
     assert needs_negative(recipe(2.0))
     assert not needs_negative(recipe(1.0))
     assert needs_negative(recipe(1.0, slg_layers="9", slg_mode="original"))
-    assert layer_skip(recipe(slg_layers="9")) is None
+    assert layer_skip(recipe()) is None
 
 
 def test_layers_must_be_numbers():
     with pytest.raises(ConfigError, match="--slg_layers 'a,b' is not a list of block numbers"):
         layer_skip(recipe(slg_layers="a,b", slg_mode="original"))
+
+
+@pytest.mark.parametrize("given", [{"slg_layers": "9"}, {"slg_mode": "uncond"}])
+def test_layers_and_mode_need_each_other(given):
+    with pytest.raises(ConfigError, match="--slg_layers and --slg_mode"):
+        layer_skip(recipe(**given))
