@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,14 @@ from musubi.train.state import Position
 from musubi.train.trainee import Trainee
 
 # Of a dataset, what files say; names of directories lose their parents.
-_PLAIN = (
-    "resolution",
-    "caption_extension",
-    "num_repeats",
-    "enable_bucket",
-    "bucket_no_upscale",
+_ALL = ("resolution", "caption_extension", "num_repeats", "enable_bucket", "bucket_no_upscale")
+_VIDEO = (
     "frame_extraction",
     "frame_stride",
     "frame_sample",
     "target_frames",
     "max_frames",
     "source_fps",
-)
-_NAMES = (
-    "image_directory",
-    "image_jsonl_file",
-    "video_directory",
-    "video_jsonl_file",
-    "control_directory",
 )
 
 
@@ -83,11 +73,30 @@ class Facts:
             if position.batch >= position.size
             else max(0, position.epoch - 1),
         }
+        values |= self._modelspec() if self.config.full else {}
         if self.config.no_metadata:
             kept = ("base_model_version", "network_module", "network_dim", "network_alpha")
             names = {f"ss_{name}" for name in (*kept, "network_args")}
-            values = {k: v for k, v in values.items() if k in names}
+            values = {k: v for k, v in values.items() if k in names or k.startswith("modelspec.")}
         return {k: v if isinstance(v, str) else str(v) for k, v in values.items()}
+
+    def _modelspec(self) -> dict[str, Any]:
+        """For a whole network; a LoRA's own are added when it is written."""
+        config = self.config
+        architecture, implementation = self.architecture.modelspec
+        given = {
+            "title": config.metadata_title or self.name,
+            "author": config.metadata_author,
+            "description": config.metadata_description,
+            "license": config.metadata_license,
+            "tags": config.metadata_tags,
+            "sai_model_spec": "1.0.0",
+            "architecture": architecture,
+            "implementation": implementation,
+            "resolution": "1280x720",
+            "date": datetime.now().replace(microsecond=0).isoformat(),
+        }
+        return {f"modelspec.{key}": value for key, value in given.items() if value}
 
     def _training(self) -> dict[str, Any]:
         config = self.config
@@ -151,16 +160,13 @@ class Facts:
     def _datasets(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         for entry in self.data.file.datasets:
-            said: dict[str, Any] = {
-                name: getattr(entry, name)
-                for name in _PLAIN
-                if getattr(entry, name, None) is not None
-            }
-            said["batch_size_per_device"] = getattr(entry, "batch_size", 1)
-            said["has_control"] = getattr(entry, "control_directory", None) is not None
-            for name in _NAMES:
-                place = getattr(entry, name, None)
-                if place is not None:
-                    said[name] = Path(place).name
+            names = (*_ALL, *_VIDEO) if entry.kind == "video" else _ALL
+            said: dict[str, Any] = {name: getattr(entry, name) for name in names}
+            said["batch_size_per_device"] = entry.batch_size
+            said["has_control"] = entry.control_directory is not None
+            places = {"directory": entry.directory, "jsonl_file": entry.jsonl_file}
+            said |= {f"{entry.kind}_{n}": p.name for n, p in places.items() if p is not None}
+            if entry.control_directory is not None:
+                said["control_directory"] = entry.control_directory.name
             found.append(said)
         return found

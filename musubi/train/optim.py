@@ -38,7 +38,7 @@ def create(
         ConfigError: There is no such optimizer, or it refuses an argument.
         MissingPackageError: Its package is not installed.
     """
-    kind = find(name)
+    kind: Any = find(name)
     arguments = dict(arguments)
     rate: float | None = lr
     made = [dict(group) for group in groups]

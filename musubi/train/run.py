@@ -192,8 +192,9 @@ class Run:
         def of_one(first: tuple[Any, Any]) -> Iterator[tuple[Micro, Any]]:
             job, batch = first
             while True:
-                if job[3] is not None:
-                    yield job[3], batch
+                micro = job[3]
+                if micro is not None:
+                    yield micro, batch
                 if job[4]:
                     return
                 job, batch = next(stream)

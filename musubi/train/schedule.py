@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +36,7 @@ class Schedule(Protocol):
     """What the loop asks of a schedule."""
 
     def step(self) -> None: ...
-    def get_last_lr(self) -> list[float]: ...
+    def get_last_lr(self) -> Sequence[float | torch.Tensor]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 

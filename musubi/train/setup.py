@@ -281,7 +281,7 @@ class Setup:
 
     def _autocast(self, dit: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
         if self.accelerator.mixed_precision != "no":
-            return self.accelerator.autocast
+            return lambda: self.accelerator.autocast()
         # Weights in half precision compute in it; without autocast they would meet float32.
         dtype = compute_dtype(dit)
         if dtype == torch.float32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,7 +61,7 @@ class Whole:
     Args:
         dit: The network; every floating-point parameter is trained.
         save_dtype: Of the checkpoint.
-        fp32: Names of tensors that stay in float32 whatever the dtype of the checkpoint.
+        fp32: Patterns of names that stay in float32 whatever the dtype of the checkpoint.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Whole:
     ) -> None:
         self.dit = dit
         self.save_dtype = save_dtype
-        self.fp32 = frozenset(fp32)
+        self.fp32 = re.compile("|".join(f"(?:{p})" for p in fp32) or r"(?!)")
         for parameter in dit.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
 
@@ -103,8 +104,10 @@ class Whole:
         refuse_broken(state, path)
         tensors = {
             name: value.detach().cpu()
-            if name in self.fp32 or not value.is_floating_point()
-            else value.detach().to("cpu", self.save_dtype)
+            if not value.is_floating_point()
+            else value.detach().to(
+                "cpu", torch.float32 if self.fp32.fullmatch(name) else self.save_dtype
+            )
             for name, value in state.items()
         }
         save(path, tensors, dict(metadata))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,8 +13,22 @@ import pytest
 import torch
 from torch import nn
 
+from musubi.config.options import for_architecture
 from musubi.config.train import TrainConfig
-from musubi.spec import Conditioning, Quiet
+from musubi.spec import (
+    Architecture,
+    Component,
+    Conditioning,
+    Field,
+    KeyMap,
+    Lazy,
+    LoraTargets,
+    Quiet,
+    Sampling,
+    Schema,
+    Task,
+    Traits,
+)
 from musubi.train import optim, schedule, seeds, state
 from musubi.train.checkpoints import Checkpoints, Names
 from musubi.train.log import Metrics
@@ -183,3 +198,136 @@ def world() -> SimpleNamespace:
 @pytest.fixture
 def weights() -> Callable[[Run], dict[str, torch.Tensor]]:
     return lambda run: {n: t.clone() for n, t in run.trainee.tensors().items()}
+
+
+# An architecture around the same network, for what `musubi train` puts together.
+
+TOY = Architecture(
+    name="toy",
+    title="Toy",
+    components=(
+        Component(
+            name="dit",
+            role="dit",
+            help="The network.",
+            build=Lazy("musubi_toy:build"),
+            infer=Lazy("musubi_toy:infer"),
+            dialects=(KeyMap(name="official", marker=("blocks.{n}.inner.weight",)),),
+            dtype="file",
+            traits=Traits(stacks=("blocks",), lora=LoraTargets(include=(r"blocks\.\d+\.inner",))),
+        ),
+    ),
+    tasks=(
+        Task(
+            name="t2v",
+            title="Toy",
+            requires={},
+            components=(),
+            schema=Schema(media=(Field(name="latents", dims="CFHW"),), text=()),
+            sampling=Sampling(
+                steps=2,
+                flow_shift=1.0,
+                guidance_scale=1.0,
+                frames=1,
+                solver="vanilla",
+                solvers=("vanilla",),
+            ),
+        ),
+    ),
+    variants=(),
+    runtime=Lazy("musubi_toy:make_runtime"),
+    suffix="toy",
+    frame_rate=8.0,
+    spatial_multiple=8,
+    temporal_multiple=4,
+    latent_channels=4,
+    latent_stride=(4, 8, 8),
+    modelspec=("toy", "https://example.org/toy"),
+)
+
+
+def build(**numbers: Any) -> Dit:
+    return Dit()
+
+
+def infer(shapes: Any) -> dict[str, Any]:
+    return {"width": shapes["first.weight"][0]}
+
+
+def make_runtime(architecture: Any, task: Any, options: Any) -> Runtime:
+    return Runtime()
+
+
+sys.modules["musubi_toy"] = sys.modules[__name__]
+
+
+class Set(Records):
+    """`Records` as a training set."""
+
+    def __init__(self, n: int = 7, folder: Path = Path()) -> None:
+        super().__init__(n)
+        self.items = [
+            SimpleNamespace(
+                key=f"0/{i}",
+                name=f"file{i}.png",
+                dataset=0,
+                bucket=(16, 16, 1),
+                batch_size=2,
+                repeats=1,
+                text_path=folder / f"{i}_toy_te.safetensors",
+            )
+            for i in range(n)
+        ]
+        self.digest = f"digest of {n}"
+
+    def empty_text(self, dataset: int) -> dict[str, torch.Tensor]:
+        return {"text": torch.zeros(3)}
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """`train(**options)` runs `musubi train` on the toy; `records` may be replaced."""
+    from safetensors.torch import save_file
+
+    from musubi.train import dataset, loop
+
+    dit = tmp_path / "dit.safetensors"
+    torch.manual_seed(0)
+    save_file(Dit().state_dict(), dit)
+    entry = SimpleNamespace(
+        kind="image",
+        directory=tmp_path / "cats",
+        jsonl_file=None,
+        control_directory=None,
+        batch_size=2,
+        resolution=(16, 16),
+        caption_extension=".txt",
+        num_repeats=1,
+        enable_bucket=False,
+        bucket_no_upscale=False,
+    )
+    made = SimpleNamespace(records=Set(), report=Quiet(), folder=tmp_path, architecture=TOY)
+
+    def prepare(config: TrainConfig, *args: Any, **more: Any) -> Any:
+        return dataset.divide(made.records, SimpleNamespace(datasets=(entry,)), config)
+
+    monkeypatch.setattr(dataset, "prepare", prepare)
+
+    def train(**options: Any) -> Path:
+        model = for_architecture(TrainConfig, TOY, "train")
+        given = {
+            "dit": str(dit),
+            "output_dir": str(tmp_path / "out"),
+            "output_name": "cat",
+            "max_train_steps": 4,
+            "seed": 1,
+            "log_with": "none",
+            "learning_rate": 1e-2,
+            "mixed_precision": "no",
+            **options,
+        }
+        loop.run(model(**given), TOY, made.report)
+        return tmp_path / "out"
+
+    made.train = train
+    return made
