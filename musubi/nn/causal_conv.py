@@ -26,7 +26,7 @@ class Stream:
 
     def keep(self, layer: nn.Module, frames: torch.Tensor) -> None:
         """Keep a copy of `frames` (B C F H W), so that the tensor they are cut from can go."""
-        if not self._on_host:
+        if not self._on_host or frames.device.type == "cpu":
             self._kept[layer] = frames.clone()
             return
         place = self._kept.get(layer)

@@ -203,14 +203,16 @@ class WanDiT(nn.Module):
         _, _, frames, height, width = x.shape
         if height % PATCH[1] or width % PATCH[2]:
             raise ValueError(f"latents of {height}x{width} cells do not split into 2x2 patches")
-        dtype = self.patch_embedding.weight.dtype
+        # Some 8-bit files keep other layers wider than their products; this one never is, and it
+        # is neither streamed nor stored in 8 bits.
+        dtype = self.text_embedding.get_parameter("2.weight").dtype
         if joined is not None:
             x = torch.cat([x, joined.to(x.dtype)], dim=1)
-        tokens = self.patch_embedding(x)
+        tokens = self.patch_embedding(x).to(dtype)
         time = self.time_embedding(sinusoid(t, self.freq_dim))
         e = self.time_projection(time).unflatten(1, (6, -1))
-        words = self.text_embedding(_padded(text, dtype))
-        image = None if clip is None else self.img_emb(clip.to(dtype))
+        words = self.text_embedding(_padded(text, dtype)).to(dtype)
+        image = None if clip is None else self.img_emb(clip).to(dtype)
         cos, sin = self._table(frame_positions or range(frames), height, width, x.device)
         for number, block in enumerate(self.blocks):
             if number not in skip:

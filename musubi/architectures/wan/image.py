@@ -32,14 +32,15 @@ class ImageEmbedding(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Features of one image, or of two joined along the tokens."""
+        dtype = self.proj.get_parameter("1.weight").dtype
+        x = features.to(dtype)
         if hasattr(self, "emb_pos"):
-            features = features + self.emb_pos.to(features.dtype)
-        x = features
+            x = x + self.emb_pos.to(dtype)
         for layer in self.proj:
             if isinstance(layer, nn.LayerNorm):
                 weight, bias = layer.weight.float(), layer.bias.float()
                 x = F.layer_norm(x.float(), layer.normalized_shape, weight, bias, layer.eps)
-                x = x.to(features.dtype)
+                x = x.to(dtype)
             else:
                 x = layer(x)
         return x

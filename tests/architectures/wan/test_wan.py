@@ -340,3 +340,14 @@ def test_quantised_weights_are_the_blocks_products(denoiser):
     ]
     assert len(names) == 10 * len(denoiser.blocks)
     assert not any(re.fullmatch(p, n) for p in DIT.traits.fp32 for n in names)
+
+
+def test_layers_wider_than_the_products_do_no_harm(denoiser):
+    x, t, words = example()
+    with torch.no_grad():
+        expected = denoiser(x, t, words)
+        lowered(denoiser, torch.bfloat16)
+        denoiser.patch_embedding.float()
+        denoiser.time_projection.float()
+        found = denoiser(x, t, words)
+    assert (found - expected).norm() < 0.03 * expected.norm()
