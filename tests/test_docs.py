@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from musubi import registry
-from musubi.cli.line import CommandLine, typed
-from musubi.config.commands import COMMANDS
+from musubi.cli.line import CommandLine
+from musubi.config.commands import COMMANDS, typed
 from musubi.config.dataset import read_dataset_config
 from musubi.config.fields import flags
 from musubi.config.reference import reference

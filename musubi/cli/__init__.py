@@ -40,10 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _answered(words: list[str]) -> bool:
     """Answer what needs no parser: help, the version, a command that does not exist."""
     from musubi.cli import help
-    from musubi.cli.line import CommandLine, typed
     from musubi.cli.report import page
     from musubi.cli.words import unknown_command
-    from musubi.config.commands import COMMANDS
+    from musubi.config.commands import COMMANDS, typed
     from musubi.errors import ConfigError
 
     asked = bool({"--help", "-h"} & set(words))
@@ -58,6 +57,8 @@ def _answered(words: list[str]) -> bool:
     elif group is not None and (len(words) == 1 or words[1] in ("--help", "-h")):
         page(help.overview(group))
     elif command is not None and asked:
+        from musubi.cli.line import CommandLine
+
         page(CommandLine(command, words[len(command.words) :], lenient=True).help())
     elif words[0].startswith("-") and words[0] not in ("--install-completion", "--show-completion"):
         raise ConfigError(

@@ -15,8 +15,8 @@ import typer
 from musubi import registry
 from musubi.cli import failures, models
 from musubi.cli.help import GROUPS
-from musubi.cli.line import CommandLine, own_flags, typed
-from musubi.config.commands import COMMANDS
+from musubi.cli.line import CommandLine, own_flags
+from musubi.config.commands import COMMANDS, typed
 
 if TYPE_CHECKING:
     from musubi.config.fields import Flag

@@ -8,18 +8,13 @@ from typing import TYPE_CHECKING, Any
 from musubi import registry
 from musubi.cli import help
 from musubi.cli.words import Words, canonical, value_of
-from musubi.config.commands import COMMANDS, Command, belongs_elsewhere
+from musubi.config.commands import Command, belongs_elsewhere
 from musubi.errors import ConfigError
 
 if TYPE_CHECKING:
     from musubi.config.fields import Flag
     from musubi.config.resolve import ConfigFile
     from musubi.spec.architecture import Architecture
-
-
-def typed(words: Sequence[str]) -> Command | None:
-    """The command that the words begin with."""
-    return next((c for c in COMMANDS if tuple(words[: len(c.words)]) == c.words), None)
 
 
 def own_flags(command: Command) -> dict[str, Flag]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import time
@@ -38,8 +37,10 @@ def terminal() -> Report:
     """The report of this process; silent on all processes but the first."""
     if not first_process():
         return Quiet()
+    from musubi.cli.library_warnings import listen
+
     report = Terminal()
-    logging.getLogger().addHandler(LibraryWarnings(report))
+    listen(report)
     return report
 
 
@@ -202,17 +203,6 @@ class _Lines:
         if self.figures:
             parts.append(_figures(self.figures))
         self.terminal.note(", ".join(parts))
-
-
-class LibraryWarnings(logging.Handler):
-    """Warnings of libraries, as warnings of ours."""
-
-    def __init__(self, report: Report) -> None:
-        super().__init__(logging.WARNING)
-        self.report = report
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.report.warn(f"{record.name}: {record.getMessage()}")
 
 
 def rate(speed: float, unit: str) -> str:

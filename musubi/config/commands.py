@@ -5,11 +5,10 @@ Plain data; nothing is imported until a command is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from musubi import registry
 from musubi.errors import ConfigError
 from musubi.spec.architecture import Architecture, Lazy
 from musubi.spec.option import Command as Place
@@ -119,8 +118,15 @@ COMMANDS = (
 )
 
 
+def typed(words: Sequence[str]) -> Command | None:
+    """The command that the words begin with."""
+    return next((c for c in COMMANDS if tuple(words[: len(c.words)]) == c.words), None)
+
+
 def architectures() -> Iterator[Architecture]:
     """Every installed architecture that can be imported."""
+    from musubi import registry  # here, because reading entry points is slow to import
+
     for name in registry.names():
         try:
             yield registry.find(name)

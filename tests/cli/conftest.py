@@ -63,7 +63,7 @@ def toy(monkeypatch):
             positional="files",
         ),
     )
-    for place in ("musubi.config.commands", "musubi.cli.app", "musubi.cli.line", "musubi.cli.help"):
+    for place in ("musubi.config.commands", "musubi.cli.app", "musubi.cli.help"):
         monkeypatch.setattr(f"{place}.COMMANDS", table)
     module.calls = calls
     return module

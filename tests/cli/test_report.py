@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from musubi.cli import report as module
+from musubi.cli.library_warnings import LibraryWarnings
 from musubi.cli.report import Terminal, rate
 from musubi.spec import Quiet
 
@@ -124,7 +125,7 @@ def test_only_the_first_process_speaks(monkeypatch):
 def test_warnings_of_libraries_are_shown_once(plain, monkeypatch):
     report, _, err, _ = plain
     logger = logging.getLogger("some.library")
-    handler = module.LibraryWarnings(report)
+    handler = LibraryWarnings(report)
     monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
     for _ in range(2):
         logger.warning("old %s", "weights")

@@ -1,0 +1,28 @@
+"""What libraries log as warnings, said as warnings of ours, so that it does not tear a bar."""
+
+from __future__ import annotations
+
+import logging
+
+from musubi.spec.report import Report
+
+
+class LibraryWarnings(logging.Handler):
+    """Hands warnings to a report.
+
+    Args:
+        report: Where they are said.
+    """
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(logging.WARNING)
+        self.report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line: the library's name and what it says."""
+        self.report.warn(f"{record.name}: {record.getMessage()}")
+
+
+def listen(report: Report) -> None:
+    """Have `report` say what libraries warn of."""
+    logging.getLogger().addHandler(LibraryWarnings(report))
