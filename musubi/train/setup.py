@@ -219,7 +219,8 @@ class Setup:
             size = len(data.batches(self.config.seed or 0)(position.epoch))
             position.batch, position.size = (size if ended else 0), size
             self.report.warn(
-                "The dataset is not the one of the state: its epoch starts again, with the new data."
+                "The dataset is not the one of the state: "
+                + ("the next epoch uses the new one." if ended else "its epoch starts again.")
             )
         self.report.note(f"Going on from {self.folder}, after step {position.step}.")
         return position
@@ -313,6 +314,7 @@ class Setup:
             report=self.report,
         )
         session.prepare([prompt.recipe for prompt in prompts])
+        session.park = True  # the text encoders are gone; the VAE, which is small, stays at hand
         return preview.Gallery(
             session,
             prompts,

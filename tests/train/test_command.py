@@ -65,7 +65,7 @@ def test_a_changed_dataset_restarts_its_epoch(toy) -> None:
     toy.train(full=True, max_train_steps=3, save_state=True)
     toy.records = type(toy.records)(9)
     out = toy.train(full=True, max_train_steps=8, resume="auto")
-    assert any("epoch starts again" in w for w in toy.report.warnings)
+    assert any("its epoch starts again" in w for w in toy.report.warnings)
     assert [(e["step"], e["epoch"]) for e in told(out)][3:] == [(n, 1) for n in range(4, 9)]
 
 
