@@ -51,6 +51,8 @@ def record_states(
     rows: list[tuple[int, str, str, int]] = []
     dataset = read_dataset_config(config.dataset_config, architecture)
     for number, entry in enumerate(dataset.datasets, start=1):
+        if not entry.place.exists():
+            continue
         shelf = read_shelf(entry.cache_directory, architecture)
         settings = settings_of(entry, architecture, task)
         media: Counter[str] = Counter()

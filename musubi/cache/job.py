@@ -15,7 +15,7 @@ from musubi.spec.report import Report
 from musubi.spec.runtime import Networks, Runtime
 
 if TYPE_CHECKING:
-    from musubi.config.dataset import DatasetFile
+    from musubi.config.dataset import DatasetEntry, DatasetFile
 
 _SHOWN = 20
 
@@ -60,6 +60,15 @@ class Job:
     skip_existing: bool = False
     keep: bool = False
     strict: bool = False
+
+    def gone(self, entry: DatasetEntry) -> bool:
+        """Whether a dataset's files are no longer there; its records are then left as they are."""
+        if entry.place.exists():
+            return False
+        self.report.warn(
+            f"{entry.place} is gone; the records in {entry.cache_directory} are left as they are."
+        )
+        return True
 
     def failed(self, summary: Summary, name: str, error: Exception | str) -> None:
         """Leave an item out, or end the run when that was asked for."""

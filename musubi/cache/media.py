@@ -109,12 +109,13 @@ class _MediaRun:
         places: list[_Place] = []
         pending: list[_Work] = []
         for entry in job.dataset.datasets:
+            shelf = read_shelf(entry.cache_directory, job.architecture, text=False)
+            if job.gone(entry):
+                self.summary.fresh += len(shelf.media)
+                continue
             found = scan(entry)
-            place = _Place(
-                entry=entry,
-                shelf=read_shelf(entry.cache_directory, job.architecture, text=False),
-                settings=settings_of(entry, job.architecture, job.wanted.task),
-            )
+            settings = settings_of(entry, job.architecture, job.wanted.task)
+            place = _Place(entry=entry, shelf=shelf, settings=settings)
             places.append(place)
             for skip in found.skipped:
                 job.failed(self.summary, skip.path.name, skip.reason)

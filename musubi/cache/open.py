@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from musubi.cache.failures import read_failures
 from musubi.cache.freshness import Wanted, made_otherwise, odd_ones, recorded, text_digest
-from musubi.cache.header import Header
+from musubi.cache.header import Header, Kind
 from musubi.cache.job import listed
 from musubi.cache.shelf import Shelf, read_shelf
 from musubi.cache.store import Stored, text_name
@@ -105,7 +105,8 @@ def incomplete(found: TrainingSet, path: Path) -> DataError:
     )
     commands: list[str] = []
     flags: list[str] = []
-    for kind, command in (("media", "latents"), ("text", "text")):
+    kinds: tuple[tuple[Kind, str], ...] = (("media", "latents"), ("text", "text"))
+    for kind, command in kinds:
         if not any(p.what == command for p in problems):
             continue
         names = [c.name for c in encoders_of(found.architecture, found.task, kind)]
@@ -255,7 +256,7 @@ class _Opening:
             self.left_out(self.rows[i].item.name, what, reason, found=True)
         self.rows = [row for i, row in enumerate(self.rows) if i not in odd]
 
-    def names(self, kind: Any) -> Sequence[str]:
+    def names(self, kind: Kind) -> Sequence[str]:
         """The encoders that make one kind of record."""
         return [c.name for c in encoders_of(self.architecture, self.wanted.task, kind)]
 

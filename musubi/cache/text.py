@@ -96,6 +96,7 @@ class _TextRun:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.summary = Summary()
+        self.left_alone = 0
         task = job.wanted.task
         self.fields = task.schema.text
         self.components = [c.name for c in job.architecture.of_role("text", task)]
@@ -123,20 +124,24 @@ class _TextRun:
         self.summary.encoded += sum(1 for c in captions if id(c) in made and not c.failed)
         for place in places:
             self.finish(place)
-        if not any(c.source and not c.failed for c in captions):
+        if not self.left_alone and not any(c.source and not c.failed for c in captions):
             raise self.summary.nothing("text")
         return self.summary
 
     # what there is
 
     def survey(self) -> tuple[list[_Place], list[_Caption]]:
-        """Every caption of every dataset, once for each record file."""
+        """Every caption of every dataset that may have to be encoded, once for each record file."""
         job = self.job
         places: list[_Place] = []
         captions: list[_Caption] = []
         for entry in job.dataset.datasets:
-            found = scan(entry)
             shelf = read_shelf(entry.cache_directory, job.architecture, media=False)
+            if job.gone(entry):
+                self.summary.fresh += len(shelf.text)
+                self.left_alone += len(shelf.text)
+                continue
+            found = scan(entry)
             place = _Place(entry=entry, shelf=shelf)
             places.append(place)
             for skip in found.skipped:
@@ -155,7 +160,9 @@ class _TextRun:
                     head=shelf.text.get(name),
                     place=place,
                 )
-                if not (job.skip_existing and caption.head is not None and self.left(caption)):
+                if job.skip_existing and caption.head is not None and self.left(caption):
+                    self.left_alone += 1
+                else:
                     captions.append(caption)
             captions.append(self.empty(place))
         return places, captions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Generic, TypeVar
 
 Task = TypeVar("Task")
@@ -25,7 +25,7 @@ def read_ahead(
     workers: int,
     ahead: int,
     stalled: Callable[[list[Task]], None] = lambda tasks: None,
-) -> Iterator[tuple[Task, Result | Exception]]:
+) -> Generator[tuple[Task, Result | Exception], None, None]:
     """Run `work` on each task in threads, and yield what it yields as it comes.
 
     What a task raises is yielded in the place of its next result and ends that task alone. Closing

@@ -46,7 +46,9 @@ class EncodingOptions(DatasetOptions):
         False, "Keep records that the dataset file no longer names.", group=_RECORDS
     )
     strict: bool = option(
-        False, "Stop at the first file that cannot be used, instead of leaving it out.", group=_RECORDS
+        False,
+        "Stop at the first file that cannot be used, instead of leaving it out.",
+        group=_RECORDS,
     )
 
 
@@ -92,7 +94,10 @@ class CachePreviewConfig(DatasetOptions):
         aliases=("debug_mode",),
     )
     output: str = option(
-        "preview", "Directory that sheets and clips are written into.", group="Preview", metavar="DIR"
+        "preview",
+        "Directory that sheets and clips are written into.",
+        group="Preview",
+        metavar="DIR",
     )
     console_width: int = option(80, "Columns of a picture in the terminal.", group="Preview", ge=8)
     console_num_images: int | None = option(

@@ -294,7 +294,8 @@ def _entry(
             fix="Remove it, or give video_directory or video_jsonl_file.",
         )
     place, base = _found(given[key], path.parent)
-    if not (place.is_file() if listed else place.is_dir()):
+    exists = place.is_file() if listed else place.is_dir()
+    if not exists and not _is_cached(given, path.parent, architecture):
         what = "file" if listed else "directory"
         raise ConfigError(
             f"{where}: the {what} {given[key]!r} of {key} does not exist.",
@@ -313,7 +314,7 @@ def _entry(
                 fix="Write control_path into the lines of the list.",
             )
         control, _ = _found(given["control_directory"], path.parent)
-        if not control.is_dir():
+        if exists and not control.is_dir():
             raise ConfigError(
                 f"{where}: the directory {given['control_directory']!r} of control_directory does not exist.",
                 fix=_near(control, "Check the path."),
@@ -342,6 +343,14 @@ def _entry(
         options={o.name: given.get(o.name, o.default) for o in architecture.dataset_options},
         **{name: given[name] for name in plain if name in given},
     )
+
+
+def _is_cached(given: Mapping[str, Any], home: Path, architecture: Architecture) -> bool:
+    """Whether there is a cache directory with records, which do without the files they are made of."""
+    if "cache_directory" not in given:
+        return False
+    cache, _ = _found(given["cache_directory"], home)
+    return any(cache.glob(f"*_{architecture.suffix}.safetensors"))
 
 
 def _extension(text: str | None, listed: bool, where: str, notes: list[str]) -> str | None:

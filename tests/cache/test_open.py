@@ -102,7 +102,7 @@ def test_a_changed_picture_and_a_touched_one(cached):
 
 def test_changed_settings(cached):
     cached.change("[64, 48]", "[32, 32]")
-    with pytest.raises(DataError, match="4 a stale one.*other settings"):
+    with pytest.raises(DataError, match=r"4 a stale one.*other settings"):
         cached.open()
 
 
@@ -146,6 +146,9 @@ def test_records_without_the_files_they_were_made_of(cached):
     assert len(found.items) == 6
     assert any("is gone; its 4 records" in w for w in cached.report.warnings)
     found.load([3, 5])
+    before = cached.records()
+    assert cached.latents().fresh == 6 and cached.text().fresh == 5
+    assert cached.records() == before
 
 
 def test_a_damaged_record_is_missing(cached):
