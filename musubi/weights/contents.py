@@ -148,20 +148,20 @@ def _instead(component: Component, weights: Weights, others: Iterable[Component]
     """A sentence for what the file seems to be, when something that is installed knows it."""
     if any(name.endswith((".lora_down.weight", ".lora_A.weight")) for name in weights.names):
         return " It is a LoRA, not a model."
-    for flag, owner in _candidates(others):
-        if flag != component and _recognised(flag, weights) is not None:
-            of = f" of {owner}" if owner else ""
-            return f" It seems to be the {flag.name}{of}, which --{flag.name} takes."
+    for other, place in _candidates(others):
+        if other != component and _recognised(other, weights) is not None:
+            return f" It seems to be {place}."
     return ""
 
 
 def _candidates(others: Iterable[Component]) -> Iterator[tuple[Component, str]]:
     for candidate in others:
-        yield candidate, ""
+        yield candidate, f"the {candidate.name}, which --{candidate.name} takes"
     for name in registry.names():
         try:
             architecture = registry.find(name)
         except ConfigError:  # a broken plugin must not hide the real error
             continue
         for candidate in architecture.components:
-            yield candidate, architecture.title
+            place = f"the {candidate.name} of {architecture.title}"
+            yield candidate, f"{place}, which --{candidate.name} takes with --arch {name}"

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from musubi.errors import CheckpointError
 from musubi.weights.header import Entry, Header, read_header
-from musubi.weights.places import find_parts
+from musubi.weights.places import SAFE, find_parts
 
 _LEVELS = ("module", "state_dict", "model")  # top-level keys under which tensors are published
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
@@ -179,7 +179,7 @@ def _kind(path: Path) -> str:
         return "zip"
     if first[:1] == b"\x80" and first[8:9] != b"{":
         return "pickle"
-    if first[8:9] == b"{" or (path.suffix.lower() == ".safetensors" and not _stranger(first)):
+    if first[8:9] == b"{" or (path.suffix.lower() in SAFE and not _stranger(first)):
         return "safetensors"
     raise CheckpointError(
         f"{path} is not a checkpoint{_stranger(first)}.",
@@ -221,21 +221,25 @@ def _tensors(path: Path, *, mapped: bool) -> dict[str, torch.Tensor]:
 def _unpickled(path: Path, *, mapped: bool) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old files: typed storages, numpy scalars
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            warnings.simplefilter("ignore")  # old files: typed storages, other pickle protocols
+            if path.suffix.lower() not in SAFE:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            with path.open("rb") as file:  # torch would go by the name, which is wrong here
+                return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = _GLOBAL.search(str(error))
-        if named is None and "unsupported" not in str(error).lower():
-            raise CheckpointError(
-                f"{path} is damaged or is not a checkpoint: it cannot be unpickled.", fix=_DAMAGED
-            ) from error
-        carried = f" ({named[1]})" if named else ""
+        what = (
+            f"carries Python code beside its tensors ({named[1]})"
+            if named
+            else "was pickled as something else than plain tensors"
+        )
         raise CheckpointError(
-            f"{path} carries Python code beside its tensors{carried}; it was not read, and nothing "
-            "in it was run.",
+            f"{path} {what}; it was not read, and nothing in it was run.",
             fix="Use the safetensors version, or convert it with a tool you trust.",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file fails in any of torch's and pickle's ways
         raise CheckpointError(
             f"{path} is truncated or damaged: torch cannot read it ({_line(error)}).", fix=_DAMAGED
         ) from error

@@ -11,7 +11,7 @@ from musubi.errors import CheckpointError, nearest
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 _INDEX = ".index.json"
-_SAFE = (".safetensors", ".sft")
+SAFE = (".safetensors", ".sft")
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 # Tried in this order when a folder holds several sets of files.
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -47,7 +47,7 @@ def weight_sets(folder: Path) -> dict[str, Path]:
     Where a set exists as safetensors, its pickled copy is not looked at.
     """
     found: dict[str, Path] = {}
-    for suffixes in (_SAFE, _PICKLED):
+    for suffixes in (SAFE, _PICKLED):
         for file in sorted(p for p in folder.iterdir() if p.is_file()):
             if file.suffix.lower() in suffixes and not file.name.startswith("."):
                 shard = _SHARD.fullmatch(file.name)

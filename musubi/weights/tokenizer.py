@@ -10,8 +10,7 @@ from typing import Any
 from musubi.errors import ConfigError
 from musubi.spec.architecture import Component, Tokenizer
 
-_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
-_VOCABULARY = ("vocab.json", "merges.txt")
+_FILES = ("tokenizer.json", "tokenizer_config.json")
 _SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
@@ -65,9 +64,8 @@ def _nearby(component: Component, weights: Path, published: Tokenizer | None) ->
 
 
 def _is_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _FILES) or all(
-        (folder / name).is_file() for name in _VOCABULARY
-    )
+    # A bare spiece.model does not count: it does not say how texts begin, end and are padded.
+    return any((folder / name).is_file() for name in _FILES)
 
 
 def _opened(path: Path, flag: str) -> Any:
@@ -75,10 +73,10 @@ def _opened(path: Path, flag: str) -> Any:
 
     folder = path if path.is_dir() else path.parent
     try:
-        if (folder / "tokenizer_config.json").is_file() or (folder / "config.json").is_file():
+        if (folder / "tokenizer_config.json").is_file():
             return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         file = path if path.is_file() else folder / "tokenizer.json"
-        if file.suffix == ".json":
+        if file.suffix == ".json" and file.is_file():
             return _with_special(PreTrainedTokenizerFast(tokenizer_file=str(file)))
     except Exception as error:  # transformers raises whatever its many formats raise
         raise ConfigError(
