@@ -56,7 +56,8 @@ def failure(what: str, fix: str | None, *, traceback: bool = False) -> None:
         console.print_exception(show_locals=False)
     from rich.text import Text
 
-    line = Text("error: ", style="bold red")
+    who = "" if first_process() else f" (process {os.environ.get('RANK', '?')})"
+    line = Text(f"error{who}: ", style="bold red")
     console.print(line.append(what, style="red"), soft_wrap=True)
     if fix is not None:
         console.print(Text(fix), soft_wrap=True)

@@ -102,6 +102,12 @@ def test_a_failure_is_one_sentence_and_an_exit_code(musubi_main, error, code, sa
     assert "Traceback" not in err
 
 
+def test_a_failure_says_which_of_several_processes_failed(musubi_main, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    _, _, err = _fails(musubi_main, RunError("The disk is full."))
+    assert err == "error (process 1): The disk is full.\n"
+
+
 @pytest.mark.parametrize("where", [0, 3])
 def test_debug_shows_where(musubi_main, where):
     def run(config, architecture, report):
