@@ -227,5 +227,6 @@ def _check_lora(config: GenerateConfig) -> None:
 
 RETIRED: tuple[Retired, ...] = (
     Retired("lycoris", "the form of a LoRA file is recognised by its content.", 0),
+    Retired("video_path", "no task of this architecture starts from a video."),
     Retired("ckpt_dir", "each network has its own flag, such as --dit and --vae."),
 )
