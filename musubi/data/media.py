@@ -33,6 +33,9 @@ _TURNED = (5, 6, 7, 8)
 _SEEK = 24
 """Frames that are sooner decoded than sought past."""
 
+_REORDERED = 32
+"""Frames are stored out of order, by no more than this."""
+
 
 @lru_cache(maxsize=1)
 def image_extensions() -> frozenset[str]:
@@ -205,10 +208,10 @@ def read_frames(info: VideoInfo, indices: Sequence[int]) -> Iterator[tuple[int, 
             yield index, read_image(info.images[index])
         return
     found = 0
-    for seek in (True, False):  # some files cannot be entered at every keyframe they name
+    for by_stamp in (True, False):  # some files cannot be entered at every keyframe they name
         if found < len(wanted):
             with _container(info.path) as container:
-                for index, frame in _decoded(info, container, wanted[found:], seek=seek):
+                for index, frame in _decoded(info, container, wanted[found:], by_stamp=by_stamp):
                     yield index, _upright(frame)
                     found += 1
     if found < len(wanted):
@@ -270,6 +273,7 @@ def _probe(
     durations: list[int] = []
     first: av.VideoFrame | None = None
     complete = True
+    decoding: int | None = None
     for packet in container.demux(stream):
         if first is None:
             first = next((f for f in packet.decode() if isinstance(f, av.VideoFrame)), None)
@@ -279,15 +283,15 @@ def _probe(
         durations.append(packet.duration or 0)
         if packet.is_keyframe:
             keys.append(packet.pts)
-        # 32 more, because frames are stored out of order
-        past = None if packet.dts is None else (packet.dts - (stream.start_time or 0)) * base
+        decoding = packet.dts
+        past = 0.0 if decoding is None else (decoding - (stream.start_time or 0)) * base
         if first is not None and (
-            (seconds is not None and past is not None and past > seconds + 1 and len(stamps) > 32)
-            or (most is not None and len(stamps) > most + 32)
+            (seconds is not None and past > seconds + 1 and len(stamps) > _REORDERED)
+            or (most is not None and len(stamps) > most + _REORDERED)
         ):
             complete = False
             break
-    if first is None:
+    if first is None or not stamps:
         raise DataError(
             f"{path.name} has no frame that can be decoded.",
             fix="It is damaged or truncated; copy it again, or convert it anew.",
@@ -323,9 +327,15 @@ def _probe(
                 "it is truncated.",
                 fix="Copy it again, or convert it anew.",
             )
-    if not complete and len(times) > 33:  # the tail may have holes where later packets belong
-        times, order = times[:-32], None if order is None else order[:-32]
-        end = float(times[-1] + np.median(np.diff(times)))
+    if not complete:  # what comes later in the file is shown after the last time of decoding
+        whole = len(times) - _REORDERED
+        if order is not None and decoding is not None:
+            whole = max(int(np.searchsorted(order, decoding, side="right")), 1)
+        times, order = times[:whole], None if order is None else order[:whole]
+        keyframes = keyframes[keyframes < whole]
+        end = float(times[-1]) + end / len(stamps)
+    if stream.codec_context.has_b_frames and known == sorted(known):
+        order = None  # AVI: times of decoding, given as times of showing; frames must be counted
     return VideoInfo(
         path=path,
         width=size[1],
@@ -340,11 +350,14 @@ def _probe(
 
 
 def _decoded(
-    info: VideoInfo, container: InputContainer, wanted: Sequence[int], *, seek: bool
+    info: VideoInfo, container: InputContainer, wanted: Sequence[int], *, by_stamp: bool
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """The wanted frames up to the first that is absent; `seek` passes over what lies between."""
+    """The wanted frames up to the first that is absent.
+
+    By their stamps, with what lies between passed over; or by counting from the beginning.
+    """
     stream = container.streams.video[0]
-    if info.stamps is None:
+    if info.stamps is None or not by_stamp:
         left = set(wanted)
         for index, frame in enumerate(container.decode(stream)):
             if index in left:
@@ -356,7 +369,7 @@ def _decoded(
     at, frames = 0, container.decode(stream)
     for index in wanted:
         key = int(np.searchsorted(info.keyframes, index, side="right")) - 1
-        if seek and key >= 0 and info.keyframes[key] > at + _SEEK:
+        if key >= 0 and info.keyframes[key] > at + _SEEK:
             container.seek(int(info.stamps[info.keyframes[key]]), stream=stream)
             frames = container.decode(stream)
         stamp = int(info.stamps[index])
