@@ -14,7 +14,7 @@ from musubi.errors import CheckpointError, ConfigError
 from musubi.spec.architecture import Component
 from musubi.spec.keys import KeyMap, Source
 from musubi.weights.files import Weights, open_weights
-from musubi.weights.places import folders_with_weights, weight_sets
+from musubi.weights.places import folders_with_weights, readable, weight_sets
 from musubi.weights.scaled import split_scales
 
 # Where published snapshots keep a component of each role.
@@ -69,9 +69,10 @@ def inspect(
 
 def locate(component: Component, path: Path) -> Path:
     """The path, or the subfolder that holds the component when the path is a whole snapshot."""
-    if not path.is_dir() or weight_sets(path):
-        return path
-    folders = folders_with_weights(path)
+    with readable(path):
+        if not path.is_dir() or weight_sets(path):
+            return path
+        folders = folders_with_weights(path)
     usual = _FOLDERS[component.role]
     for folder in sorted(folders, key=lambda f: (not f.name.startswith(usual), f.name)):
         with open_weights(folder) as weights:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from musubi.errors import CheckpointError
 from musubi.weights.header import Entry, Header, read_header
-from musubi.weights.places import SAFE, find_parts
+from musubi.weights.places import SAFE, find_parts, readable
 
 _LEVELS = ("module", "state_dict", "model")  # top-level keys under which tensors are published
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
@@ -68,17 +68,12 @@ def open_weights(path: Path | str) -> Weights:
         CheckpointError: It is absent, empty, truncated, incomplete, no checkpoint, or pickled code.
     """
     path = Path(path)
-    parts = find_parts(path)
-    try:
+    with readable(path):
+        parts = find_parts(path)
         kinds = {part: _kind(part) for part in parts}
         if all(kind == "safetensors" for kind in kinds.values()):
             return _Safetensors(path, parts)
         return _Pickled(path, parts, kinds)
-    except OSError as error:
-        raise CheckpointError(
-            f"{error.filename or path} cannot be read: {error.strerror or error}.",
-            fix="Check the disk and the permissions of the file.",
-        ) from error
 
 
 class _Safetensors:

@@ -6,8 +6,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from musubi.errors import CheckpointError
-from musubi.weights.places import find_parts, folders_with_weights, weight_sets
+from musubi.weights.places import find_parts, folders_with_weights, readable, weight_sets
 
 # A full digest of 30 GB takes a minute; a finetune changes every tensor, so samples tell it apart.
 _ENDS = 1 << 20
@@ -25,15 +24,10 @@ def identity(path: Path) -> str:
         CheckpointError: There is nothing there, or it cannot be read.
     """
     digest = hashlib.blake2b(digest_size=8)
-    try:
+    with readable(path):
         for file in _files(Path(path)):
             facts = file.stat()
             digest.update(_of_file(file.resolve(), facts.st_size, facts.st_mtime_ns))
-    except OSError as error:
-        raise CheckpointError(
-            f"{error.filename or path} cannot be read: {error.strerror or error}.",
-            fix="Check the disk and the permissions of the file.",
-        ) from error
     return digest.hexdigest()
 
 

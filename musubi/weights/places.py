@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from musubi.errors import CheckpointError, nearest
@@ -15,6 +16,18 @@ SAFE = (".safetensors", ".sft")
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 # Tried in this order when a folder holds several sets of files.
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+
+
+@contextmanager
+def readable(path: Path | str) -> Iterator[None]:
+    """Turn what the operating system refuses inside the block into a `CheckpointError`."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or path} cannot be read: {error.strerror or error}.",
+            fix="Check the disk and the permissions of the file.",
+        ) from error
 
 
 def find_parts(path: Path) -> list[Path]:

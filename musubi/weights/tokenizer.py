@@ -53,12 +53,12 @@ def _nearby(component: Component, weights: Path, published: Tokenizer | None) ->
     number = "".join(c for c in home.name if c.isdigit()) if home.name.startswith("text_") else ""
     sibling = f"tokenizer_{number}" if number else "tokenizer"
     for folder in (home, home.parent):
-        yield folder / sibling
-        yield folder / "tokenizer"
+        yield folder / f"{component.name}_tokenizer"
         if published is not None and published.subfolder:
             yield folder / published.subfolder
             yield folder / Path(published.subfolder).name
-        yield folder / f"{component.name}_tokenizer"
+        yield folder / sibling
+        yield folder / "tokenizer"
         if folder == home:
             yield folder
 

@@ -95,6 +95,17 @@ def test_a_missing_file_names_the_nearest(tmp_path):
     _refused(tmp_path / "no" / "x.pt", r"The folder .*no does not exist either")
 
 
+def test_what_the_system_refuses_is_named(tmp_path, monkeypatch):
+    save(tmp_path / "x.safetensors", TENSORS)
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(files, "read_header", refused)
+    _refused(tmp_path / "x.safetensors", r"x\.safetensors cannot be read: Permission denied\.")
+    _refused(tmp_path / ("x" * 5000), "cannot be read")
+
+
 def test_an_empty_file(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"")
     _refused(tmp_path / "x.safetensors", "is empty: it has 0 bytes")
