@@ -299,7 +299,11 @@ def _entry(
         what = "file" if listed else "directory"
         raise ConfigError(
             f"{where}: the {what} {given[key]!r} of {key} does not exist.",
-            fix=_near(place, "Check the path; a Windows path stands in 'single' quotes."),
+            fix=_near(
+                place,
+                "Check the path; a Windows path stands in 'single' quotes.",
+                path.parent / given[key],
+            ),
         )
     if listed and "cache_directory" not in given:
         raise ConfigError(
@@ -317,7 +321,7 @@ def _entry(
         if exists and not control.is_dir():
             raise ConfigError(
                 f"{where}: the directory {given['control_directory']!r} of control_directory does not exist.",
-                fix=_near(control, "Check the path."),
+                fix=_near(control, "Check the path.", path.parent / given["control_directory"]),
             )
     cache = place
     if "cache_directory" in given:
@@ -440,10 +444,13 @@ def _found(text: str, home: Path, base: Path | None = None) -> tuple[Path, Path]
     return (base or here) / path, base or here
 
 
-def _near(path: Path, otherwise: str) -> str:
-    try:
-        names = sorted(p.name for p in path.parent.iterdir())
-    except OSError:
-        return otherwise
-    close = nearest(path.name, names)
-    return f"Did you mean {path.parent / close}?" if close else otherwise
+def _near(path: Path, otherwise: str, *more: Path) -> str:
+    """What lies beside the path, or beside one of `more`, under nearly that name."""
+    for place in (path, *more):
+        try:
+            names = sorted(p.name for p in place.parent.iterdir())
+        except OSError:
+            continue
+        if close := nearest(place.name, names):
+            return f"Did you mean {place.parent / close}?"
+    return otherwise

@@ -63,9 +63,7 @@ def run(config: Any, architecture: Architecture, report: Report) -> None:
             for one in found
         ],
     )
-    left_out = [(one.entry.index + 1, s.path.name, s.reason) for one in found for s in one.skipped]
-    if left_out:
-        report.table("Left out", ("dataset", "file", "reason"), left_out)
+    left_out(found, report)
     others = [(one.entry.index + 1, s.path.name, s.reason) for one in found for s in one.others]
     if others:
         report.table("Not part of the dataset", ("dataset", "file", "reason"), others)
@@ -77,6 +75,13 @@ def run(config: Any, architecture: Architecture, report: Report) -> None:
         if not one.plans:
             report.warn(str(nothing([one])))
     _buckets(found, report)
+
+
+def left_out(found: Sequence[Surveyed], report: Report) -> None:
+    """Show the files that give no clip, each with its reason."""
+    rows = [(one.entry.index + 1, s.path.name, s.reason) for one in found for s in one.skipped]
+    if rows:
+        report.table("Left out", ("dataset", "file", "reason"), rows)
 
 
 def nothing(found: Sequence[Surveyed]) -> DataError:

@@ -60,6 +60,7 @@ def run(config: Any, architecture: Architecture, report: Report) -> None:
     )
     if not any(one.plans for one in found):
         raise check.nothing(found)
+    check.left_out(found, report)
     folder = Path(config.output)
     if config.mode != "console":
         try:

@@ -69,4 +69,3 @@ def test_seed_epoch_and_data_change_it():
 def test_it_is_the_same_on_every_machine():
     items = [Item(str(i), bucket=(i % 2,)) for i in range(7)]
     assert epoch_order(items, seed=42, epoch=1) == [(2, 4), (3,), (5, 1), (0, 6)]
-
