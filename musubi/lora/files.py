@@ -76,6 +76,8 @@ def read_lora(
     path: Path | str,
     architecture: Architecture | None = None,
     model_names: Iterable[str] | None = None,
+    *,
+    finite: bool = True,
 ) -> LoraFile:
     """Read a LoRA of any common form.
 
@@ -83,6 +85,7 @@ def read_lora(
         path: The file.
         architecture: Whose layers it is for; None keeps the names of the file.
         model_names: Dotted names of the network's modules, when it is at hand.
+        finite: Refuse numbers that are not finite.
 
     Raises:
         CheckpointError: It is no LoRA, of another kind or of another architecture, incomplete, or
@@ -101,7 +104,7 @@ def read_lora(
             for stem, keys in raw.items()
         }
     for stem, pair in pairs.items():
-        _check(path, stem, pair)
+        _check(path, stem, pair, finite)
     if architecture is None:
         return LoraFile(
             path=path, pairs=pairs, metadata=info, form=_form(raw, {}), unknown=tuple(stray)
@@ -273,7 +276,7 @@ def _alphas(raw: Mapping[str, Mapping[str, str]], weights, info: Mapping[str, st
     }
 
 
-def _check(path: Path, stem: str, pair: Pair) -> None:
+def _check(path: Path, stem: str, pair: Pair, finite: bool) -> None:
     if pair.down.ndim != 2 or pair.up.ndim != 2 or pair.down.shape[0] != pair.up.shape[1]:
         raise CheckpointError(
             f"{path}: the matrices of {stem!r} are {tuple(pair.down.shape)} and "
@@ -281,7 +284,7 @@ def _check(path: Path, stem: str, pair: Pair) -> None:
             fix="Give a LoRA of linear layers.",
         )
     numbers = (pair.down, pair.up, torch.tensor(float(pair.alpha or 0)))
-    if not all(bool(torch.isfinite(t.float()).all()) for t in numbers):
+    if finite and not all(bool(torch.isfinite(t.float()).all()) for t in numbers):
         raise CheckpointError(
             f"{path}: {stem!r} holds a number that is not finite.",
             fix="The file is damaged or its training failed; use an earlier checkpoint.",
