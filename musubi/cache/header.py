@@ -29,7 +29,7 @@ class Header:
         options: The architecture's options that shape records, and their values.
         schema: Version of the task's schema.
         source: Base name of the image, video or directory of frames.
-        signature: Sizes and modification times of the source and its controls, as JSON text.
+        signature: Sizes and modification times of the source and its controls, as text.
         content: Digest of the bytes of the same files.
         plan: Digest of the settings that decide which clips a source gives.
         preprocessing: Digest of the settings that shape this clip.

@@ -11,7 +11,7 @@ from musubi.cache.failures import read_failures
 from musubi.cache.freshness import Wanted, made_otherwise, odd_ones, recorded, text_digest
 from musubi.cache.header import Header, Kind
 from musubi.cache.job import listed
-from musubi.cache.shelf import Shelf, read_shelf
+from musubi.cache.shelf import Shelf, collector_off, read_shelf
 from musubi.cache.store import Stored, text_name
 from musubi.cache.survey import Origin, judge_media, judge_text, renew, settings_of
 from musubi.cache.tasks import encoders_of
@@ -62,9 +62,10 @@ def open_training_set(
         options=recorded(architecture, options or {}, "train"),
     )
     opening = _Opening(architecture, wanted, report)
-    for entry in dataset.datasets:
-        opening.open(entry)
-    opening.agree()
+    with collector_off():
+        for entry in dataset.datasets:
+            opening.open(entry)
+        opening.agree()
     found = TrainingSet(
         architecture=architecture,
         task=task,
@@ -232,8 +233,9 @@ class _Opening:
             )
             item = Item(
                 key=f"{entry.index}/{name}",
-                media_path=shelf.path(name),
-                text_path=shelf.path(text_name(header.stem, self.architecture.suffix)),
+                directory=shelf.directory,
+                media_name=name,
+                text_name=text_name(header.stem, self.architecture.suffix),
                 bucket=(*header.bucket, header.length, *shapes),
                 batch_size=entry.batch_size,
                 repeats=entry.num_repeats,

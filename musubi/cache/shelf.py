@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,12 +99,18 @@ def _heads(
         return out
 
     chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
+    with collector_off(), ThreadPoolExecutor(_READERS) as pool:  # they wait for a network disk
+        heads = [head for chunk in pool.map(read, chunks) for head in chunk]
+    return dict(zip(names, heads, strict=True))
+
+
+@contextlib.contextmanager
+def collector_off() -> Iterator[None]:
+    """Keep the garbage collector from walking over every head again and again: half of the time."""
     collecting = gc.isenabled()
-    gc.disable()  # it would walk over every head again and again: half of the time
+    gc.disable()
     try:
-        with ThreadPoolExecutor(_READERS) as pool:  # waiting for a network disk is what they share
-            heads = [head for chunk in pool.map(read, chunks) for head in chunk]
+        yield
     finally:
         if collecting:
             gc.enable()
-    return dict(zip(names, heads, strict=True))

@@ -10,9 +10,9 @@ import os
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic_core import from_json
@@ -34,6 +34,7 @@ KEY = "musubi"
 _FIRST_READ = 4096
 _SPAN = re.compile(r"\d{5,}-\d{3,}(-\d{4,})?")
 _HEADER_LIMIT = 100_000_000
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 
 
 # names
@@ -122,6 +123,7 @@ def tensor_key(field: Field, tensor: torch.Tensor, latents: torch.Tensor | None)
     return key if field.is_mask else f"{key}_{dtype_of(tensor)}"
 
 
+@lru_cache(maxsize=4096)
 def field_name(key: str) -> str:
     """The field that a tensor key belongs to.
 
@@ -248,20 +250,17 @@ def rewrite_header(path: Path, header: Header) -> None:
 # reading
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):
     """What the head of a record file says, read without its tensors.
 
     Args:
         metadata: All of it, as text.
         shapes: Field name to shape.
-        keys: Field name to tensor key.
         header: The typed header, or None when the record has none that we understand.
     """
 
     metadata: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
-    keys: Mapping[str, str] = field(default_factory=dict)
     header: Header | None = None
 
     def belongs_to(self, architecture: Architecture) -> bool:
@@ -282,17 +281,24 @@ def read_head(path: str | os.PathLike[str]) -> Stored:
     """
     name = os.fspath(path)
     try:
-        with open(name, "rb", buffering=0) as file:  # noqa: PTH123 - a third faster than Path.open
-            start = file.read(_FIRST_READ)
-            (length,) = struct.unpack("<Q", start[:8])
+        file = os.open(name, _READ)
+        try:
+            start = os.read(file, _FIRST_READ)
+            (length,) = struct.unpack_from("<Q", start)
             if length > _HEADER_LIMIT:
                 raise ValueError("no header of such length")
             rest = length + 8 - len(start)
-            text = start[8 : 8 + length] + (file.read(rest) if rest > 0 else b"")
-            size = os.fstat(file.fileno()).st_size
+            text = start[8 : 8 + length] + (os.read(file, rest) if rest > 0 else b"")
+            size = os.fstat(file).st_size
+        finally:
+            os.close(file)
         entries: dict[str, Any] = from_json(text)
         metadata: dict[str, str] = entries.pop("__metadata__", {})
-        end = max((e["data_offsets"][1] for e in entries.values()), default=0)
+        end = 0
+        shapes: dict[str, tuple[int, ...]] = {}
+        for key, entry in entries.items():
+            shapes[field_name(key)] = tuple(entry["shape"])
+            end = max(end, entry["data_offsets"][1])
     except OSError as error:
         raise DataError(
             f"The record {name!r} cannot be read: {error.strerror or error}.",
@@ -302,10 +308,7 @@ def read_head(path: str | os.PathLike[str]) -> Stored:
         raise _broken(name) from error
     if size != 8 + length + end:
         raise _broken(name)
-    keys = {field_name(key): key for key in entries}
-    shapes = {name_: tuple(entries[key]["shape"]) for name_, key in keys.items()}
-    header = parse(metadata[KEY]) if KEY in metadata else None
-    return Stored(metadata, shapes, keys, header)
+    return Stored(metadata, shapes, parse(metadata[KEY]) if KEY in metadata else None)
 
 
 def read_header(path: str | os.PathLike[str]) -> Header | None:

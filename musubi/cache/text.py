@@ -271,7 +271,7 @@ class _TextRun:
             self.failed(caption, DataError(error))
             return
         metadata = metadata_of(self.job.architecture, header, caption=caption.text)
-        caption.head = Stored(metadata, {}, {}, header)
+        caption.head = Stored(metadata, {}, header)
 
         def job() -> None:
             old_part = read_record(caption.path, kept)[0] if kept else {}

@@ -24,8 +24,9 @@ class Item:
 
     Args:
         key: Unique in the training set and the same on every machine: dataset number, file name.
-        media_path: The media record.
-        text_path: The text record.
+        directory: Where both records lie.
+        media_name: File name of the media record.
+        text_name: File name of the text record.
         bucket: Items of one dataset with equal buckets can be stacked: width, height and frames in
             pixels, then the shapes of the tensors.
         batch_size: Of its dataset.
@@ -36,14 +37,25 @@ class Item:
     """
 
     key: str
-    media_path: Path
-    text_path: Path
+    directory: Path
+    media_name: str
+    text_name: str
     bucket: tuple[Any, ...]
     batch_size: int
     repeats: int
     dataset: int
     source: str
     name: str
+
+    @property
+    def media_path(self) -> Path:
+        """The media record."""
+        return self.directory / self.media_name
+
+    @property
+    def text_path(self) -> Path:
+        """The text record."""
+        return self.directory / self.text_name
 
 
 @dataclass(frozen=True, kw_only=True)
