@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from musubi.spec import KeyMap
 from musubi.weights.load import load
 from musubi.weights.write import save
 
@@ -28,7 +29,7 @@ def test_loading_takes_the_model_and_a_few_tensors(make_component, tmp_path):
     component = make_component(
         build=Tower,
         infer=lambda shapes: {"width": shapes["layers.0.weight"][0]},
-        dialects=(make_component().dialects[0].__class__(name="own", marker=("layers.0.weight",)),),
+        dialects=(KeyMap(name="own", marker=("layers.0.weight",)),),
     )
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -36,8 +37,8 @@ def test_loading_takes_the_model_and_a_few_tensors(make_component, tmp_path):
     model = torch.cuda.memory_allocated() - before
     peak = torch.cuda.max_memory_allocated() - before
     assert model == DEPTH * WIDTH * WIDTH * 2
-    # In 8 bits, in float32 before and after the transform, and what isfinite makes.
-    assert peak - model <= WIDTH * WIDTH * 4 * 3
+    # In float32, before and after the transform, and some change.
+    assert peak - model <= WIDTH * WIDTH * 4 * 2 + 2**20
     for i, layer in enumerate(module.layers):
         assert layer.weight.device.type == "cuda"
         assert torch.equal(layer.weight.cpu().float(), weights[f"layers.{i}.weight"].float() * 2)
