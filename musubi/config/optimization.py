@@ -187,10 +187,11 @@ class LoraOptions(Options):
     base_weights_multiplier: list[float] | None = option(
         None, "Multipliers of --base_weights, in order; 1.0 for those missing.", group=_LORA
     )
-    lora_format: Literal["kohya", "diffusion_model"] = option(
+    lora_format: Literal["kohya", "comfy", "diffusion_model", "diffusers"] = option(
         "kohya",
-        "Names in the LoRA file: kohya (lora_unet_…, alpha kept) or diffusion_model "
-        "(lora_A/lora_B, alpha folded in), which ComfyUI and diffusers load for every model.",
+        "Names in the LoRA file: kohya (lora_unet_…, alpha kept); comfy, also called diffusion_model "
+        "(lora_A/lora_B, alpha folded in), which ComfyUI and diffusers load for every model; or the "
+        "names of diffusers.",
         group=_LORA,
     )
 

@@ -127,7 +127,8 @@ def create(
             f"{architecture.title} names no layers that take a LoRA.", fix="Train it with --full."
         )
     given = arguments(config.network_args)
-    rank, alpha = config.network_dim or DEFAULT_RANK, config.network_alpha or None
+    rank: int | None = config.network_dim or DEFAULT_RANK
+    alpha: float | None = config.network_alpha or float(rank)
     file = None
     if config.network_weights is not None:
         names = [name for name, _ in dit.named_modules()]
@@ -140,7 +141,7 @@ def create(
             dit,
             component.traits.lora,
             rank=rank,
-            alpha=rank if alpha is None else alpha,
+            alpha=alpha,
             dropout=config.network_dropout,
             rank_dropout=given.get("rank_dropout"),
             module_dropout=given.get("module_dropout"),
@@ -150,9 +151,10 @@ def create(
         )
         if file is not None:
             made.load(file.pairs)
+    for line in made.notes:
+        report.note(line)
     dit.requires_grad_(False)
     made.attach()
-    made.requires_grad_(True)
     return Lora(
         made,
         component,

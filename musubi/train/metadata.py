@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from musubi.config.options import paths
 from musubi.config.task import Choice
 from musubi.config.train import TrainConfig
+from musubi.lora.metadata import modelspec, training_metadata
 from musubi.spec import Architecture
 from musubi.train.dataset import Dataset
 from musubi.train.state import Position
@@ -64,39 +63,41 @@ class Facts:
 
     def at(self, position: Position) -> dict[str, str]:
         """The metadata of a checkpoint that is written now."""
-        values = {
-            **self._training(),
-            **self._network(),
-            "ss_training_finished_at": time.time(),
-            "ss_steps": position.step,
-            "ss_epoch": position.epoch
-            if position.batch >= position.size
-            else max(0, position.epoch - 1),
+        ended = position.batch >= position.size
+        now = {
+            "training_finished_at": time.time(),
+            "steps": position.step,
+            # Counted from 1 for a finished epoch, from 0 within one, as readers expect.
+            "epoch": position.epoch if ended else max(0, position.epoch - 1),
         }
-        values |= self._modelspec() if self.config.full else {}
-        if self.config.no_metadata:
-            kept = ("base_model_version", "network_module", "network_dim", "network_alpha")
-            names = {f"ss_{name}" for name in (*kept, "network_args")}
-            values = {k: v for k, v in values.items() if k in names or k.startswith("modelspec.")}
-        return {k: v if isinstance(v, str) else str(v) for k, v in values.items()}
+        found = training_metadata(
+            {**self._training(), **now},
+            self.architecture,
+            network=self._network(),
+            minimum=self.config.no_metadata,
+        )
+        return {**found, **self._modelspec()} if not self.config.full else self._whole(found)
 
-    def _modelspec(self) -> dict[str, Any]:
-        """For a whole network; a LoRA's own are added when it is written."""
+    def _whole(self, found: dict[str, str]) -> dict[str, str]:
+        """Without what only a LoRA has."""
+        kept = {k: v for k, v in found.items() if not k.startswith("ss_network_")}
+        spec = self._modelspec()
+        spec["modelspec.architecture"] = spec["modelspec.architecture"].removesuffix("/lora")
+        return {"format": "pt", **kept, **spec}
+
+    def _modelspec(self) -> dict[str, str]:
         config = self.config
-        architecture, implementation = self.architecture.modelspec
-        given = {
-            "title": config.metadata_title or self.name,
-            "author": config.metadata_author,
-            "description": config.metadata_description,
-            "license": config.metadata_license,
-            "tags": config.metadata_tags,
-            "sai_model_spec": "1.0.0",
-            "architecture": architecture,
-            "implementation": implementation,
-            "resolution": "1280x720",
-            "date": datetime.now().replace(microsecond=0).isoformat(),
-        }
-        return {f"modelspec.{key}": value for key, value in given.items() if value}
+        limits = (config.min_timestep, config.max_timestep)
+        low, high = limits[0] or 0, 1000 if limits[1] is None else limits[1]
+        return modelspec(
+            self.architecture,
+            title=config.metadata_title or self.name,
+            timestep_range=None if limits == (None, None) else (low, high),
+            author=config.metadata_author,
+            description=config.metadata_description,
+            license=config.metadata_license,
+            tags=config.metadata_tags,
+        )
 
     def _training(self) -> dict[str, Any]:
         config = self.config
@@ -118,44 +119,36 @@ class Facts:
             "discrete_flow_shift",
         )
         given = paths(config, self.architecture)
-        files = {"ss_sd_model_name": given.get(self.architecture.dit.name)}
+        files = {"sd_model_name": given.get(self.architecture.dit.name)}
         vaes = [c.name for c in self.architecture.components if c.role == "vae"]
-        files["ss_vae_name"] = next((given[n] for n in vaes if n in given), None)
+        files["vae_name"] = next((given[n] for n in vaes if n in given), None)
         return {
-            "ss_session_id": self.session,
-            "ss_training_started_at": self.started,
-            "ss_output_name": self.name,
-            "ss_learning_rate": config.learning_rate_or_default,
-            "ss_num_train_items": self.data.visits,
-            "ss_num_batches_per_epoch": self.batches_per_epoch,
-            "ss_num_epochs": -(-self.total // self.steps_per_epoch),
-            "ss_max_train_steps": self.total,
-            "ss_base_model_version": self.architecture.name,
-            "ss_optimizer": self.optimizer,
-            "ss_fp8_base": False,
-            "ss_full_fp16": False,
-            "ss_full_bf16": False,
-            "ss_datasets": json.dumps(self._datasets(), ensure_ascii=False),
-            **{f"ss_{name}": getattr(config, name) for name in plain},
+            "session_id": self.session,
+            "training_started_at": self.started,
+            "output_name": self.name,
+            "learning_rate": config.learning_rate_or_default,
+            "num_train_items": self.data.visits,
+            "num_batches_per_epoch": self.batches_per_epoch,
+            "num_epochs": -(-self.total // self.steps_per_epoch),
+            "max_train_steps": self.total,
+            "optimizer": self.optimizer,
+            "fp8_base": False,
+            "full_fp16": False,
+            "full_bf16": False,
+            "datasets": self._datasets(),
+            **{name: getattr(config, name) for name in plain},
             **{name: Path(path).name for name, path in files.items() if path is not None},
         }
 
     def _network(self) -> dict[str, Any]:
-        config = self.config
-        if config.full:
-            return {}
-        modules = self.architecture.network_modules
-        found: dict[str, Any] = {
-            "ss_network_module": modules[0] if modules else "networks.lora",
-            "ss_network_dropout": config.network_dropout,
-        }
         identity = self.trainee.identity()
-        found["ss_network_dim"] = identity.get("rank")
-        found["ss_network_alpha"] = identity.get("alpha")
-        if config.network_args:
-            pairs = (pair.partition("=") for pair in config.network_args)
-            found["ss_network_args"] = json.dumps({key: value for key, _, value in pairs})
-        return found
+        pairs = (pair.partition("=") for pair in self.config.network_args or ())
+        return {
+            "dim": identity.get("rank"),
+            "alpha": identity.get("alpha"),
+            "dropout": self.config.network_dropout,
+            "args": {key: value for key, _, value in pairs},
+        }
 
     def _datasets(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []

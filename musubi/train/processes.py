@@ -50,7 +50,7 @@ def start(config: TrainConfig, trackers: list[str], logs: os.PathLike[str]) -> A
     if config.ddp_timeout is not None:
         handlers.append(InitProcessGroupKwargs(timeout=timedelta(minutes=config.ddp_timeout)))
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             log_with=trackers or None,  # type: ignore[arg-type]  # names are allowed
             project_dir=os.fspath(logs),
@@ -63,6 +63,14 @@ def start(config: TrainConfig, trackers: list[str], logs: os.PathLike[str]) -> A
             f"--mixed_precision {config.mixed_precision} cannot be used here: {error}",
             fix="Use --mixed_precision bf16 or no.",
         ) from error
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and accelerator.num_processes == 1:
+        # Each would train alone, and all would write the same files.
+        raise ConfigError(
+            f"The launcher started {launched} processes, and accelerate cannot join them here.",
+            fix="On a CPU, set the environment variable ACCELERATE_USE_CPU=true.",
+        )
+    return accelerator
 
 
 def processes(accelerator: Accelerator) -> Processes:

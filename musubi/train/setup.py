@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -49,6 +49,7 @@ from musubi.weights.nets import Nets
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+Autocast = Callable[[], AbstractContextManager[Any]]
 # Kept as the state has them when a run goes on: the optimizer and the schedule carry them.
 DECIDED = ("learning_rate", "optimizer_args", "seed")
 
@@ -280,9 +281,9 @@ class Setup:
             return Whole(dit, save_dtype=dtype, fp32=self.architecture.dit.traits.fp32)
         return adapters.create(dit, config, self.architecture, save_dtype=dtype, report=self.report)
 
-    def _autocast(self, dit: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
+    def _autocast(self, dit: nn.Module) -> Autocast:
         if self.accelerator.mixed_precision != "no":
-            return lambda: self.accelerator.autocast()
+            return cast(Autocast, self.accelerator.autocast)
         # Weights in half precision compute in it; without autocast they would meet float32.
         dtype = compute_dtype(dit)
         if dtype == torch.float32:
