@@ -72,6 +72,8 @@ def run(config: Any, architecture: Architecture, report: Report) -> None:
     for one in found:
         for said in clips.conversions(one.plans, one.entry, architecture.frame_rate):
             report.note(f"Dataset {one.entry.index + 1}: {said}")
+        for said in _too_short(one, architecture.frame_rate):
+            report.note(f"Dataset {one.entry.index + 1}: {said}")
         if not one.plans:
             report.warn(str(nothing([one])))
     _buckets(found, report)
@@ -113,6 +115,22 @@ def _advice(found: Sequence[Surveyed]) -> str:
     if skipped:
         return "Mend these, and see `musubi cache check` for all of them."
     return "Check the directory, and whether images or videos are meant."
+
+
+def _too_short(one: Surveyed, rate: float) -> list[str]:
+    """Lengths that some of the used videos do not reach, a sentence each."""
+    if one.entry.kind == "image" or one.entry.frame_extraction == "full":
+        return []
+    totals = {p.source.path: p.total for p in one.plans}
+    out: list[str] = []
+    for length in one.entry.target_frames:
+        short = [total for total in totals.values() if total < length]
+        if short:
+            out.append(
+                f"{len(short)} of {len(totals)} videos give no clip of {length} frames; the longest of "
+                f"them has {max(short)} at {rate:g} fps."
+            )
+    return out
 
 
 def _buckets(found: Sequence[Surveyed], report: Report) -> None:

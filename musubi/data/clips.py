@@ -33,6 +33,7 @@ class ClipPlan:
         size: Width and height of the source as seen.
         start: First frame, counted at the model's rate; 0 for an image.
         length: Frames of the crop; 1 for an image.
+        total: Frames that the whole source has at the model's rate, as far as was looked.
         frames: For each frame that is used, its number in the source: as many as the task uses of
             `length`.
         controls: The same for each control.
@@ -46,6 +47,7 @@ class ClipPlan:
     size: Size
     start: int = 0
     length: int = 1
+    total: int = 1
     frames: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     controls: tuple[np.ndarray, ...] = ()
     video: VideoInfo | None = None
@@ -113,6 +115,7 @@ def plan(
                 bucket=_bucket(size, entry, architecture),
                 start=start,
                 length=length,
+                total=len(shown),
                 frames=shown[wanted],
                 # a control that ends early stands still
                 controls=tuple(c[np.minimum(wanted, len(c) - 1)] for _, c in found),

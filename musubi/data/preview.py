@@ -82,7 +82,7 @@ def run(config: Any, architecture: Architecture, report: Report) -> None:
         else:
             _console(decoded, report, config.console_width)
             continue
-        report.note(f"Dataset {one.entry.index + 1}: {written} files in {folder}.")
+        report.note(f"Dataset {one.entry.index + 1}: files written to {folder}: {written}.")
 
 
 def _decoded(
@@ -101,7 +101,8 @@ def _decoded(
 def described(plan: ClipPlan, clip: Clip) -> str:
     """File, frames, sizes, and the beginning of the caption, in one line."""
     size = f"{plan.size[0]}x{plan.size[1]} to {plan.bucket[0]}x{plan.bucket[1]}"
-    frames = f", {len(clip.frames)} frames" if plan.video is not None else ""
+    count = len(clip.frames)
+    frames = f", {count} frame{'s' * (count > 1)}" if plan.video is not None else ""
     return f"{plan.name} ({size}{frames}): {textwrap.shorten(plan.source.caption, 120)}"
 
 

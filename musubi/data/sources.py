@@ -98,11 +98,12 @@ def _from_directory(entry: DatasetEntry) -> Scan:
     media = [name for name in sorted(files) if _ending(name) in known]
     if entry.kind == "video":  # a folder of frames is meant when it has a caption
         media += [name for name in sorted(folders) if stem_of(name) + extension in files]
-    pairs = _control_files(entry, [stem_of(name) for name in media], found)
+    stems = [stem_of(name) for name in media]
+    pairs = _control_files(entry, stems, found)
     captions: set[str] = set()
-    for name in media:
-        path, stem = directory / name, stem_of(name)
-        caption_name = stem + extension
+    root = os.path.join(directory, "")  # noqa: PTH118 - joining texts is what 10,000 files can afford
+    for name, stem in zip(media, stems, strict=True):
+        path, caption_name = directory / name, stem + extension
         captions.add(caption_name)
         if caption_name not in files:
             close = [
@@ -113,7 +114,7 @@ def _from_directory(entry: DatasetEntry) -> Scan:
                 reason += f" Is {close[0]} meant? Then caption_extension is {_ending(close[0])!r}."
             found.skipped.append(Skipped(path=path, reason=reason))
             continue
-        caption, problem = _caption(directory / caption_name)
+        caption, problem = _caption(root + caption_name)
         if problem:
             found.skipped.append(
                 Skipped(path=path, reason=f"The caption {caption_name} of {name} {problem}.")
@@ -171,10 +172,10 @@ def _say_what_else(entry: DatasetEntry, files: set[str], folders: set[str], foun
         found.others.append(Skipped(path=directory / name, reason=reason))
 
 
-def _caption(path: Path) -> tuple[str, str | None]:
+def _caption(path: str) -> tuple[str, str | None]:
     """The text, or what is wrong with it."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - Path.open costs as much again as the read
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - twice as fast as Path.open
             text = file.read().decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         return "", "is not UTF-8"
