@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,16 +19,14 @@ from musubi.config.task import Choice, choose_task
 from musubi.errors import ConfigError, MusubiError, RunError
 from musubi.generate import loras, prompts, write
 from musubi.generate.interactive import ask
+from musubi.generate.loras import Chosen
 from musubi.generate.recipes import ENGINE_OPTIONS, build_recipe
 from musubi.generate.session import Session
 from musubi.nn import attention
-from musubi.spec import Architecture, Recipe, Report
+from musubi.spec import Architecture, Recipe, Report, Task
 from musubi.weights.dtypes import parse_dtype
 from musubi.weights.load import inspect
 from musubi.weights.nets import Nets
-
-if TYPE_CHECKING:
-    from musubi.generate.loras import Chosen
 
 
 def run(config: GenerateConfig, architecture: Architecture, report: Report) -> None:
@@ -61,7 +61,7 @@ class _Job:
     folder: Path
     facts: Mapping[str, Any]
     report: Report
-    adapted: nn.Module | None = None
+    adapted: weakref.ref[nn.Module] | None = None  # a strong one would keep it in memory
 
     def recipe(self, asked: Mapping[str, Any]) -> Recipe:
         """What the command line says, with `asked` laid over it, and every gap filled."""
@@ -94,7 +94,7 @@ class _Job:
         failed: list[str] = []
         made: list[tuple[Recipe, Path]] = []
         self.session.prepare(recipes)
-        self._attach()
+        self._adapt()
         for i, recipe in enumerate(recipes):
             self.report.note(_announce(recipe, i, len(recipes)))
             with _Collected(failed, recipe.prompt, self.report, len(recipes) > 1):
@@ -188,12 +188,14 @@ class _Job:
     def _notes(self, recipe: Recipe) -> dict[str, str]:
         return {} if self.config.no_metadata else write.metadata(recipe, **self.facts)
 
-    def _attach(self) -> None:
-        if self.config.lora_mode == "attach" and self.chosen:
-            dit = self.nets[self.architecture.dit.name]
-            if dit is not self.adapted:
-                loras.attach(dit, self.chosen)
-                self.adapted = dit
+    def _adapt(self) -> None:
+        """Attach the LoRAs to the DiT, unless they are merged or there already."""
+        if not self.chosen or self.config.lora_mode == "merge":
+            return
+        dit = self.nets[self.architecture.dit.name]
+        if self.adapted is None or self.adapted() is not dit:
+            loras.attach(dit, self.chosen)
+            self.adapted = weakref.ref(dit)
 
 
 class _Collected:
@@ -216,14 +218,19 @@ class _Collected:
 def _open(config: GenerateConfig, architecture: Architecture, report: Report) -> _Job:
     given = paths(config, architecture)
     dit = architecture.dit
-    needs_dit = not config.latent_path
-    if needs_dit and dit.name not in given:
-        raise ConfigError(f"Generating needs the {dit.name}.", fix=f"Give --{dit.name} PATH.")
-    numbers = inspect(dit, given[dit.name]).numbers if needs_dit else None
-    choice = choose_task(architecture, config.task, numbers, given.get(dit.name))
-    chosen = loras.choose(config, architecture) if needs_dit else []
-    merged = config.lora_mode == "merge" and bool(chosen)
-    transform = loras.merging(chosen, architecture) if merged else None
+    if config.latent_path:
+        choice, chosen = choose_task(architecture, config.task), []
+    else:
+        path = _path(architecture, dit.name, given)
+        found = inspect(dit, path)
+        choice = choose_task(architecture, config.task, found.numbers, path)
+        modules = (name.removesuffix(".weight") for name in found.shapes)
+        chosen = loras.choose(config, architecture, modules, report)
+    for name in _needed(config, architecture, choice.task):
+        _path(architecture, name, given)
+    assert config.save_path is not None  # the config's own check
+    folder = _writable(Path(config.save_path))
+    merged = bool(chosen) and config.lora_mode == "merge"
     device = device_of(config.device)
     nets = Nets(
         architecture,
@@ -231,27 +238,49 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
         device=device,
         dtypes=_dtypes(config, architecture),
         tokenizers=tokenizers(config, architecture),
-        transforms={dit.name: transform} if transform is not None else {},
+        transforms={dit.name: loras.merging(chosen)} if merged else {},
         report=report,
     )
-    session = Session(
-        architecture,
-        choice.task,
-        own_options(config, architecture),
-        nets,
-        device=device,
-        report=report,
-    )
+    own = own_options(config, architecture)
+    session = Session(architecture, choice.task, own, nets, device=device, report=report)
     facts = {
         "architecture": architecture.name,
         "task": choice.variant.name if choice.variant else choice.task.name,
         "files": {name: path.name for name, path in given.items()},
-        "loras": [{"file": c.path.name, "multiplier": c.multiplier} for c in chosen],
+        "loras": [{"file": c.file.path.name, "multiplier": c.multiplier} for c in chosen],
     }
-    assert config.save_path is not None  # the config's own check
-    return _Job(
-        config, architecture, choice, session, nets, chosen, Path(config.save_path), facts, report
-    )
+    return _Job(config, architecture, choice, session, nets, chosen, folder, facts, report)
+
+
+def _needed(config: GenerateConfig, architecture: Architecture, task: Task) -> list[str]:
+    """Names of the networks that will be used, so that a missing one is said before any is loaded."""
+    vae = [c.name for c in architecture.of_role("vae", task)]
+    if config.latent_path:
+        return vae
+    text = [c.name for c in architecture.of_role("text", task)]
+    return [*text, *(vae if config.output_type != "latent" or task.inputs else ())]
+
+
+def _path(architecture: Architecture, name: str, given: Mapping[str, Path]) -> Path:
+    if name not in given:
+        component = architecture.component(name)
+        raise ConfigError(
+            f"The {name} of {architecture.title} is needed, and no file was given.",
+            fix=f"Give --{name} PATH. {component.help}",
+        )
+    return given[name]
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ConfigError(
+            f"The folder {folder} of --save_path cannot be written: {error.strerror}.",
+            fix="Give another folder.",
+        ) from error
 
 
 def _dtypes(config: GenerateConfig, architecture: Architecture) -> dict[str, torch.dtype]:

@@ -6,8 +6,11 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from musubi.config.generate import GenerateConfig
+from musubi.config.options import for_architecture
 from musubi.errors import CheckpointError
 from musubi.spec import (
     Architecture,
@@ -246,3 +249,33 @@ def nets(modules):
 @pytest.fixture
 def report():
     return Quiet()
+
+
+@pytest.fixture
+def files(modules, tmp_path):
+    paths = {}
+    for name, module in modules.items():
+        paths[name] = str(tmp_path / f"{name}.safetensors")
+        save_file({k: v.clone() for k, v in module.state_dict().items()}, paths[name])
+    return paths
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out [1]"
+
+
+@pytest.fixture
+def go(toy, files, out, report):
+    """Run the command; what it wrote, by name."""
+
+    from musubi.generate.run import run
+
+    def go(**given):
+        model = for_architecture(GenerateConfig, toy, "generate")
+        before = set(out.rglob("*")) if out.is_dir() else set()
+        chosen = {**files, "save_path": str(out), "infer_steps": 2, **given}
+        run(model(**{k: v for k, v in chosen.items() if v is not None}), toy, report)
+        return sorted(p for p in set(out.rglob("*")) - before if p.is_file())
+
+    return go

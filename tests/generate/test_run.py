@@ -9,38 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from musubi.config.generate import GenerateConfig
-from musubi.config.options import for_architecture
 from musubi.errors import ConfigError, DataError, RunError
-from musubi.generate.run import run
-
-
-@pytest.fixture
-def files(modules, tmp_path):
-    paths = {}
-    for name, module in modules.items():
-        paths[name] = str(tmp_path / f"{name}.safetensors")
-        save_file({k: v.clone() for k, v in module.state_dict().items()}, paths[name])
-    return paths
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out [1]"
-
-
-@pytest.fixture
-def go(toy, files, out, report):
-    """Run the command; what it wrote, by name."""
-
-    def go(**given):
-        model = for_architecture(GenerateConfig, toy, "generate")
-        before = set(out.rglob("*")) if out.is_dir() else set()
-        chosen = {**files, "save_path": str(out), "infer_steps": 2, **given}
-        run(model(**{k: v for k, v in chosen.items() if v is not None}), toy, report)
-        return sorted(p for p in set(out.rglob("*")) - before if p.is_file())
-
-    return go
 
 
 def latent(path):
@@ -166,6 +135,16 @@ def test_missing_networks_are_named_by_their_flag(go):
         go(prompt="a", dit=None)
     with pytest.raises(ConfigError, match="--words"):
         go(prompt="a", words=None)
+
+
+def test_networks_that_are_not_needed_need_no_file(go):
+    assert len(go(prompt="a", vae=None, output_type="latent")) == 1
+
+
+def test_a_folder_that_cannot_be_written(go, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file.inner of --save_path cannot be written"):
+        go(prompt="a", save_path=str(tmp_path / "file" / "inner"))
 
 
 def test_a_size_that_does_not_fit(go):
