@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,9 @@ def _number(key: str, text: str) -> float:
 def _list(key: str, text: str) -> list[str]:
     """A Python list of texts; a bare word is a list of one."""
     try:
-        value = ast.literal_eval(text.strip())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about '\\.', which patterns are full of
+            value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):
         value = None if text.strip()[:1] in ("[", "(") else [w.strip() for w in text.split(",")]
     value = [value] if isinstance(value, str) else value

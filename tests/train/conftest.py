@@ -214,6 +214,7 @@ TOY = Architecture(
             infer=Lazy("musubi_toy:infer"),
             dialects=(KeyMap(name="official", marker=("blocks.{n}.inner.weight",)),),
             dtype="file",
+            tiny={"width": 8},
             traits=Traits(stacks=("blocks",), lora=LoraTargets(include=(r"blocks\.\d+\.inner",))),
         ),
     ),

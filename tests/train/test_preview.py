@@ -57,7 +57,7 @@ def test_names_and_failures(toy, tmp_path: Path) -> None:
     gallery.draw(step=3, epoch=None)
     gallery.draw(step=4, epoch=2)
     names = sorted(p.name for p in (tmp_path / "sample").iterdir())
-    parts = [name.rsplit("_", 2 if "png" in name else 2) for name in names]
+    parts = [name.rsplit("_", 2) for name in names]
     assert [p[0] for p in parts] == [
         "cat_000003_00",
         "cat_000003_02",
