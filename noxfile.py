@@ -72,7 +72,7 @@ def examples(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def quickstart(session: nox.Session) -> None:
-    """Cache, train, generate and merge with tiny random weights; takes about a minute."""
+    """Cache, train, generate and merge with tiny random weights."""
     install(session)
     session.run("python", "examples/quickstart.py", *(session.posargs or ["quickstart"]))
 

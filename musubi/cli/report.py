@@ -104,17 +104,17 @@ class Terminal:
         from rich.table import Table
         from rich.text import Text
 
+        texts = [[str(cell) for cell in row] for row in rows]
+        if not self.out.is_terminal:
+            for line in _plain_table(title, columns, texts):
+                self.note(line)
+            return
         table = Table(title=Text(title), title_justify="left", title_style="bold")
         for column in columns:
             table.add_column(Text(column), overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(str(cell)) for cell in row))
-        console = self.out
-        if not console.is_terminal:  # a file or a pipe has no edge to fold at
-            endless = console.options.update(width=100_000)
-            needed = console.measure(table, options=endless).maximum
-            console = _console(file=console.file, width=max(console.width, needed))
-        console.print(table)
+        for row in texts:
+            table.add_row(*map(Text, row))
+        self.out.print(table)
 
     def progress(
         self, title: str, total: int | None, *, done: int = 0, unit: str = "it"
@@ -209,6 +209,18 @@ class _Lines:
 def rate(speed: float, unit: str) -> str:
     """Items per second, or seconds per item when there are fewer than one a second."""
     return f"{speed:.2f} {unit}/s" if speed >= 1 else f"{1 / speed:.2f} s/{unit}"
+
+
+def _plain_table(title: str, columns: Sequence[str], rows: list[list[str]]) -> Iterable[str]:
+    """Aligned columns for a file or a pipe, which have no edge to fold at."""
+    from rich.cells import cell_len
+
+    table = [list(columns), *rows]
+    widths = [max(cell_len(row[i]) for row in table) for i in range(len(columns))]
+    yield title
+    for row in table:
+        cells = (c + " " * (w - cell_len(c)) for c, w in zip(row, widths, strict=True))
+        yield f"  {'  '.join(cells)}".rstrip()
 
 
 def _figures(figures: dict[str, float | str]) -> str:

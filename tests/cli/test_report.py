@@ -65,12 +65,25 @@ def test_notes_are_not_folded_and_hold_brackets(plain):
     assert err.getvalue() == "warning: careful\n"
 
 
-def test_a_table_in_a_file_is_as_wide_as_it_must_be(plain):
+def test_a_table_in_a_file_is_plain_and_aligned(plain):
     report, out, _, _ = plain
+    report.table("Files [x]", ("Name", "Size", "[b]"), [("y" * 60, 1, "z"), ("猫", 23, "")])
+    assert out.getvalue().splitlines() == [
+        "Files [x]",
+        f"  Name{' ' * 56}  Size  [b]",
+        f"  {'y' * 60}  1     z",
+        f"  猫{' ' * 58}  23",
+    ]
+
+
+def test_a_table_on_a_terminal_folds_what_is_too_long():
+    out = io.StringIO()
+    report = Terminal(Console(file=out, force_terminal=True, width=40, color_system=None))
     report.table("Files [x]", ("Name",), [("y" * 80,)])
-    assert "y" * 80 in out.getvalue()
-    assert out.getvalue().startswith("Files [x]")
-    assert out.getvalue().endswith("\n")
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("Files [x]")
+    assert max(map(len, lines)) <= 40
+    assert out.getvalue().count("y") == 80
 
 
 def test_on_a_terminal_lines_go_above_the_bars_and_two_bars_share_one_display():
