@@ -115,7 +115,9 @@ class Summary:
         parts += [f"{len(self.failed)} left out"] if self.failed else []
         report.note(f"{what}: {', '.join(parts)}.")
         if self.failed:
-            report.table("Left out", ("file", "reason"), [(p.name, p.reason) for p in self.failed])
+            report.table(
+                "Left out", ("file", "reason"), sorted((p.name, p.reason) for p in self.failed)
+            )
 
     def nothing(self, what: str) -> DataError:
         """The error for a run that ended without one record."""

@@ -242,7 +242,8 @@ def rewrite_header(path: Path, header: Header) -> None:
     """Give a record another header; its tensors and its other metadata stay."""
     with _opened(path) as file:
         metadata = dict(file.metadata() or {})
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        # cloned: Windows does not replace a file that is mapped
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     metadata[KEY] = header.to_json()
     save(path, tensors, metadata)
 
@@ -339,7 +340,7 @@ def read_record(path: Path, names: Iterable[str] | None = None) -> tuple[Record,
                     f"The record {str(path)!r} holds {name!r} twice, in two dtypes.",
                     fix="Delete it and cache the dataset again.",
                 )
-            record[name] = file.get_tensor(key)
+            record[name] = file.get_tensor(key).clone()  # else the file stays mapped
     return record, parse(metadata[KEY]) if KEY in metadata else None
 
 

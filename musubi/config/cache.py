@@ -106,7 +106,10 @@ class CachePreviewConfig(DatasetOptions):
 
 
 RETIRED: tuple[Retired, ...] = (
-    Retired("debug_mode", "`musubi cache preview` shows what will be trained; nothing is encoded."),
+    Retired(
+        "debug_mode",
+        "`musubi cache preview --mode` shows what will be trained; this command encodes.",
+    ),
     Retired("console_width", "it belongs to `musubi cache preview`."),
     Retired("console_num_images", "it belongs to `musubi cache preview`."),
     Retired("console_back", "a background was never drawn."),
