@@ -1,5 +1,6 @@
 """A toy architecture: a text table, a linear denoiser, an autoencoder that repeats pixels."""
 
+import gc
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -222,6 +223,17 @@ class ToyNets:
     def free(self, name):
         self.loaded.discard(name)
         self.log.append(f"free {name}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_collection():
+    """Every network that is freed collects garbage: what is imported by now need not be looked at."""
+    import musubi.generate.run  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
