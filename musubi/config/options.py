@@ -94,7 +94,7 @@ def for_architecture(
                 )
     for own in architecture.options:
         if command in own.commands:
-            kind = Literal[own.choices] if own.choices else own.type
+            kind: Any = Literal[own.choices] if own.choices else own.type
             annotation = kind if own.default is not None else kind | None
             fields[own.name] = (annotation, option(own.default, own.help, group=architecture.title))
     return create_model(f"{model.__name__}_{architecture.name}", __base__=model, **fields)
