@@ -23,8 +23,12 @@ def same(a: dict, b: dict) -> bool:
 
 
 def optimizer_of(run) -> dict:
-    states = run.update.optimizer.state_dict()["state"]
-    return {f"{i}.{k}": torch.as_tensor(v) for i, s in states.items() for k, v in s.items()}
+    def flat(prefix: str, value) -> dict:
+        if isinstance(value, dict):  # bitsandbytes nests its state
+            return {k: v for n, x in value.items() for k, v in flat(f"{prefix}.{n}", x).items()}
+        return {prefix: torch.as_tensor(value)}
+
+    return flat("", run.update.optimizer.state_dict()["state"])
 
 
 @pytest.mark.parametrize("killed_at", [2, 4, 6, 7])
@@ -35,12 +39,15 @@ def optimizer_of(run) -> dict:
         {"gradient_accumulation_steps": 3, "held": 2, "validate_every_n_steps": 3},
         {"optimizer_type": "schedulefree", "max_data_loader_n_workers": 2},
         {"optimizer_type": "adafactor"},
+        {"optimizer_type": "adamw8bit"},
     ],
-    ids=["dropout", "accumulation", "schedulefree", "adafactor"],
+    ids=["dropout", "accumulation", "schedulefree", "adafactor", "adamw8bit"],
 )
 def test_a_killed_run_ends_where_the_undisturbed_one_ends(
     world, weights, tmp_path: Path, killed_at: int, options: dict
 ) -> None:
+    if options.get("optimizer_type") == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
     options = {"save_every_n_steps": 3, "save_state": True, **options}
     calm = world.make(tmp_path / "calm", **options)
     calm.train()
