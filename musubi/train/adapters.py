@@ -15,7 +15,7 @@ from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError, did_you_mean
 from musubi.lora.adapter import Adapters
 from musubi.lora.files import read_lora, write_lora
-from musubi.lora.merge import merging_transform
+from musubi.lora.merge import Merging, merging_transform
 from musubi.spec import Architecture, Component, Report
 from musubi.train.trainee import refuse_broken
 
@@ -151,7 +151,13 @@ def create(
             groups=given.get("groups", ()),
         )
         if file is not None:
-            made.load(file.pairs)
+            fresh = made.load(file.pairs)
+            if fresh:
+                report.note(f"{len(fresh)} modules are not in {file.path} and start fresh.")
+    if file is not None and file.unknown:
+        report.warn(
+            f"{len(file.unknown)} entries of {file.path} mean no layer here, such as {file.unknown[0]!r}."
+        )
     for line in made.notes:
         report.note(line)
     dit.requires_grad_(False)
@@ -196,7 +202,7 @@ def arguments(pairs: Sequence[str] | None) -> dict[str, Any]:
 
 def base_weights(
     files: Sequence[str], multipliers: Sequence[float], architecture: Architecture
-) -> Any:
+) -> Merging:
     """What merges `--base_weights` into the DiT while it is loaded."""
     padded = [*multipliers, *[1.0] * (len(files) - len(multipliers))]
     read = [

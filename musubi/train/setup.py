@@ -18,6 +18,7 @@ from musubi.config.task import Choice, choose_task
 from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
 from musubi.generate.session import Session, compute_dtype
+from musubi.lora.merge import Merging
 from musubi.memory import recompute
 from musubi.spec import Architecture, Report
 from musubi.train import (
@@ -87,6 +88,7 @@ class Setup:
         self.stop = stop
         self.started = time.time()
         self.upload: Upload | None = None
+        self.merging: Merging | None = None
         self.state, self.folder = self._find_state(config)
         self.config = self._with_seed(config)
 
@@ -112,6 +114,7 @@ class Setup:
         nets = self._nets()
         gallery = self._gallery(choice, nets)
         dit = nets[architecture.dit.name]
+        self._check_merged()
         if gallery is not None:
             gallery.session.dit = dit
         trainee = self._trainee(dit)
@@ -259,9 +262,8 @@ class Setup:
         if config.full and config.dit_dtype is None:
             flags["dit"] = "float32"
         given = {c.name: flags.get(c.role) for c in architecture.components}
-        transforms = {}
         if config.base_weights:
-            transforms[architecture.dit.name] = adapters.base_weights(
+            self.merging = adapters.base_weights(
                 config.base_weights, config.base_weights_multiplier or [], architecture
             )
         return Nets(
@@ -270,9 +272,16 @@ class Setup:
             device=self.accelerator.device,
             dtypes={name: parse_dtype(text) for name, text in given.items() if text is not None},
             tokenizers=tokenizers(config, architecture),
-            transforms=transforms,
+            transforms={} if self.merging is None else {architecture.dit.name: self.merging},
             report=self.report,
         )
+
+    def _check_merged(self) -> None:
+        unused = [] if self.merging is None else list(self.merging.unused)
+        if unused:
+            self.report.warn(
+                f"{len(unused)} layers of --base_weights are not in the DiT, such as {unused[0]!r}."
+            )
 
     def _trainee(self, dit: nn.Module) -> Trainee:
         config = self.config
