@@ -147,7 +147,11 @@ def write_lora(
         ConfigError: The form is unknown.
         CheckpointError: A number is not finite in the file's dtype.
     """
-    tensors = laid_out({p: Pair(*pair) for p, pair in pairs.items()}, form, component)
+    tensors = laid_out(
+        {p: pair if isinstance(pair, Pair) else Pair(*pair) for p, pair in pairs.items()},
+        form,
+        component,
+    )
     cast: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         cast[name] = tensor.detach().to("cpu", dtype).contiguous()

@@ -93,7 +93,7 @@ class Component:
     dtype: str = "bfloat16"
     tokenizer: Tokenizer | None = None
     optional: tuple[str, ...] = ()
-    tiny: Numbers = field(default_factory=dict)
+    tiny: Numbers = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)

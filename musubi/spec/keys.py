@@ -90,8 +90,12 @@ class KeyMap:
 
     def recognises(self, names: Iterable[str]) -> bool:
         """Whether a file with these names speaks this dialect."""
+        return not self.lacking(names)
+
+    def lacking(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The markers that do not occur among these names."""
         stripped = list(self._strip(names).values())
-        return all(any(_match(m, n) is not None for n in stripped) for m in self.marker)
+        return tuple(m for m in self.marker if all(_match(m, n) is None for n in stripped))
 
     def reading(self, names: Iterable[str]) -> dict[str, Source]:
         """Our name → where it comes from in a file with these `names`.

@@ -32,6 +32,7 @@ class Report(Protocol):
         self, title: str, total: int | None, *, done: int = 0, unit: str = "it"
     ) -> Progress:
         """A bar of `total` steps, `done` of which were done before."""
+        ...
 
 
 class _QuietProgress:

@@ -41,7 +41,7 @@ class Clip:
     length: int
     controls: tuple[np.ndarray, ...] = ()
     target: bool = True
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Recipe:
     flow_shift: float
     guidance_scale: float
     cpu_noise: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class Section:
     """
 
     noise: torch.Tensor
-    inputs: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 class Networks(Protocol):

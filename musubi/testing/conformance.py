@@ -76,7 +76,7 @@ class Subject:
     @property
     def tasks(self) -> list[Task]:
         """The tasks that the toy-size denoiser can perform."""
-        numbers = self.dit().musubi_numbers
+        numbers: Any = self.dit().musubi_numbers
         fitting = [
             task
             for task in self.architecture.tasks
@@ -91,8 +91,7 @@ class Subject:
         frames = arch.temporal_multiple + 1
         height, width = 2 * arch.spatial_multiple, 3 * arch.spatial_multiple
         pictures = media.clip(width, height, frames, colour=list(media.COLOURS)[index])
-        controls = tuple(pictures[:1] for _ in range(1))
-        return Clip(name=f"clip {index}", frames=pictures, length=frames, controls=controls)
+        return Clip(name=f"clip {index}", frames=pictures, length=frames, controls=(pictures[:1],))
 
     def records(self, task: Task, count: int = 2) -> list[Record]:
         """Joined media and text records of `count` clips (their first sections)."""
@@ -205,7 +204,7 @@ def stacks_run_once_in_order(subject: Subject) -> None:
         seen: list[str] = []
         expected: list[str] = []
         for stack in subject.architecture.dit.traits.stacks:
-            for index, block in enumerate(dit.get_submodule(stack)):
+            for index, block in enumerate(dit.get_submodule(stack).children()):
                 expected.append(f"{stack}.{index}")
                 block.register_forward_hook(
                     lambda *_, to=seen, name=f"{stack}.{index}": to.append(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,11 +94,9 @@ def examine(
     """`inspect` for a checkpoint that is open."""
     dialect = next((d for d in component.dialects if d.recognises(weights.names)), None)
     if dialect is None:
-        layouts = ", ".join(d.name for d in component.dialects)
-        examples = ", ".join(repr(name) for name in weights.names[:3])
         raise CheckpointError(
-            f"{weights.path} is not a {component.name}: none of its layouts ({layouts}) fits the "
-            f"{len(weights.names)} tensors, such as {examples}.{_instead(component, weights, others)}",
+            f"{weights.path} is not {_whose(component)}{component.name}: {_misfit(component, weights)}."
+            f"{_instead(component, weights, others)}",
             fix=f"Give --{component.name} another file.",
         )
     try:
@@ -143,6 +142,27 @@ def _recognised(component: Component, weights: Weights) -> Inspection | None:
             except CheckpointError:
                 return None
     return None
+
+
+def _misfit(component: Component, weights: Weights) -> str:
+    nearest = min(component.dialects, key=lambda d: len(d.lacking(weights.names)) / len(d.marker))
+    lacking = nearest.lacking(weights.names)
+    if len(lacking) < len(nearest.marker):
+        return f"the {nearest.name} layout fits it best, of which it lacks {lacking[0]!r}"
+    layouts = ", ".join(d.name for d in component.dialects)
+    examples = ", ".join(repr(name) for name in weights.names[:3])
+    return (
+        f"none of the layouts ({layouts}) fits the {len(weights.names)} tensors, such as {examples}"
+    )
+
+
+def _whose(component: Component) -> str:
+    for name in registry.names():
+        with contextlib.suppress(ConfigError):  # a broken plugin must not hide the real error
+            architecture = registry.find(name)
+            if component in architecture.components:
+                return f"{architecture.title}'s "
+    return "a "
 
 
 def _instead(component: Component, weights: Weights, others: Iterable[Component]) -> str:

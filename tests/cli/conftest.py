@@ -2,6 +2,7 @@
 
 import sys
 import types
+from importlib import import_module
 from typing import Literal
 
 import pytest
@@ -63,8 +64,10 @@ def toy(monkeypatch):
             positional="files",
         ),
     )
-    for place in ("musubi.config.commands", "musubi.cli.app", "musubi.cli.help"):
-        monkeypatch.setattr(f"{place}.COMMANDS", table)
+    # Imported before any is replaced: each copies the real table when it is first imported.
+    places = [import_module(f"musubi.{n}") for n in ("config.commands", "cli.app", "cli.help")]
+    for place in places:
+        monkeypatch.setattr(place, "COMMANDS", table)
     module.calls = calls
     return module
 

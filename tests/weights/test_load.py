@@ -249,7 +249,7 @@ def test_a_stranger_is_named_when_somebody_knows_it(make_component, toy_tensors,
     dit = make_component(dialects=make_component().dialects[1:])
     vae = make_component(name="vae", role="vae")
     error = _refused(dit, write(toy_tensors()), "is not a dit", others=(dit, vae))
-    assert "none of its layouts (theirs) fits the 9 tensors, such as" in error.what
+    assert "none of the layouts (theirs) fits the 9 tensors, such as" in error.what
     assert "It seems to be the vae, which --vae takes." in error.what
 
 

@@ -3,10 +3,10 @@
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from musubi.nn.attention import attention
 from torch import nn
 
 from musubi.errors import CheckpointError
+from musubi.nn.attention import attention
 
 HEAD = 32
 
