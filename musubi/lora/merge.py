@@ -206,7 +206,7 @@ class Merge:
         elif source.operation == "concat":
             start = sum(self.weights.shapes[n][0] for n in source.names[:part])
             change = change[start : start + weight.shape[0]]
-        return weight.float() + fitting(name, change, weight)
+        return fitting(name, change, weight).add_(weight)
 
     def _new_scale(self, name: str, scale: str) -> torch.Tensor:
         stored = self.weights.read(name)
@@ -220,18 +220,17 @@ class Merge:
         return (most / limit).clamp(min=1e-8).reshape(old.shape).to("cpu", old.dtype)
 
     def _stored(self, name: str, merged: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        if dtype in FP8:  # torch casts what is too large to NaN
-            limit = torch.finfo(dtype).max
-            cast = merged.clamp(-limit, limit).to(dtype)
-        else:
-            cast = merged.to(dtype)
-        if not torch.isfinite(merged).all() or not torch.isfinite(cast.float()).all():
+        most = torch.stack(merged.aminmax()).abs().max()
+        limit = torch.finfo(dtype).max
+        fits = torch.isfinite(most if dtype in FP8 else most.to(dtype))
+        if not fits:
             raise RunError(
                 f"Merged, {name!r} does not fit {dtype_name(dtype)}: its largest number is "
-                f"{float(merged.abs().max()):.4g}.",
+                f"{float(most):.4g}.",
                 fix="Use a smaller --lora_multiplier, or a checkpoint in bfloat16.",
             )
-        return cast
+        # torch casts what is too large for 8 bits to NaN
+        return (merged.clamp_(-limit, limit) if dtype in FP8 else merged).to(dtype)
 
 
 def fitting(name: str, tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

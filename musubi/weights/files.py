@@ -9,12 +9,11 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from threading import Lock
+from typing import Any, BinaryIO, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from musubi.errors import CheckpointError
 from musubi.weights.header import Entry, Header, read_header
@@ -48,7 +47,7 @@ class Weights(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, on the CPU. It may be a view of the file: do not write into it.
+        """One tensor, on the CPU. It may be a view of a mapped file: do not write into it.
 
         Raises:
             CheckpointError: The file has no such tensor, or it cannot be read.
@@ -82,13 +81,16 @@ class _Safetensors:
         self.parts = tuple(parts)
         self.metadata: dict[str, str] = {}
         self._home: dict[str, Path] = {}
-        self._files: dict[Path, Any] = {}
-        self._stack = ExitStack()
+        self._first: dict[Path, int] = {}
+        self._files: dict[Path, BinaryIO] = {}
+        self._reading = Lock()
         entries: dict[str, Entry] = {}
         for part in parts:
             header = read_header(part)
             self._add(part, header)
+            self._first[part] = len(header.raw)
             entries.update(header.entries)
+        self._entries = entries
         self.names = tuple(entries)
         self.shapes: Mapping[str, tuple[int, ...]] = {
             name: entry.shape for name, entry in entries.items()
@@ -117,22 +119,38 @@ class _Safetensors:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        for file in self._files.values():
+            file.close()
         self._files.clear()
-        self._stack.close()
 
     def read(self, name: str) -> torch.Tensor:
+        # Read, not mapped: pages of a mapped file count as this process's memory, and come one
+        # fault at a time, which takes minutes over a network.
         part = self._home.get(name)
         if part is None:
             raise _no_tensor(self.path, name)
+        entry = self._entries[name]
+        tensor = torch.empty(entry.shape, dtype=self.dtypes[name])
+        if not tensor.numel():
+            return tensor
+        room = tensor.view(-1).view(torch.uint8).numpy().data
         try:
-            if part not in self._files:
-                opened = safe_open(str(part), framework="pt", device="cpu")
-                self._files[part] = self._stack.enter_context(opened)
-            return self._files[part].get_tensor(name)
-        except (SafetensorError, OSError) as error:
+            with self._reading:
+                if part not in self._files:
+                    self._files[part] = part.open("rb", buffering=0)
+                file = self._files[part]
+                file.seek(self._first[part] + entry.start)
+                done = 0
+                while done < len(room):
+                    count = file.readinto(room[done:])  # type: ignore[attr-defined]
+                    if not count:
+                        raise OSError("the file ends before the tensor")
+                    done += count
+        except OSError as error:
             raise CheckpointError(
                 f"{name!r} of {part} cannot be read: {error}.", fix=_DAMAGED
             ) from error
+        return tensor
 
 
 class _Pickled:

@@ -7,13 +7,15 @@ import errno
 import os
 import secrets
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 from musubi.errors import CheckpointError, RunError
-from musubi.weights.header import make_header, read_header
+from musubi.weights.header import Entry, Header, make_header, read_header
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR}
@@ -42,12 +44,12 @@ def stream(
     produce: Callable[[str], torch.Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file one tensor at a time.
+    """Write a safetensors file one tensor at a time, the next one made while one is written.
 
     Args:
         path: The file; its folder is made when absent.
         entries: Name, dtype and shape of every tensor.
-        produce: Called once for each name, in the order of the file; its tensor must have the dtype
+        produce: Called once for each name, in the order of the file, on a thread; its tensor must have the dtype
             and shape that were announced.
         metadata: Free text for the header.
 
@@ -59,8 +61,7 @@ def stream(
     header = make_header(entries, metadata)
     with _atomic(path, header.file_size) as temporary, temporary.open("wb") as file:
         file.write(header.raw)
-        for name, entry in header.entries.items():
-            tensor = produce(name)
+        for name, entry, tensor in _ahead(header, produce):
             if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
                 raise ValueError(
                     f"{name!r} was announced as {entry.dtype} {entry.shape} and is "
@@ -69,6 +70,21 @@ def stream(
             flat = tensor.detach().to("cpu").contiguous().reshape(-1)
             if flat.numel():
                 file.write(flat.view(torch.uint8).numpy().data)
+
+
+def _ahead(
+    header: Header, produce: Callable[[str], torch.Tensor]
+) -> Iterator[tuple[str, Entry, torch.Tensor]]:
+    """Each tensor in the order of the file, made while the one before it is written."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="produce") as worker:
+        waiting: deque[tuple[str, Entry, Future[torch.Tensor]]] = deque()
+        for name, entry in header.entries.items():
+            waiting.append((name, entry, worker.submit(produce, name)))
+            if len(waiting) > 1:
+                name, entry, made = waiting.popleft()
+                yield name, entry, made.result()
+        for name, entry, made in waiting:
+            yield name, entry, made.result()
 
 
 @contextlib.contextmanager
