@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -90,7 +89,7 @@ class _MediaRun:
                 )
             ) as decoded,
         ):
-            self.bar, self.writer, self.began, self.done = bar, writer, time.monotonic(), 0
+            self.bar, self.writer = bar, writer
             for one, found in decoded:
                 if isinstance(found, Exception):
                     self.list.failed(one, found)
@@ -126,9 +125,7 @@ class _MediaRun:
                 continue
             for part, record in enumerate(records):
                 self.write(one, record, part, len(records))
-        self.done += len(batch)
-        rate = self.done / max(time.monotonic() - self.began, 1e-9)
-        self.bar.advance(len(batch), **{"clips/s": round(rate, 2)})
+        self.bar.advance(len(batch))
 
     def encoded(self, batch: Sequence[_Decoded]) -> list[tuple[Record, ...] | Exception]:
         """One tuple of records for each clip, on the CPU, or what went wrong with it.
@@ -192,8 +189,6 @@ class _MediaRun:
 
     bar: Progress
     writer: WriteBehind
-    began: float
-    done: int
 
 
 def _shape(clip: Clip) -> Any:

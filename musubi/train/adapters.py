@@ -128,6 +128,8 @@ def create(
             f"{architecture.title} names no layers that take a LoRA.", fix="Train it with --full."
         )
     given = arguments(config.network_args)
+    for key in given.pop("idle", ()):
+        report.note(f"--network_args {key} does nothing: LoRA here is on linear layers only.")
     rank: int | None = config.network_dim or DEFAULT_RANK
     alpha: float | None = config.network_alpha or float(rank)
     file = None
@@ -197,6 +199,8 @@ def arguments(pairs: Sequence[str] | None) -> dict[str, Any]:
             found[key] = _number(key, text)
         elif key in _LISTS:
             found[key] = _list(key, text)
+        elif key != "verbose":
+            found.setdefault("idle", []).append(key)
     return found
 
 

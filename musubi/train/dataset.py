@@ -70,6 +70,8 @@ def prepare(
     if config.dataset_config is None:
         raise ConfigError("Training needs a dataset file.", fix="Give --dataset_config data.toml.")
     file = read_dataset_config(Path(config.dataset_config), architecture)
+    for note in file.notes:
+        report.note(note)
     files = paths(config, architecture)
     encoders = {n: p for n, p in files.items() if n != architecture.dit.name}
     options = own_options(config, architecture)
