@@ -17,7 +17,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["lint", "types", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-CODE = ("musubi", "tests", "examples", "benchmarks", "noxfile.py")
+CODE = ("musubi", "tests", "examples", "noxfile.py")
 
 
 def install(session: nox.Session, *groups: str, extras: str = "") -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -112,7 +111,6 @@ class _TextRun:
         self.summary.fresh += len(captions) - len(made)
         total = sum(len(stale) for _, stale in todo)
         if todo:
-            self.began, self.done = time.monotonic(), 0
             with (
                 self.job.report.progress("Encoding captions", total, unit="caption") as self.bar,
                 WriteBehind(64) as self.writer,
@@ -214,9 +212,7 @@ class _TextRun:
                     self.failed(caption, error)
                     continue
                 self.write(caption, component, record, complete=complete)
-            self.done += len(batch)
-            rate = self.done / max(time.monotonic() - self.began, 1e-9)
-            self.bar.advance(len(batch), **{"captions/s": round(rate, 2)})
+            self.bar.advance(len(batch))
 
     def encoded(
         self, component: str, batch: Sequence[_Caption]
@@ -314,5 +310,3 @@ class _TextRun:
 
     bar: Progress
     writer: WriteBehind
-    began: float
-    done: int

@@ -1,4 +1,4 @@
-"""Merging into a checkpoint of full size: memory and speed. `python benchmarks/merge.py FOLDER`.
+"""Merging into a checkpoint of full size: memory and speed. `python tests/benchmarks/merge.py FOLDER`.
 
 It writes a checkpoint of random numbers in the released layout, a LoRA on all its layers, merges
 them in a process of its own, and removes both.
