@@ -119,6 +119,8 @@ class Terminal:
     def progress(
         self, title: str, total: int | None, *, done: int = 0, unit: str = "it"
     ) -> Progress:
+        if total == 0:
+            return Quiet().progress(title, total)  # nothing to wait for
         if self.out.is_terminal:
             return _Bar(self, title, total, done, unit)
         return _Lines(self, title, total, done, unit)
