@@ -18,7 +18,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from musubi import registry
-from musubi.errors import ConfigError, MusubiError, did_you_mean, nearest
+from musubi.config.dataset_values import (
+    RESOLUTION,
+    Kind,
+    extension_of,
+    found,
+    lengths_of,
+    near,
+    resolution_of,
+)
+from musubi.errors import ConfigError, MusubiError, did_you_mean
 from musubi.spec.architecture import Architecture
 
 if sys.version_info >= (3, 11):
@@ -27,9 +36,7 @@ else:
     import tomli as tomllib
 
 Extraction = Literal["head", "chunk", "slide", "uniform", "full"]
-Kind = Literal["image", "video"]
 
-RESOLUTION = (960, 544)
 MAX_FRAMES = 129
 
 _VIDEO_KEYS = (
@@ -201,7 +208,7 @@ def _content(path: Path) -> dict[str, Any]:
         content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
     except FileNotFoundError as error:
         raise ConfigError(
-            f"The dataset file {path} does not exist.", fix=_near(path, "Check --dataset_config.")
+            f"The dataset file {path} does not exist.", fix=near(path, "Check --dataset_config.")
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text.", fix="Save it as UTF-8.") from error
@@ -293,13 +300,13 @@ def _entry(
             f"{where}: {wrong[0]!r} means nothing for images.",
             fix="Remove it, or give video_directory or video_jsonl_file.",
         )
-    place, base = _found(given[key], path.parent)
+    place, base = found(given[key], path.parent)
     exists = place.is_file() if listed else place.is_dir()
     if not exists and not _is_cached(given, path.parent, architecture):
         what = "file" if listed else "directory"
         raise ConfigError(
             f"{where}: the {what} {given[key]!r} of {key} does not exist.",
-            fix=_near(
+            fix=near(
                 place,
                 "Check the path; a Windows path stands in 'single' quotes.",
                 path.parent / given[key],
@@ -317,21 +324,21 @@ def _entry(
                 f"{where}: control_directory means nothing beside {key}.",
                 fix="Write control_path into the lines of the list.",
             )
-        control, _ = _found(given["control_directory"], path.parent)
+        control, _ = found(given["control_directory"], path.parent)
         if exists and not control.is_dir():
             raise ConfigError(
                 f"{where}: the directory {given['control_directory']!r} of control_directory does not exist.",
-                fix=_near(control, "Check the path.", path.parent / given["control_directory"]),
+                fix=near(control, "Check the path.", path.parent / given["control_directory"]),
             )
     cache = place
     if "cache_directory" in given:
-        cache, _ = _found(given["cache_directory"], path.parent, base)
+        cache, _ = found(given["cache_directory"], path.parent, base)
         if cache.exists() and not cache.is_dir():
             raise ConfigError(
                 f"{where}: {given['cache_directory']!r} of cache_directory is a file.",
                 fix="Give a directory; it is made when it does not exist.",
             )
-    extension = _extension(given.get("caption_extension"), listed, where, notes)
+    extension = extension_of(given.get("caption_extension"), listed, where, notes)
     plain = ("batch_size", "num_repeats", "enable_bucket", "bucket_no_upscale", *_VIDEO_KEYS[1:])
     return DatasetEntry(
         index=index,
@@ -340,9 +347,9 @@ def _entry(
         jsonl_file=place if listed else None,
         control_directory=control,
         cache_directory=cache,
-        resolution=_resolution(given, where, architecture),
+        resolution=resolution_of(given, where, architecture),
         caption_extension=extension,
-        target_frames=_lengths(given, kind, where, architecture, notes),
+        target_frames=lengths_of(given, kind, where, architecture, notes),
         temporal_multiple=architecture.temporal_multiple,
         options={o.name: given.get(o.name, o.default) for o in architecture.dataset_options},
         **{name: given[name] for name in plain if name in given},
@@ -353,65 +360,8 @@ def _is_cached(given: Mapping[str, Any], home: Path, architecture: Architecture)
     """Whether there is a cache directory with records, which do without the files they are made of."""
     if "cache_directory" not in given:
         return False
-    cache, _ = _found(given["cache_directory"], home)
+    cache, _ = found(given["cache_directory"], home)
     return any(cache.glob(f"*_{architecture.suffix}.safetensors"))
-
-
-def _extension(text: str | None, listed: bool, where: str, notes: list[str]) -> str | None:
-    if listed:
-        return None
-    if not text:
-        raise ConfigError(
-            f"{where} does not say where captions are: caption_extension is not given.",
-            fix='Write caption_extension = ".txt".',
-        )
-    if text.startswith((".", "_", "-")):  # "_caption.txt" has always worked too
-        return text
-    notes.append(f'{where}: caption_extension = "{text}" is read as ".{text}".')
-    return f".{text}"
-
-
-def _resolution(
-    given: Mapping[str, Any], where: str, architecture: Architecture
-) -> tuple[int, int]:
-    value, multiple = given.get("resolution", RESOLUTION), architecture.spatial_multiple
-    sides = (value, value) if isinstance(value, int) else tuple(value)
-    if len(sides) != 2 or min(sides) < multiple:
-        raise ConfigError(
-            f"{where}: resolution = {value!r} cannot be used.",
-            fix=f"Write a number or [width, height], each at least {multiple}.",
-        )
-    if not given.get("enable_bucket", False) and any(side % multiple for side in sides):
-        whole = [side // multiple * multiple for side in sides]
-        raise ConfigError(
-            f"{where}: resolution = {value!r} is not a multiple of {multiple}, which "
-            f"{architecture.title} needs.",
-            fix=f"Write resolution = {whole}, or enable_bucket = true.",
-        )
-    return sides[0], sides[1]
-
-
-def _lengths(
-    given: Mapping[str, Any], kind: Kind, where: str, architecture: Architecture, notes: list[str]
-) -> tuple[int, ...]:
-    """Clip lengths, rounded down to what the architecture takes, ascending, each once."""
-    if kind == "image":
-        return (1,)
-    asked = list(given.get("target_frames", [1]))
-    if not asked or min(asked) < 1:
-        raise ConfigError(
-            f"{where}: target_frames = {asked} cannot be used.",
-            fix="Write a list of numbers from 1 up, such as [1, 25, 49].",
-        )
-    step = architecture.temporal_multiple
-    rounded = {n: (n - 1) // step * step + 1 for n in asked}
-    changed = [f"{n} to {m}" for n, m in sorted(rounded.items()) if n != m]
-    if changed and given.get("frame_extraction") != "full":
-        notes.append(
-            f"{where}: clips have {step} * k + 1 frames; target_frames rounded down: "
-            f"{', '.join(changed)}."
-        )
-    return tuple(sorted(set(rounded.values())))
 
 
 def _refuse_shared_caches(path: Path, entries: Iterable[DatasetEntry]) -> None:
@@ -425,32 +375,3 @@ def _refuse_shared_caches(path: Path, entries: Iterable[DatasetEntry]) -> None:
                 fix="Give each dataset a cache_directory of its own.",
             )
         seen[key] = entry.index
-
-
-def _found(text: str, home: Path, base: Path | None = None) -> tuple[Path, Path]:
-    """The path that is meant, and the directory it was meant from.
-
-    Args:
-        text: As written.
-        home: The directory of the dataset file.
-        base: Where to put what does not exist; the working directory when None.
-    """
-    path = Path(text).expanduser()
-    here = Path()
-    if path.is_absolute() or path.exists():
-        return path, here
-    if (home / path).exists():
-        return home / path, home
-    return (base or here) / path, base or here
-
-
-def _near(path: Path, otherwise: str, *more: Path) -> str:
-    """What lies beside the path, or beside one of `more`, under nearly that name."""
-    for place in (path, *more):
-        try:
-            names = sorted(p.name for p in place.parent.iterdir())
-        except OSError:
-            continue
-        if close := nearest(place.name, names):
-            return f"Did you mean {place.parent / close}?"
-    return otherwise

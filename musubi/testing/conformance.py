@@ -10,117 +10,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from musubi import registry
 from musubi.errors import CheckpointError
 from musubi.lora.adapter import Adapters
 from musubi.memory import recompute
 from musubi.spec import Clip, Conditioning, Recipe, Record, Runtime, Task
-from musubi.testing import media, twins
+from musubi.testing import twins
+from musubi.testing.subject import CAPTIONS, Subject, noisy
 from musubi.weights.files import open_weights
 from musubi.weights.load import load
-from musubi.weights.nets import Nets
-
-CAPTIONS = ("a red ball moves right", "a blue square")
-
-
-class Subject:
-    """One architecture with its twins on disk and its networks loaded.
-
-    Args:
-        name: As registered.
-        folder: An empty folder to write in.
-    """
-
-    def __init__(self, name: str, folder: Path) -> None:
-        self.architecture = registry.find(name)
-        self.folder = folder
-
-    @cached_property
-    def paths(self) -> dict[str, Path]:
-        """Component name → file."""
-        return twins.write_twins(self.architecture, self.folder)
-
-    @cached_property
-    def nets(self) -> Nets:
-        """The networks, in float32 on the CPU."""
-        names = [c.name for c in self.architecture.components]
-        return Nets(
-            self.architecture,
-            self.paths,
-            device=torch.device("cpu"),
-            dtypes=dict.fromkeys(names, torch.float32),
-        )
-
-    def runtime(self, task: Task) -> Runtime:
-        """The architecture's runtime with its options at their defaults."""
-        options = {o.name: o.default for o in self.architecture.options}
-        return self.architecture.runtime(self.architecture, task, options)
-
-    def dit(self) -> nn.Module:
-        """A fresh copy of the denoiser."""
-        return load(
-            self.architecture.dit,
-            self.paths["dit"],
-            device=torch.device("cpu"),
-            dtype=torch.float32,
-        )
-
-    @property
-    def tasks(self) -> list[Task]:
-        """The tasks that the toy-size denoiser can perform."""
-        numbers: Any = self.dit().musubi_numbers
-        fitting = [
-            task
-            for task in self.architecture.tasks
-            if all(numbers.get(key) == value for key, value in task.requires.items())
-        ]
-        assert fitting, f"no task fits the tiny numbers {numbers}"
-        return fitting
-
-    def clip(self, index: int = 0) -> Clip:
-        """A clip of the smallest useful size: two latent frames, 4 by 6 latent cells or more."""
-        arch = self.architecture
-        frames = arch.temporal_multiple + 1
-        height, width = 2 * arch.spatial_multiple, 3 * arch.spatial_multiple
-        pictures = media.clip(width, height, frames, colour=list(media.COLOURS)[index])
-        return Clip(name=f"clip {index}", frames=pictures, length=frames, controls=(pictures[:1],))
-
-    def records(self, task: Task, count: int = 2) -> list[Record]:
-        """Joined media and text records of `count` clips (their first sections)."""
-        runtime = self.runtime(task)
-        with torch.no_grad():
-            media_records = runtime.encode_media(self.nets, [self.clip(i) for i in range(count)])
-            out = [dict(parts[0]) for parts in media_records]
-            for component in self.architecture.of_role("text", task):
-                texts = runtime.encode_text(self.nets, component.name, CAPTIONS[:count])
-                for record, text in zip(out, texts, strict=True):
-                    record.update(text)
-        return out
-
-    def batch(self, task: Task, records: list[Record]) -> dict[str, Any]:
-        """Records joined as the training set joins them."""
-        varlen = {f.name for f in (*task.schema.media, *task.schema.text) if f.varlen}
-        return {
-            name: [r[name] for r in records]
-            if name in varlen
-            else torch.stack([r[name] for r in records])
-            for name in records[0]
-        }
-
-    def prediction(self, task: Task, dit: nn.Module, records: list[Record]) -> torch.Tensor:
-        """The velocity for these records at fixed times and noise."""
-        runtime = self.runtime(task)
-        given = runtime.condition(self.batch(task, records))
-        x, t = _noisy(given)
-        return runtime.predict(dit, x, t, given)
 
 
 def says_itself_without_torch(subject: Subject) -> None:
@@ -245,7 +148,7 @@ def two_equal_two_singles(subject: Subject) -> None:
         runtime = subject.runtime(task)
         with torch.no_grad():
             given = runtime.condition(subject.batch(task, records))
-            x, t = _noisy(given)
+            x, t = noisy(given)
             both = runtime.predict(dit, x, t, given)
             for i, record in enumerate(records):
                 single = runtime.condition(subject.batch(task, [record]))
@@ -260,7 +163,7 @@ def inputs_matter(subject: Subject) -> None:
         runtime = subject.runtime(task)
         with torch.no_grad():
             given = runtime.condition(subject.batch(task, records[:1]))
-            x, t = _noisy(given)
+            x, t = noisy(given)
             here = runtime.predict(dit, x, t, given)
             assert here.shape == x.shape
             assert not torch.allclose(here, runtime.predict(dit, x, t * 0.5, given))
@@ -376,14 +279,6 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
 def _close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
     difference = (found - expected).float().norm() / expected.float().norm().clamp(min=1e-12)
     assert difference < tolerance, f"{what} differs by {difference:.1e}"
-
-
-def _noisy(given: Conditioning) -> tuple[torch.Tensor, torch.Tensor]:
-    assert given.latents is not None, "condition() gave no latents for a training batch"
-    noise = torch.randn(given.latents.shape, generator=torch.Generator().manual_seed(1))
-    t = torch.linspace(0.3, 0.8, len(noise))
-    mix = t.view(-1, 1, 1, 1, 1)
-    return (1 - mix) * given.latents + mix * noise, t
 
 
 def _combinations() -> Iterator[tuple[Callable[..., Any], ...]]:
