@@ -115,6 +115,13 @@ COMMANDS = (
         place=None,
         positional="files",
     ),
+    Command(
+        words=("demo",),
+        help="Teach a tiny model something new, on a CPU in minutes: every command at work.",
+        model=Lazy("musubi.config.demo:DemoConfig"),
+        run=Lazy("musubi.demo.run:run"),
+        place=None,
+    ),
 )
 
 

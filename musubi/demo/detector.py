@@ -107,7 +107,9 @@ def _motion(masks: torch.Tensor, shape: str | None, angles: list[float]) -> str 
     ys = ((masks.sum(2) * axis).sum(1) / mass).numpy()
     xs = ((masks.sum(1) * axis).sum(1) / mass).numpy()
     dx, dy = float(xs[-3:].mean() - xs[:3].mean()), float(ys[-3:].mean() - ys[:3].mean())
-    travelled = float(np.abs(np.diff(ys)).sum())
+    travelled, sideways = float(np.abs(np.diff(ys)).sum()), float(np.abs(np.diff(xs)).sum())
+    if sideways > 0.8 and sideways > 1.6 * abs(dx) and sideways > 2 * travelled:
+        return "swings"
     if travelled > 0.8 and travelled > 1.6 * abs(dy):
         return "bounces"
     if abs(dx) > 0.4 and abs(dx) > 2 * abs(dy):

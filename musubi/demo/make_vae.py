@@ -9,6 +9,7 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +42,7 @@ def train_vae(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
-    vae = architecture().component("vae").build(**VAE).to(device).train()
+    vae: Any = architecture().component("vae").build(**VAE).to(device).train()
     clips, held_out = _clips(pool, 1, device), _clips(64 if pool > 100 else 1, 2, device)
     rated = Rated(vae.parameters(), peak=PEAK, decay=1e-4)
     step, losses = _step(vae, rated, clips, batch)
@@ -59,7 +60,7 @@ def train_vae(
 
 
 def _step(
-    vae: nn.Module, rated: Rated, clips: torch.Tensor, batch: int
+    vae: Any, rated: Rated, clips: torch.Tensor, batch: int
 ) -> tuple[Callable[[], None], torch.Tensor]:
     device = clips.device
     losses = torch.zeros(3, device=device)
@@ -88,7 +89,7 @@ def _step(
     return step, losses
 
 
-def _posterior(vae: nn.Module, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _posterior(vae: Any, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # The first frame alone, then all others at once: causal layers give what groups of four give.
     stream, chunks = Stream(), []
     for chunk in frames.split([1, frames.shape[2] - 1], dim=2):
@@ -98,7 +99,7 @@ def _posterior(vae: nn.Module, frames: torch.Tensor) -> tuple[torch.Tensor, torc
     return mean, logvar
 
 
-def _reconstruct(vae: nn.Module, z: torch.Tensor) -> torch.Tensor:
+def _reconstruct(vae: Any, z: torch.Tensor) -> torch.Tensor:
     stream, chunks = Stream(), []
     for chunk in vae.conv2(z).split([1, z.shape[2] - 1], dim=2):
         chunks.append(vae.decoder(chunk, stream))
@@ -124,7 +125,7 @@ def _signed(clips: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _tell(vae: nn.Module, number: int, losses: torch.Tensor, held_out: torch.Tensor) -> None:
+def _tell(vae: Any, number: int, losses: torch.Tensor, held_out: torch.Tensor) -> None:
     frames = _signed(held_out)
     with torch.autocast(frames.device.type, torch.bfloat16, enabled=frames.is_cuda):
         latents = vae.encode(frames)

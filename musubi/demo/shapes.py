@@ -43,7 +43,7 @@ class Scene:
     Args:
         colour: A key of `COLOURS`.
         shape: A member of `SHAPES`, or "star".
-        motion: A member of `MOTIONS`, or "spins".
+        motion: A member of `MOTIONS`, or "spins" or "swings".
         floor: A key of `FLOORS`.
         place: Where it is across the motion, -1 to 1.
         size: Relative to `RADIUS`.
@@ -94,6 +94,8 @@ def path(scene: Scene, frames: int = FRAMES) -> list[tuple[float, float, float]]
         elif scene.motion in ("rises", "falls"):
             direction = 1 if scene.motion == "falls" else -1
             y = direction * (1.2 * s - 0.6)
+        elif scene.motion == "swings":
+            x, y = 0.5 * math.cos(2 * math.pi * s), 0.3 * scene.place - 0.1
         elif scene.motion == "spins":
             angle = 2 * math.pi * (0.6 * s + scene.phase)
         out.append((x, y, angle))
