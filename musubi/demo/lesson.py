@@ -28,9 +28,9 @@ def scenes(seed: int, count: int) -> list[shapes.Scene]:
     ]
 
 
-def write_clips(folder: Path, cache: Path) -> Path:
+def write_clips(folder: Path, cache: Path, *, count: int = CLIPS) -> Path:
     """The clips with captions beside them, and the dataset file; returns the latter."""
-    shown = scenes(7, CLIPS)
+    shown = scenes(7, count)
     for number, (scene, frames) in enumerate(zip(shown, shapes.draw(shown).numpy(), strict=True)):
         path = media.write_video(folder / f"{number:02d}.mp4", frames, fps=shapes.RATE)
         path.with_suffix(".txt").write_text(scene.caption + "\n", encoding="utf-8")

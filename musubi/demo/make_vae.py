@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from musubi.demo import shapes
 from musubi.demo.graphs import Rated, captured, ticks
