@@ -19,6 +19,7 @@ from musubi.weights.files import open_weights
 
 PROGRAMS = ("ComfyUI", "diffusers")
 _SHOWN = 3
+_NO_PAIRS = (".diff", ".diff_b", ".set_weight")
 Keys = Mapping[str, str]
 
 
@@ -51,10 +52,17 @@ def run(config: LoraVerifyConfig, report: Report) -> None:
         architecture = architecture_of(path, config.arch)
         file = read_lora(path, architecture)
         with open_weights(path) as weights:
-            verdicts = judge(architecture, weights.names)
+            names = [n for n in weights.names if not n.endswith(_NO_PAIRS)]
+        verdicts = judge(architecture, names)
         for verdict in verdicts:
             _show(path, verdict, report)
-        _check_alpha(file, path, report)
+        if len(names) < len(weights.names):
+            report.warn(
+                f"{path}: {len(weights.names) - len(names)} tensors change biases or norms "
+                f"({', '.join(_NO_PAIRS)}); what is said here is about the pairs alone."
+            )
+        if not any(name.endswith(".alpha") for name in names):
+            _check_scale(file, report)
         if any(v.ignores for v in verdicts):
             failed.append((path, verdicts, _advice(file, architecture)))
     if failed:
@@ -147,15 +155,15 @@ class _Reading:
         """Why the whole file is refused; None when it is not."""
         used = [(r, s) for r, s in self.rules if not s.keys().isdisjoint(self.groups)]
         for rule, spelled in used:
+            if rule.demands and ignores:
+                return (
+                    f"It refuses the whole file for a tensor that it does not know, {ignores[0]}."
+                )
             without = [stem for stem, keys in self.groups.items() if "alpha" not in keys]
             if rule.alpha == "refused" and len(without) < len(self.groups):
                 return "It refuses a file of these names that holds alpha."
             if rule.alpha == "needed" and without:
                 return f"It needs an alpha for each pair, and {without[0]} has none."
-            if rule.demands and ignores:
-                return (
-                    f"It refuses the whole file for a tensor that it does not know, {ignores[0]}."
-                )
             if rule.demands == "all":
                 missing = self._missing({spelled[s] for s in self.groups if s in spelled})
                 if missing:
@@ -227,15 +235,12 @@ def _advice(file: LoraFile, architecture: Architecture) -> str:
     return f"No form loads everywhere; the form {best} comes nearest: `{command}`."
 
 
-def _check_alpha(file: LoraFile, path: str, report: Report) -> None:
-    """Say when the strength is only in metadata that most programs pass over."""
-    with open_weights(path) as weights:
-        if any(name.endswith(".alpha") for name in weights.names):
-            return
+def _check_scale(file: LoraFile, report: Report) -> None:
+    """Say when the strength is only in the metadata, which few programs read."""
     scales = {pair.scale for pair in file.pairs.values()} - {1.0}
     if scales:
         report.warn(
-            f"{path} has alpha only in its metadata, which ComfyUI does not read: there it is "
+            f"{file.path} has alpha only in its metadata, which ComfyUI does not read: there it is "
             f"{1 / min(scales):g} times as strong. `musubi lora convert` folds it in."
         )
 
