@@ -67,10 +67,13 @@ def run(config: LoraVerifyConfig, report: Report) -> None:
             failed.append((path, verdicts, _advice(file, architecture)))
     if failed:
         path, verdicts, advice = failed[0]
-        counts = [f"{v.program} loads {len(v.loads)} of its tensors" for v in verdicts]
-        more = f" {len(failed) - 1} further files also do not." if len(failed) > 1 else ""
+        counts = [
+            f"{v.program} {len(v.loads)} of {len(v.loads) + len(v.ignores)} tensors"
+            for v in verdicts
+        ]
+        more = f" Neither do {len(failed) - 1} others." if len(failed) > 1 else ""
         raise CheckpointError(
-            f"{path} does not load everywhere: {', '.join(counts)}.{more}", fix=advice
+            f"{path} does not load everywhere: {' and '.join(counts)}.{more}", fix=advice
         )
     report.note("Every tensor loads everywhere.")
 
