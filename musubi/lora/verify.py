@@ -79,7 +79,7 @@ def run(config: LoraVerifyConfig, report: Report) -> None:
 
 
 def judge(architecture: Architecture, names: Sequence[str]) -> tuple[Verdict, ...]:
-    """What each program does with a file of these tensor names.
+    """What each program that has this network does with a file of these tensor names.
 
     Raises:
         CheckpointError: They are not a LoRA's.
@@ -92,6 +92,7 @@ def judge(architecture: Architecture, names: Sequence[str]) -> tuple[Verdict, ..
             architecture.dit, layers, [r for r in rules if r.program == program], groups, stray
         ).verdict(program)
         for program in PROGRAMS
+        if any(r.program == program for r in rules)
     )
 
 

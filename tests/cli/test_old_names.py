@@ -48,6 +48,8 @@ KNOWN = {
     "lora merge": """
         dit dit_in_channels lora_weight lora_multiplier save_merged_model device
     """,
+    "lora convert": "input output target",
+    "lora ema": "no_sort beta beta2 sigma_rel output_file",
 }
 
 

@@ -1,6 +1,7 @@
 """What other programs load: one file in every form, and the sentence that says what to do."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -152,3 +153,10 @@ def test_an_architecture_that_comfyui_renames(stem, comfy, diffusers, monkeypatc
     assert [bool(v.loads) for v in verdicts] == [comfy, diffusers]
     verdicts = judge(Renamed, [f"{stem}.lora_A.weight", f"{stem}.lora_B.weight", f"{stem}.alpha"])
     assert [bool(v.loads) for v in verdicts] == [comfy, False]
+
+
+def test_a_program_that_has_not_the_network_is_not_asked(monkeypatch):
+    monkeypatch.setattr("musubi.lora.names._built", lambda *_: frozenset(("q",)))
+    plain = type("Plain", (Renamed,), {"dit": replace(Renamed.dit, dialects=(), traits=Traits())})
+    (only,) = judge(plain, ["diffusion_model.q.lora_A.weight", "diffusion_model.q.lora_B.weight"])
+    assert only.program == "ComfyUI" and len(only.loads) == 2
