@@ -188,6 +188,8 @@ def _from_file(
     every = names(known.values())
     old = {r.name: r for r in retired}
     found: dict[str, Any] = {}
+    if file.arch is not None and "arch" in known:
+        found["arch"] = file.arch  # of a command that can do without
     for key, value in file.values.items():
         if key in every:
             flag = known[every[key]]

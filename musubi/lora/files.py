@@ -14,7 +14,7 @@ import torch
 from musubi import registry
 from musubi.errors import CheckpointError, ConfigError, did_you_mean
 from musubi.lora import metadata as facts
-from musubi.lora.names import KOHYA, known_layers, lookup, table, underscored
+from musubi.lora.names import KOHYA, known, lookup, recognised, underscored
 from musubi.lora.pair import Pair
 from musubi.lora.patterns import compiled
 from musubi.spec import Architecture, Component, Source
@@ -22,7 +22,7 @@ from musubi.weights.files import open_weights
 from musubi.weights.write import save
 
 FORMS = ("kohya", "comfy", "diffusers")
-_ALIASES = {"diffusion_model": "comfy", "default": "kohya", "other": "comfy"}
+ALIASES = {"diffusion_model": "comfy", "default": "kohya", "other": "comfy"}
 _KEY = re.compile(
     r"(?P<stem>.+)\.(?:(?P<down>lora_down|lora_A)|(?P<up>lora_up|lora_B))(?:\.default)?\.weight"
 )
@@ -94,7 +94,7 @@ def read_lora(
     path = Path(path)
     with open_weights(path) as weights:
         _refuse_kinds(path, weights.names)
-        raw, stray = _grouped(path, weights.names)
+        raw, stray = grouped(path, weights.names)
         info = dict(weights.metadata)
         alphas = _alphas(raw, weights, info)
         pairs = {
@@ -109,10 +109,10 @@ def read_lora(
         return LoraFile(
             path=path, pairs=pairs, metadata=info, form=_form(raw, {}), unknown=tuple(stray)
         )
-    found = _known(architecture, model_names, raw)
+    found = known(architecture, raw, model_names)
     matched = {stem: lookup(found, stem) for stem in pairs}
     _refuse_others(path, architecture, matched, info)
-    stray += [raw[stem]["down"] for stem, hit in matched.items() if hit is None]
+    stray += [n for stem, hit in matched.items() if hit is None for n in raw[stem].values()]
     hits = {stem: hit for stem, hit in matched.items() if hit is not None}
     return LoraFile(
         path=path,
@@ -121,6 +121,37 @@ def read_lora(
         form=_form(raw, hits),
         unknown=tuple(stray),
     )
+
+
+def architecture_of(path: Path | str, name: str | None = None) -> Architecture:
+    """Whose layers a LoRA file is for: the one of that name, else as its metadata or its names tell.
+
+    Raises:
+        CheckpointError: It is no LoRA.
+        ConfigError: The architecture is not installed, or nothing tells it.
+    """
+    if name is None:
+        file = read_lora(path, None, finite=False)
+        name = file.metadata.get("ss_base_model_version") or recognised(file.pairs)
+    if name is None:
+        raise ConfigError(
+            f"Neither the metadata nor the names in {path} tell what model it is for.",
+            fix=f"Add `--arch {' or --arch '.join(registry.names())}`.",
+        )
+    return registry.find(name)
+
+
+def keep_apart(target: Path | str, sources: Iterable[Path | str]) -> Path:
+    """The file to write, once it is known to be none of those that are read.
+
+    Raises:
+        ConfigError: It is one of them.
+    """
+    target = Path(target)
+    for source in sources:
+        if target.exists() and Path(source).exists() and target.samefile(source):
+            raise ConfigError(f"{target} is also read.", fix="Write to another file.")
+    return target
 
 
 def write_lora(
@@ -155,6 +186,8 @@ def write_lora(
     cast: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         cast[name] = tensor.detach().to("cpu", dtype).contiguous()
+        if name.endswith(".alpha") and float(cast[name]) != float(tensor):
+            cast[name] = tensor.float()  # 16 bits do not hold every rank
         if not torch.isfinite(cast[name].float()).all():
             raise CheckpointError(
                 f"{name!r} holds a number that is not finite as {dtype}; {path} was not written.",
@@ -167,7 +200,7 @@ def laid_out(
     pairs: Mapping[str, Pair], form: str = "kohya", component: Component | None = None
 ) -> dict[str, torch.Tensor]:
     """The tensors of a file of that form, not yet cast."""
-    form = _ALIASES.get(form, form)
+    form = ALIASES.get(form, form)
     if form not in FORMS:
         raise ConfigError(
             f"There is no form {form!r} of LoRA files.", fix=did_you_mean(form, FORMS)
@@ -232,7 +265,7 @@ def _refuse_kinds(path: Path, names: Iterable[str]) -> None:
             )
 
 
-def _grouped(path: Path, names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
+def grouped(path: Path, names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Stem → its keys by role; and the names that have no role."""
     groups: dict[str, dict[str, str]] = defaultdict(dict)
     alphas: dict[str, str] = {}
@@ -295,21 +328,6 @@ def _check(path: Path, stem: str, pair: Pair, finite: bool) -> None:
         )
 
 
-def _known(
-    architecture: Architecture, model_names: Iterable[str] | None, raw: Iterable[str]
-) -> dict[str, tuple[str, Source]]:
-    component = architecture.dit
-    if model_names is not None:
-        return table(component, model_names)
-    stems = list(raw)
-    blocks = {int(n) for stem in stems for n in re.findall(r"(?<=[._])\d+(?=[._]|$)", stem)}
-    found = table(component, known_layers(component), blocks)
-    if all(lookup(found, stem) is not None for stem in stems):
-        return found  # laying out the full sizes takes a second, and is needed for few files
-    sizes = [v.numbers for v in architecture.variants]
-    return table(component, known_layers(component, sizes), blocks)
-
-
 def _refuse_others(
     path: Path, architecture: Architecture, matched: Mapping[str, object], info: Mapping[str, str]
 ) -> None:
@@ -318,26 +336,13 @@ def _refuse_others(
     other = said if said != architecture.name and said in registry.names() else None
     if other is None and 2 * hits >= len(matched):
         return
-    other = other or _recognised(architecture, matched) or said
+    other = other or recognised(matched, apart=architecture) or said
     seems = f" It seems to be for {other}." if other and other != architecture.name else ""
     raise CheckpointError(
         f"{path} is not a LoRA for {architecture.title}: {hits} of its {len(matched)} layers are "
         f"there; it has {', '.join(list(matched)[:_SHOWN])}.{seems}",
         fix="Give a LoRA of this model.",
     )
-
-
-def _recognised(architecture: Architecture, stems: Mapping[str, object]) -> str | None:
-    for name in registry.names():
-        if name == architecture.name:
-            continue
-        try:
-            found = _known(registry.find(name), None, stems)
-        except ConfigError:  # a broken plugin must not hide the real error
-            continue
-        if 2 * sum(lookup(found, stem) is not None for stem in stems) >= len(stems):
-            return name
-    return None
 
 
 def _joined(

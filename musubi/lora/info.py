@@ -9,11 +9,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from musubi import registry
 from musubi.config.lora import LoraInfoConfig
-from musubi.errors import CheckpointError, ConfigError
-from musubi.lora.files import LoraFile, read_lora
-from musubi.lora.names import KOHYA, PREFIXES
+from musubi.lora.files import read_lora
+from musubi.lora.names import KOHYA, PREFIXES, recognised
 from musubi.spec import Report
 
 _SHOWN = 3
@@ -40,7 +38,7 @@ def describe(path: Path | str) -> dict[str, Any]:
         CheckpointError: It is no LoRA.
     """
     file = read_lora(path, None, finite=False)
-    architecture = _architecture(file)
+    architecture = file.metadata.get("ss_base_model_version") or recognised(file.pairs)
     groups: dict[str, list[float]] = defaultdict(list)
     zero, broken = [], []
     for name, pair in file.pairs.items():
@@ -69,19 +67,6 @@ def describe(path: Path | str) -> dict[str, Any]:
         "unknown": list(file.unknown),
         "metadata": dict(sorted(file.metadata.items())),
     }
-
-
-def _architecture(file: LoraFile) -> str | None:
-    said = file.metadata.get("ss_base_model_version")
-    if said:
-        return said
-    for name in registry.names():
-        try:
-            read_lora(file.path, registry.find(name), finite=False)
-        except (CheckpointError, ConfigError):  # it is not this one
-            continue
-        return name
-    return None
 
 
 def _group(name: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import save as serialised
 from musubi import registry
 from musubi.errors import ConfigError
 from musubi.spec import Architecture
+from musubi.weights.header import make_header
 
 # What --no_metadata keeps.
 MINIMUM = tuple(
@@ -91,14 +93,48 @@ def with_modelspec(metadata: Mapping[str, str]) -> dict[str, str]:
 
 def with_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """The metadata with `sshs_model_hash` and `sshs_legacy_hash` of these tensors."""
+    entries = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    return {**metadata, **hashes(entries, tensors.__getitem__, metadata)}
+
+
+def hashes(
+    entries: Sequence[tuple[str, torch.dtype, Sequence[int]]],
+    produce: Callable[[str], torch.Tensor],
+    metadata: Mapping[str, str],
+) -> dict[str, str]:
+    """`sshs_model_hash` and `sshs_legacy_hash`, holding one tensor at a time.
+
+    They are of the bytes that the safetensors library writes for these tensors and the `ss_*` keys:
+    of all behind the header, and of 64 KiB at 1 MiB.
+
+    Args:
+        entries: Name, dtype and shape of every tensor.
+        produce: Gives a tensor.
+        metadata: Its `ss_*` keys count.
+    """
     training = {name: str(v) for name, v in metadata.items() if name.startswith("ss_")}
-    blob = serialised(dict(tensors), training)
-    start = 8 + int.from_bytes(blob[:8], "little")
-    return {
-        **metadata,
-        "sshs_model_hash": hashlib.sha256(memoryview(blob)[start:]).hexdigest(),
-        "sshs_legacy_hash": hashlib.sha256(blob[0x100000:0x110000]).hexdigest()[:8],
-    }
+    empty = serialised({name: torch.empty(0, dtype=dtype) for name, dtype, _ in entries})
+    order = list(json.loads(empty[8 : 8 + int.from_bytes(empty[:8], "little")]))
+    by_name = {entry[0]: entry for entry in entries}
+    text = make_header([by_name[name] for name in order], training).raw[8:].rstrip(b" ")
+    if not training:
+        text = b'{"__metadata__":{},' + text[1:]  # which we leave out, and the library writes
+    text += b" " * (-len(text) % 8)
+    whole, part = hashlib.sha256(), hashlib.sha256()
+    place = 0
+    for piece in itertools.chain(
+        (len(text).to_bytes(8, "little"), text), (_bytes(produce(name)) for name in order)
+    ):
+        part.update(piece[max(0x100000 - place, 0) : max(0x110000 - place, 0)])
+        if place > len(text):
+            whole.update(piece)
+        place += len(piece)
+    return {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": part.hexdigest()[:8]}
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def _text(value: Any) -> str:

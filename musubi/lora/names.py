@@ -9,7 +9,9 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from musubi.spec import Component, Source
+from musubi import registry
+from musubi.errors import ConfigError
+from musubi.spec import Architecture, Component, Source
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
 KOHYA = "lora_unet_"
@@ -46,6 +48,43 @@ def table(
             stem = theirs.removeprefix(dialect.prefix).removesuffix(".weight")
             _add(found, stem, source.names[0].removesuffix(".weight"), source)
     return found
+
+
+def known(
+    architecture: Architecture, stems: Iterable[str], model_names: Iterable[str] | None = None
+) -> dict[str, tuple[str, Source]]:
+    """`table` of an architecture's network, for the names in a file.
+
+    Args:
+        architecture: Whose.
+        stems: The names, which say what blocks there may be.
+        model_names: Dotted names of the network's modules, when it is at hand.
+    """
+    component = architecture.dit
+    if model_names is not None:
+        return table(component, model_names)
+    stems = list(stems)
+    blocks = {int(n) for stem in stems for n in re.findall(r"(?<=[._])\d+(?=[._]|$)", stem)}
+    found = table(component, known_layers(component), blocks)
+    if all(lookup(found, stem) is not None for stem in stems):
+        return found  # laying out the full sizes takes a second, and is needed for few files
+    sizes = [v.numbers for v in architecture.variants]
+    return table(component, known_layers(component, sizes), blocks)
+
+
+def recognised(stems: Iterable[str], apart: Architecture | None = None) -> str | None:
+    """The installed architecture, other than `apart`, that has most of the names in a file."""
+    stems = list(stems)
+    for name in registry.names():
+        if apart is not None and name == apart.name:
+            continue
+        try:
+            found = known(registry.find(name), stems)
+        except ConfigError:  # a broken plugin must not hide the real error
+            continue
+        if 2 * sum(lookup(found, stem) is not None for stem in stems) >= len(stems):
+            return name
+    return None
 
 
 def underscored(name: str) -> str:

@@ -20,7 +20,7 @@ from musubi.spec.option import Option
 from musubi.spec.record import Field, Schema
 from musubi.spec.report import Progress, Quiet, Report
 from musubi.spec.runtime import Clip, Conditioning, Networks, Recipe, Record, Runtime, Section
-from musubi.spec.traits import LoraTargets, Preset, Traits
+from musubi.spec.traits import LoraNames, LoraTargets, Preset, Traits
 
 __all__ = [
     "Architecture",
@@ -31,6 +31,7 @@ __all__ = [
     "Fuse",
     "KeyMap",
     "Lazy",
+    "LoraNames",
     "LoraTargets",
     "Networks",
     "Numbers",

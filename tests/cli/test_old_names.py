@@ -3,6 +3,7 @@
 import pytest
 
 from musubi import registry
+from musubi.cli.line import own_flags
 from musubi.config.commands import COMMANDS
 from musubi.config.fields import flags, names
 
@@ -47,6 +48,8 @@ KNOWN = {
     "lora merge": """
         dit dit_in_channels lora_weight lora_multiplier save_merged_model device
     """,
+    "lora convert": "input output target",
+    "lora ema": "no_sort beta beta2 sigma_rel output_file",
 }
 
 
@@ -66,4 +69,4 @@ def test_every_option_is_described_and_no_name_is_given_twice(command):
         assert flag.help.endswith((".", ")")), flag.name
         assert flag.words == 0 or flag.metavar, flag.name
         assert not {alias.replace("-", "_") for alias in flag.aliases} & set(options)
-    assert not {"arch", "config", "config_file", "debug", "help"} & set(options)
+    assert not {"config_file", *own_flags(command)} & set(options)

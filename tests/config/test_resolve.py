@@ -227,3 +227,12 @@ def test_an_architecture_adds_its_files_and_options():
     config = train(dataset_config="d", dit="a.safetensors", t5_tokenizer="tok")
     assert paths(config, architecture) == {"dit": Path("a.safetensors")}
     assert tokenizers(config, architecture) == {"t5": Path("tok")}
+
+
+def test_the_architecture_of_a_file_reaches_a_command_that_has_it_as_an_option(tmp_path):
+    from musubi.config.lora import LoraVerifyConfig
+
+    path = tmp_path / "a.toml"
+    path.write_text('arch = "wan"\n[lora]\nfiles = ["x.safetensors"]\n')
+    assert resolve(LoraVerifyConfig, {}, read_file(path)).arch == "wan"
+    assert resolve(LoraVerifyConfig, {"arch": "other"}, read_file(path)).arch == "other"

@@ -6,6 +6,7 @@ from musubi.spec import (
     Component,
     Field,
     Lazy,
+    LoraNames,
     LoraTargets,
     Option,
     Publication,
@@ -51,6 +52,17 @@ DIT = Component(
                 "cross_attention": (r"blocks\.\d+\.cross_attn\..*",),
                 "mlp": (r"blocks\.\d+\.ffn\..*",),
             },
+        ),
+        # Its converters take a layer after the other out of the file, and refuse what is left.
+        lora_names=(
+            LoraNames(program="diffusers", prefix="diffusion_model.", demands="known"),
+            LoraNames(
+                program="diffusers",
+                prefix="lora_unet_",
+                down=("lora_down",),
+                alpha="needed",
+                demands="all",
+            ),
         ),
     ),
     dtype="file",
