@@ -71,6 +71,13 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def demo(session: nox.Session) -> None:
+    """Teach the tiny model of the package something new; words behind `--` go to the demo."""
+    install(session)
+    session.run("musubi", "demo", *session.posargs)
+
+
+@nox.session(default=False)
 def quickstart(session: nox.Session) -> None:
     """Cache, train, generate and merge with tiny random weights."""
     install(session)
