@@ -260,8 +260,9 @@ class HunyuanDiT(nn.Module):
         if joined is not None:
             x = torch.cat([x, joined.to(x.dtype)], dim=1)
         img = self.img_in["proj"](x).to(dtype)
-        vec = self._vector(t, pooled, guidance)
-        txt = self.txt_in(words, t * 1000, dtype, lengths)
+        timestep = t.float() * 1000
+        vec = self._vector(timestep, pooled, guidance)
+        txt = self.txt_in(words, timestep, dtype, lengths)
         cos, sin = self._table(frames, height, width, x.device)
         tokens = None if lengths is None else tuple(img.shape[1] + n for n in lengths)
         for block in self.double_blocks:
@@ -283,9 +284,9 @@ class HunyuanDiT(nn.Module):
         )
 
     def _vector(
-        self, t: torch.Tensor, pooled: torch.Tensor, guidance: torch.Tensor | None
+        self, timestep: torch.Tensor, pooled: torch.Tensor, guidance: torch.Tensor | None
     ) -> torch.Tensor:
-        vec = self.time_in(t * 1000) + self.vector_in(pooled)
+        vec = self.time_in(timestep) + self.vector_in(pooled)
         if self.guidance_in is None:
             return vec
         if guidance is None:
