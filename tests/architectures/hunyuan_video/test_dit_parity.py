@@ -97,9 +97,7 @@ def test_image_to_video_of_32_channels(tmp_path):
     assert ours.musubi_numbers["in_channels"] == 32
     x, t, text, mask, pooled, guidance = example(channels=32)
     expected = theirs(x, t * 1000, text, mask, pooled, guidance).sample
-    found = ours(
-        x[:, :16], t, text, pooled, lengths=[5, 9], guidance=guidance, joined=x[:, 16:]
-    )
+    found = ours(x[:, :16], t, text, pooled, lengths=[5, 9], guidance=guidance, joined=x[:, 16:])
     assert error(found, expected) < 1e-5
 
 
@@ -122,7 +120,10 @@ def test_full_size_has_the_released_names_and_shapes():
     assert len(ours) == 856
     reading = dialect("diffusers").reading(theirs)
     assert {
-        name: (sum(theirs[part].shape[0] for part in source.names), *theirs[source.names[0]].shape[1:])
+        name: (
+            sum(theirs[part].shape[0] for part in source.names),
+            *theirs[source.names[0]].shape[1:],
+        )
         for name, source in reading.items()
     } == {name: tuple(tensor.shape) for name, tensor in ours.items()}
     assert DIT.infer({name: tuple(t.shape) for name, t in ours.items()}) == sizes.FULL
