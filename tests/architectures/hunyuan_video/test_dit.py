@@ -5,27 +5,16 @@ import re
 import pytest
 import torch
 
-from musubi.architectures.hunyuan_video import keys, sizes
+from musubi.architectures.hunyuan_video import ARCHITECTURE, keys, sizes
 from musubi.architectures.hunyuan_video.dit import DoubleBlock, SingleBlock
 from musubi.errors import CheckpointError
 from musubi.lora.patterns import choose
 from musubi.memory import recompute
 from musubi.nn.attention import use
-from musubi.spec import Component, Lazy
 from musubi.testing.twins import build_twin, write_twin
 from musubi.weights.load import load
 
-DIT = Component(
-    name="dit",
-    role="dit",
-    help="",
-    build=Lazy("musubi.architectures.hunyuan_video.dit:HunyuanDiT"),
-    infer=Lazy("musubi.architectures.hunyuan_video.dit:infer"),
-    dialects=keys.DIT,
-    traits=sizes.DIT_TRAITS,
-    tiny=sizes.TINY,
-    dtype="file",
-)
+DIT = ARCHITECTURE.dit
 
 # The released file, module by module; what each holds is in brackets.
 STREAM = (
@@ -123,7 +112,7 @@ def test_sizes_are_read_back_and_layouts_round_trip(tmp_path):
         assert [d.name for d in keys.DIT if d.recognises(written)] == [layout.name]
         assert sorted(layout.reading(written)) == ours
         path = write_twin(DIT, tmp_path / layout.name, dialect=layout.name)
-        found = load(DIT, path, device="cpu").state_dict()
+        found = load(DIT, path, device="cpu", dtype=torch.float32).state_dict()
         assert all(torch.equal(found[n], t) for n, t in module.state_dict().items()), layout.name
 
 
@@ -342,10 +331,13 @@ def test_gradients_reach_every_parameter_and_recompute_changes_none(denoiser):
     assert all(torch.equal(again[n], g) for n, g in plain.items())
 
 
-def block_inputs(lengths):
+def block_inputs(lengths, words=5):
     generator = torch.Generator().manual_seed(2)
-    img, txt = (torch.randn(2, n, 128, generator=generator) for n in (8, 5))
-    vec, angles = torch.randn(2, 128, generator=generator), torch.rand(13, 64, generator=generator)
+    img, txt = (torch.randn(2, n, 128, generator=generator) for n in (8, words))
+    vec, angles = (
+        torch.randn(2, 128, generator=generator),
+        torch.rand(8 + words, 64, generator=generator),
+    )
     cos, sin = angles.cos(), angles.sin()
     return {
         DoubleBlock: (img, txt, vec, cos[:8], sin[:8], lengths),
@@ -367,6 +359,22 @@ def test_one_trace_without_a_break_serves_all_blocks(denoiser, kind, lengths):
         for block in stack:
             torch.testing.assert_close(compiled(block, *given), block(*given))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("kind", [DoubleBlock, SingleBlock])
+def test_captions_of_any_length_cost_few_traces(denoiser, kind):
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
+    block = (denoiser.double_blocks if kind is DoubleBlock else denoiser.single_blocks)[0]
+    torch._dynamo.reset()
+    compiled = torch.compile(kind.forward, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        for longest, other in ((5, 3), (6, 2), (9, 7), (4, 4), (12, 1), (7, 5), (8, 8), (11, 10)):
+            lengths = None if longest == other else (8 + longest, 8 + other)
+            given = block_inputs(lengths, longest)[kind]
+            torch.testing.assert_close(compiled(block, *given), block(*given))
+    assert counter.frame_count <= 3
 
 
 def test_position_tables_are_computed_once_a_size(denoiser):

@@ -4,23 +4,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from musubi.architectures.hunyuan_video import keys, sizes
-from musubi.spec import Component, Lazy
+from musubi.architectures.hunyuan_video import ARCHITECTURE, keys, sizes
 from musubi.weights.load import load
 
 pytestmark = pytest.mark.parity
 
-DIT = Component(
-    name="dit",
-    role="dit",
-    help="",
-    build=Lazy("musubi.architectures.hunyuan_video.dit:HunyuanDiT"),
-    infer=Lazy("musubi.architectures.hunyuan_video.dit:infer"),
-    dialects=keys.DIT,
-    traits=sizes.DIT_TRAITS,
-    tiny=sizes.TINY,
-    dtype="file",
-)
+DIT = ARCHITECTURE.dit
 
 
 def dialect(name):
