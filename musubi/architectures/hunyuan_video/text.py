@@ -48,7 +48,7 @@ class Llm(nn.Module):
         num_kv_heads: Heads of the keys and values.
     """
 
-    def __init__(  # noqa: PLR0913 - one for each number in which files differ
+    def __init__(
         self,
         *,
         vocab_size: int,
