@@ -16,6 +16,7 @@ from musubi.config.task import choose_task
 from musubi.config.train import TrainConfig
 from musubi.errors import CheckpointError, ConfigError
 from musubi.generate.recipes import build_recipe
+from musubi.generate.write import metadata
 from musubi.spec import Clip, Conditioning, Quiet, Recipe
 from musubi.testing import twins
 
@@ -94,6 +95,21 @@ def test_guidance_has_one_scale_in_training_and_generation():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         made.predict(ear, x, t, given)
     assert ear.guidance.tolist() == [6016.0, 6016.0]
+
+
+def test_embedded_guidance_is_written_where_older_tools_look():
+    assert metadata(recipe(embedded_cfg_scale=6.0))["embedded_cfg_scale"] == "6.0"
+    assert "embedded_cfg_scale" not in metadata(recipe())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_comes_near(nets, dtype):
+    whole = runtime().encode_media(nets, [clip()])[0][0]["latents"]
+    half = OneVae()
+    half.vae.to(dtype)
+    found = runtime().encode_media(half, [clip()])[0][0]["latents"]
+    assert found.dtype == dtype
+    assert (found.float() - whole).norm() < 0.05 * whole.norm()
 
 
 @pytest.mark.parametrize(
