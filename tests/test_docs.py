@@ -94,7 +94,7 @@ def test_options_named_in_pages_exist(page):
     known = {"arch", "config", "debug", "help", "version", "install_completion", "x", "no_x"}
     for command in COMMANDS:
         known |= {r.name for r in command.retired()}
-        for name in (None, "wan"):
+        for name in (None, *registry.names()):
             architecture = None if name is None else registry.find(name)
             for flag in flags(command.options(architecture)).values():
                 known |= {flag.name, f"no_{flag.name}", *flag.aliases}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -30,6 +30,8 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    own: ClassVar[frozenset[str]] = frozenset()
+    """Which of the fields `for_architecture` took from the architecture's own options."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ def for_architecture(
             kind: Any = Literal[own.choices] if own.choices else own.type
             annotation = kind if own.default is not None else kind | None
             fields[own.name] = (annotation, option(own.default, own.help, group=architecture.title))
-    return create_model(f"{model.__name__}_{architecture.name}", __base__=model, **fields)
+    made = create_model(f"{model.__name__}_{architecture.name}", __base__=model, **fields)
+    made.own = frozenset(o.name for o in architecture.options if command in o.commands)
+    return made
 
 
 def paths(config: Options, architecture: Architecture) -> dict[str, Path]:
@@ -113,5 +117,13 @@ def tokenizers(config: Options, architecture: Architecture) -> dict[str, Path]:
 
 
 def own_options(config: Options, architecture: Architecture) -> dict[str, Any]:
-    """The architecture's own options, as its runtime takes them."""
-    return {o.name: getattr(config, o.name, o.default) for o in architecture.options}
+    """The architecture's own options, as its runtime takes them.
+
+    An option of another command has its default, also where this command has one of its own by
+    that name: `guidance_scale` is embedded in training and classifier-free when generating.
+    """
+    own = type(config).own
+    return {
+        o.name: getattr(config, o.name) if o.name in own else o.default
+        for o in architecture.options
+    }

@@ -216,5 +216,6 @@ RETIRED: tuple[Retired, ...] = (
     Retired("persistent_data_loader_workers", "the threads that read records always stay.", 0),
     Retired("ddp_gradient_as_bucket_view", "gradients are averaged without a wrapper.", 0),
     Retired("ddp_static_graph", "gradients are averaged without a wrapper.", 0),
+    Retired("dit_in_channels", "sizes are read from the checkpoint."),
     Retired("guidance_scale", "this architecture is not told a guidance scale in training."),
 )

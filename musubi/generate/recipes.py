@@ -70,7 +70,7 @@ def build_recipe(
         flow_shift=asked.get("flow_shift", defaults.flow_shift),
         guidance_scale=asked.get("guidance_scale", defaults.guidance_scale),
         cpu_noise=asked.get("cpu_noise", False),
-        options={**options, **_own(architecture, asked)},
+        options=_over(defaults.options, options, _own(architecture, asked)),
     )
 
 
@@ -121,6 +121,14 @@ def fitting_frames(architecture: Architecture, frames: int, report: Report) -> i
             f"{architecture.title} makes {step} k + 1 of them."
         )
     return fitting
+
+
+def _over(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Later layers over earlier ones; None never hides a value."""
+    out: dict[str, Any] = {}
+    for layer in layers:
+        out |= {k: v for k, v in layer.items() if v is not None or k not in out}
+    return out
 
 
 def _own(architecture: Architecture, asked: Mapping[str, Any]) -> dict[str, Any]:

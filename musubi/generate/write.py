@@ -46,6 +46,8 @@ def metadata(recipe: Recipe, **facts: Any) -> dict[str, str]:
         "infer_steps": recipe.steps,
         "guidance_scale": recipe.guidance_scale,
     }
+    if recipe.options.get("embedded_cfg_scale") is not None:
+        entries["embedded_cfg_scale"] = recipe.options["embedded_cfg_scale"]
     if recipe.negative_prompt:
         entries["negative_prompt"] = recipe.negative_prompt
     whole = json.dumps({**asdict(recipe), **facts}, ensure_ascii=False, default=str)

@@ -1,4 +1,4 @@
-"""Spatial tiles: a network applied to overlapping pieces whose results are blended linearly."""
+"""Tiles in space and windows in time: a network applied to overlapping pieces, results blended linearly."""
 
 from __future__ import annotations
 
@@ -80,3 +80,59 @@ def _weight(length: int, start: int, whole: int, ramp: int, device: torch.device
     if start + length < whole:
         weight[length - n :] *= slope.flip(0)
     return weight
+
+
+def windowed(
+    apply: Callable[[torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    *,
+    window: int,
+    overlap: int,
+    scale: Fraction,
+) -> torch.Tensor:
+    """`apply` over windows of the frames, for networks whose first frame stands for itself.
+
+    n k + 1 frames become k' + 1 of the result, so each window but the first takes one frame more on
+    its left, whose result is dropped; the frames that two windows share are blended linearly.
+
+    Args:
+        apply: Takes frames (…, n + 1, h, w) and returns (…, n * scale + 1, h', w').
+        x: The whole, (…, F, H, W).
+        window: Length of a window, in frames of `x`.
+        overlap: How many frames neighbours share; less than `window`.
+        scale: Frames of the result per frame of `x`; windows begin on whole frames of both.
+
+    Returns:
+        The joined whole, float32.
+    """
+    step = scale.denominator
+    if window % step or overlap % step or not 0 <= overlap < window:
+        raise ValueError(f"window {window} and overlap {overlap} do not fit the scale {scale}")
+    count = x.shape[-3]
+    stride = window - overlap
+    if count <= window + 1:
+        return apply(x).float()
+    blend, kept = int(overlap * scale), int(stride * scale)
+    out: list[torch.Tensor] = []
+    before: torch.Tensor | None = None
+    # The last window reaches beyond what the one before it covers.
+    for start in range(0, count - 1 - overlap, stride):
+        piece = apply(x[..., start : start + window + 1, :, :]).float()
+        if before is not None:
+            piece = _crossfaded(before, piece[..., 1:, :, :], blend)
+        last = start + window + 1 >= count
+        keep = piece.shape[-3] if last else kept + (before is None)
+        out.append(piece[..., :keep, :, :])
+        before = piece
+    return torch.cat(out, dim=-3)
+
+
+def _crossfaded(before: torch.Tensor, after: torch.Tensor, count: int) -> torch.Tensor:
+    # The first frame is the earlier window's, as the official code blends.
+    n = min(count, before.shape[-3], after.shape[-3])
+    if n == 0:
+        return after
+    weight = (torch.arange(n, device=after.device) / count).view(n, 1, 1)
+    mixed = before[..., before.shape[-3] - count :, :, :][..., :n, :, :] * (1 - weight)
+    mixed = mixed + after[..., :n, :, :] * weight
+    return torch.cat([mixed, after[..., n:, :, :]], dim=-3)

@@ -109,6 +109,7 @@ class Sampling:
         solvers: Those that were tried with this task.
         negative_prompt: Used when the user gives none.
         size: Width and height.
+        options: Values of the architecture's own options, where the user gives none.
     """
 
     steps: int
@@ -119,6 +120,7 @@ class Sampling:
     solvers: tuple[str, ...]
     negative_prompt: str = ""
     size: tuple[int, int] = (256, 256)
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,7 +99,7 @@ REFUSED = [
     (("models", "show"), "error: `musubi models show` needs the name of an architecture."),
     (("models", "wan"), "error: `musubi models` has no command 'wan'.\nWrite `musubi models show wan`."),
     (("--sdpa",), "error: `musubi` has no option '--sdpa'."),
-    (("train",), "error: `musubi train` must know the architecture.\nAdd `--arch wan"),
+    (("train",), "error: `musubi train` must know the architecture.\nAdd `--arch "),
     (("train", "--arch", "wann"), "error: There is no architecture 'wann'.\nDid you mean 'wan'?"),
     (("train", "--arch"), "error: --arch needs a value.\nWrite --arch NAME."),
     (

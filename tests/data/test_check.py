@@ -12,6 +12,12 @@ from musubi.errors import DataError
 from musubi.spec import Quiet
 
 
+class Config(SimpleNamespace):
+    """A command's options, of which none is the architecture's own."""
+
+    own = frozenset()
+
+
 @pytest.fixture
 def dataset(files):
     """Writes the dataset file and gives the config of a command."""
@@ -25,7 +31,7 @@ def dataset(files):
             encoding="utf-8",
         )
         keys = {"dataset_config": str(path), "task": None, "num_workers": 1, "batch_size": None}
-        return SimpleNamespace(**{**keys, **more})
+        return Config(**{**keys, **more})
 
     return call
 
@@ -97,7 +103,7 @@ def test_nothing_to_train_on_says_why(files, dataset, wan, prepare, kind, fragme
 
 def shown(config, **more):
     keys = {"mode": "image", "console_width": 20, "console_num_images": None}
-    return SimpleNamespace(**{**vars(config), **keys, **more})
+    return Config(**{**vars(config), **keys, **more})
 
 
 def test_sheets(files, dataset, wan, tmp_path):

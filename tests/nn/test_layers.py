@@ -11,7 +11,7 @@ from musubi.nn import rope
 from musubi.nn.causal_conv import CausalConv3d, Stream
 from musubi.nn.linear import PatchEmbedding, PreciseLinear
 from musubi.nn.norm import LayerNorm, RMSNorm, modulated
-from musubi.nn.tiling import starts, tiled
+from musubi.nn.tiling import starts, tiled, windowed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -152,3 +152,49 @@ def test_tiles_end_flush():
 def test_tiles_that_do_not_fit_the_scale_are_refused(tile, overlap):
     with pytest.raises(ValueError, match="do not fit"):
         tiled(lambda p: p, torch.zeros(1, 64, 64), tile=tile, overlap=overlap, scale=Fraction(1, 8))
+
+
+@pytest.mark.parametrize("frames", [1, 5, 17, 21, 25, 29, 41, 65])
+def test_windows_of_a_local_network_give_the_whole(frames):
+    def up(x):  # the first frame stands for itself, the others become four
+        return torch.cat([x[:, :1], x[:, 1:].repeat_interleave(4, 1)], 1)
+
+    def down(x):
+        return x[:, ::4]
+
+    x = torch.randn(3, frames, 2, 2)
+    found = windowed(down, x, window=16, overlap=4, scale=Fraction(1, 4))
+    torch.testing.assert_close(found, down(x))
+    z = down(x)
+    torch.testing.assert_close(windowed(up, z, window=4, overlap=1, scale=Fraction(4)), up(z))
+
+
+def test_windows_never_hold_more_than_was_asked_for():
+    seen = []
+
+    def look(x):
+        seen.append(x.shape[1])
+        return x
+
+    windowed(look, torch.zeros(1, 100, 1, 1), window=16, overlap=4, scale=Fraction(1))
+    assert max(seen) == 17 and len(seen) == 8
+
+
+def test_windows_are_blended_from_the_earlier_to_the_later():
+    count = iter(range(9))
+    x = torch.zeros(1, 1 + 16 + 12, 1, 1)
+    found = windowed(lambda p: p + next(count), x, window=16, overlap=4, scale=Fraction(1))
+    assert found[0, :13, 0, 0].tolist() == [0] * 13
+    assert found[0, 13:18, 0, 0].tolist() == [0, 0.25, 0.5, 0.75, 1]
+
+
+@pytest.mark.parametrize(("window", "overlap"), [(16, 16), (18, 4), (16, 3)])
+def test_windows_that_do_not_fit_are_refused(window, overlap):
+    with pytest.raises(ValueError, match="do not fit"):
+        windowed(
+            lambda p: p,
+            torch.zeros(1, 64, 1, 1),
+            window=window,
+            overlap=overlap,
+            scale=Fraction(1, 4),
+        )

@@ -1,0 +1,322 @@
+"""Everything that the architecture `hunyuan_video` says about itself. Plain data: no torch in this file."""
+
+from musubi.architectures.hunyuan_video import keys, keys_encoders
+from musubi.architectures.hunyuan_video.sizes import DIT_TRAITS, FULL, TINY
+from musubi.spec import (
+    Architecture,
+    Component,
+    Field,
+    Lazy,
+    Option,
+    Publication,
+    Sampling,
+    Schema,
+    Task,
+    Tokenizer,
+    Traits,
+    Variant,
+)
+
+# As SkyReels' authors suggest it.
+SKYREELS_NEGATIVE = (
+    "Aerial view, aerial view, overexposed, low quality, deformation, a poor composition, bad hands, "
+    "bad teeth, bad eyes, bad limbs, distortion"
+)
+
+DIT = Component(
+    name="dit",
+    role="dit",
+    help="The denoiser: mp_rank_00_model_states.pt, a safetensors file, or a diffusers folder.",
+    build=Lazy("musubi.architectures.hunyuan_video.dit:HunyuanDiT"),
+    infer=Lazy("musubi.architectures.hunyuan_video.dit:infer"),
+    dialects=keys.DIT,
+    traits=DIT_TRAITS,
+    dtype="bfloat16",
+    tiny=TINY,
+)
+
+VAE = Component(
+    name="vae",
+    role="vae",
+    help="The video autoencoder: the official pytorch_model.pt, a safetensors file, or a diffusers folder.",
+    build=Lazy("musubi.architectures.hunyuan_video.vae:HunyuanVideoVAE"),
+    infer=Lazy("musubi.architectures.hunyuan_video.vae:infer"),
+    dialects=keys_encoders.VAE,
+    dtype="float16",
+    tiny={"widths": (32, 32, 32, 32), "z_dim": 16},
+)
+
+LLM = Component(
+    name="text_encoder1",
+    role="text",
+    help="LLaVA-Llama3: llava_llama3_fp16.safetensors, or a transformers folder.",
+    build=Lazy("musubi.architectures.hunyuan_video.text:Llm"),
+    infer=Lazy("musubi.architectures.hunyuan_video.text:infer_llm"),
+    dialects=keys_encoders.LLM,
+    traits=Traits(
+        stacks=("model.layers",),
+        quantize=(
+            r"model\.layers\.\d+\.self_attn\.[qkvo]_proj\.weight",
+            r"model\.layers\.\d+\.mlp\.(gate|up|down)_proj\.weight",
+        ),
+    ),
+    dtype="float16",
+    tokenizer=Tokenizer(repo="xtuner/llava-llama-3-8b-v1_1-transformers"),
+    tiny={
+        "vocab_size": 320,
+        "dim": TINY["text_dim"],
+        "ffn_dim": 64,
+        "num_layers": 3,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+    },
+)
+
+CLIP = Component(
+    name="text_encoder2",
+    role="text",
+    help="CLIP-L: clip_l.safetensors, or a transformers folder.",
+    build=Lazy("musubi.architectures.hunyuan_video.text:ClipText"),
+    infer=Lazy("musubi.architectures.hunyuan_video.text:infer_clip"),
+    dialects=keys_encoders.CLIP,
+    traits=Traits(
+        stacks=("text_model.encoder.layers",),
+        quantize=(
+            r"text_model\.encoder\.layers\.\d+\.self_attn\.(q|k|v|out)_proj\.weight",
+            r"text_model\.encoder\.layers\.\d+\.mlp\.fc[12]\.weight",
+        ),
+    ),
+    dtype="float16",
+    tokenizer=Tokenizer(repo="openai/clip-vit-large-patch14"),
+    tiny={
+        "vocab_size": 320,
+        "dim": TINY["pooled_dim"],
+        "ffn_dim": 32,
+        "num_layers": 2,
+        "positions": 77,
+    },
+)
+
+LATENTS = Field(name="latents", dims="CFHW", sizes=(("C", 16),))
+TEXT = (
+    Field(name="llm", dims="LD", sizes=(("L", 256),)),
+    Field(name="llm_mask", dims="L", sizes=(("L", 256),)),
+    Field(name="clipL", dims="D"),
+    Field(name="clipL_mask", dims="L", sizes=(("L", 77),)),
+)
+
+HUNYUAN = Sampling(
+    steps=50,
+    flow_shift=7.0,
+    guidance_scale=1.0,
+    frames=129,
+    solver="vanilla",
+    solvers=("vanilla", "unipc", "dpm++"),
+    options={"embedded_cfg_scale": 6.0},
+)
+SKYREELS = Sampling(
+    steps=30,
+    flow_shift=7.0,
+    guidance_scale=6.0,
+    frames=97,
+    solver="vanilla",
+    solvers=("vanilla", "unipc", "dpm++"),
+    negative_prompt=SKYREELS_NEGATIVE,
+    options={"embedded_cfg_scale": 1.0},
+)
+
+TASKS = (
+    Task(
+        name="t2v",
+        title="Text to video",
+        requires={"in_channels": 16},
+        components=("vae", "text_encoder1", "text_encoder2"),
+        schema=Schema(media=(LATENTS,), text=TEXT),
+        sampling=HUNYUAN,
+    ),
+    Task(
+        name="i2v",
+        title="Image to video (SkyReels V1)",
+        requires={"in_channels": 32},
+        components=("vae", "text_encoder1", "text_encoder2"),
+        # In training the first latent frame is the image; only generation brings one of its own.
+        schema=Schema(
+            media=(
+                LATENTS,
+                Field(name="latents_image", dims="CFHW", sizes=(("C", 16),), optional=True),
+            ),
+            text=TEXT,
+        ),
+        sampling=SKYREELS,
+        inputs=frozenset({"image"}),
+    ),
+)
+
+VARIANTS = (
+    Variant(name="t2v-13B", task="t2v", numbers=FULL),
+    Variant(name="skyreels-t2v", task="t2v", numbers=FULL, sampling=SKYREELS),
+    Variant(name="skyreels-i2v", task="i2v", numbers={**FULL, "in_channels": 32}),
+)
+
+OPTIONS = (
+    Option(
+        name="vae_tiling",
+        type=bool,
+        default=False,
+        help="Encode in overlapping spatial tiles: less memory, slightly different latents. "
+        "Decoding always uses tiles.",
+        commands=("cache latents", "train"),
+        recorded=True,
+    ),
+    Option(
+        name="vae_spatial_tile_sample_min_size",
+        type=int,
+        help="Side of a VAE tile in pixels, a multiple of 32; encoding then uses tiles too. "
+        "256 when not given.",
+        commands=("cache latents", "train", "generate"),
+        recorded=True,
+    ),
+    Option(
+        name="vae_temporal_tile_sample_min_size",
+        type=int,
+        help="Frames of a temporal VAE tile, a multiple of 16; all at once when not given.",
+        commands=("cache latents", "train", "generate"),
+        recorded=True,
+    ),
+    Option(
+        name="vae_chunk_size",
+        type=int,
+        help="Columns that the VAE's convolutions take at once: less memory, the same result.",
+        commands=("cache latents", "train", "generate"),
+    ),
+    Option(
+        name="vae_sample_seed",
+        type=int,
+        help="Store a sample of the VAE's posterior, drawn with this seed; its mean when not given.",
+        commands=("cache latents", "train"),
+        recorded=True,
+    ),
+    Option(
+        name="guidance_scale",
+        type=float,
+        default=1.0,
+        help="Embedded guidance that the network is told in training, on the scale of "
+        "embedded_cfg_scale.",
+        commands=("train",),
+    ),
+    Option(
+        name="embedded_cfg_scale",
+        type=float,
+        help="Embedded guidance that the network is told; 6, and 1 for SkyReels, when not given.",
+        commands=("generate",),
+    ),
+    Option(
+        name="image_path",
+        type=str,
+        help="The image that the video starts from, for the task i2v.",
+        commands=("generate",),
+    ),
+)
+
+REPACKAGED = "Comfy-Org/HunyuanVideo_repackaged"
+COMMUNITY = "hunyuanvideo-community/HunyuanVideo"
+SKYREELS_FILES = "Kijai/SkyReels-V1-Hunyuan_comfy"
+TENCENT = "Tencent Hunyuan Community License"
+SKYWORK = "Skywork Community License"
+LLAMA = "Llama 3 Community License"
+
+
+def _published(
+    component: str, repo: str, file: str, size: float, licence: str, *variants: str
+) -> Publication:
+    return Publication(
+        component=component, repo=repo, file=file, size=size, licence=licence, variants=variants
+    )
+
+
+PUBLICATIONS = (
+    _published(
+        "dit",
+        "tencent/HunyuanVideo",
+        "hunyuan-video-t2v-720p/transformers/mp_rank_00_model_states.pt",
+        25.6,
+        TENCENT,
+        "t2v-13B",
+    ),
+    _published(
+        "dit",
+        "kohya-ss/HunyuanVideo-fp8_e4m3fn-unofficial",
+        "mp_rank_00_model_states_fp8.safetensors",
+        13.2,
+        TENCENT,
+        "t2v-13B",
+    ),
+    _published(
+        "dit",
+        REPACKAGED,
+        "split_files/diffusion_models/hunyuan_video_t2v_720p_bf16.safetensors",
+        25.6,
+        TENCENT,
+        "t2v-13B",
+    ),
+    _published(
+        "dit",
+        SKYREELS_FILES,
+        "skyreels_hunyuan_t2v_bf16.safetensors",
+        25.6,
+        SKYWORK,
+        "skyreels-t2v",
+    ),
+    _published(
+        "dit",
+        SKYREELS_FILES,
+        "skyreels_hunyuan_i2v_bf16.safetensors",
+        25.6,
+        SKYWORK,
+        "skyreels-i2v",
+    ),
+    _published(
+        "vae",
+        "tencent/HunyuanVideo",
+        "hunyuan-video-t2v-720p/vae/pytorch_model.pt",
+        0.99,
+        TENCENT,
+    ),
+    _published("vae", COMMUNITY, "vae/diffusion_pytorch_model.safetensors", 0.99, TENCENT),
+    _published(
+        "text_encoder1",
+        REPACKAGED,
+        "split_files/text_encoders/llava_llama3_fp16.safetensors",
+        16.1,
+        LLAMA,
+    ),
+    _published(
+        "text_encoder1",
+        REPACKAGED,
+        "split_files/text_encoders/llava_llama3_fp8_scaled.safetensors",
+        9.1,
+        LLAMA,
+    ),
+    _published(
+        "text_encoder2", REPACKAGED, "split_files/text_encoders/clip_l.safetensors", 0.25, "MIT"
+    ),
+)
+
+ARCHITECTURE = Architecture(
+    name="hunyuan_video",
+    title="HunyuanVideo",
+    components=(DIT, VAE, LLM, CLIP),
+    tasks=TASKS,
+    variants=VARIANTS,
+    runtime=Lazy("musubi.architectures.hunyuan_video.runtime:HunyuanVideoRuntime"),
+    suffix="hv",
+    frame_rate=24.0,
+    spatial_multiple=16,
+    temporal_multiple=4,
+    latent_channels=16,
+    latent_stride=(4, 8, 8),
+    options=OPTIONS,
+    publications=PUBLICATIONS,
+    modelspec=("hunyuan-video", "https://github.com/Tencent/HunyuanVideo"),
+    network_modules=("networks.lora",),
+)

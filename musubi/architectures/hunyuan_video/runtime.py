@@ -1,0 +1,171 @@
+"""HunyuanVideo's six verbs: what one command does with the networks, for one task."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from musubi.architectures.hunyuan_video import text
+from musubi.architectures.hunyuan_video.vae import SCALING, Pieces
+from musubi.errors import ConfigError
+from musubi.spec import (
+    Architecture,
+    Clip,
+    Conditioning,
+    Networks,
+    Recipe,
+    Record,
+    Section,
+    Task,
+)
+
+TILE = 256  # pixels, where tiles are used and nobody says otherwise
+
+
+class HunyuanVideoRuntime:
+    """Text to video, and SkyReels' image to video.
+
+    `condition` gives `predict` these inputs:
+        llm: hidden states of each caption, a list of (L, D), padding cut off.
+        clipL: pooled text, B D.
+        guidance: embedded guidance, a float; a rollout lays the recipe's over it.
+        image: for image to video, the latents of the first frame, B C 1 H W, in the model's scale.
+    """
+
+    def __init__(self, architecture: Architecture, task: Task, options: Mapping[str, Any]) -> None:
+        self.architecture = architecture
+        self.task = task
+        given = options.get("guidance_scale")
+        self._guidance = 1.0 if given is None else float(given)
+        self._seed: int | None = options.get("vae_sample_seed")
+        tile = _checked(options, "vae_spatial_tile_sample_min_size", 32, least=64)
+        columns = options.get("vae_chunk_size")
+        if columns is not None and columns < 1:
+            raise ConfigError(f"vae_chunk_size is {columns}.", fix="Give 32, say.")
+        window = _checked(options, "vae_temporal_tile_sample_min_size", 16, least=16)
+        self._decoding = Pieces(tile=tile or TILE, window=window, columns=columns)
+        tiled = options.get("vae_tiling") or tile is not None
+        self._encoding = Pieces(
+            tile=self._decoding.tile if tiled else None, window=window, columns=columns
+        )
+
+    def encode_text(self, nets: Networks, component: str, captions: Sequence[str]) -> list[Record]:
+        encoder, tokenizer = nets[component], nets.tokenizer(component)
+        if component == "text_encoder1":
+            found = text.encode_llm(encoder, tokenizer, list(captions))
+            return [{"llm": hidden, "llm_mask": mask} for hidden, mask in found]
+        found = text.encode_clip(encoder, tokenizer, list(captions))
+        return [{"clipL": pooled, "clipL_mask": mask} for pooled, mask in found]
+
+    def encode_media(self, nets: Networks, clips: Sequence[Clip]) -> list[tuple[Record, ...]]:
+        learned = all(clip.target for clip in clips)
+        if not learned and "image" not in self.task.inputs:
+            return [({},) for _ in clips]  # nothing but the text conditions this task
+        vae: Any = nets["vae"]
+        name = "latents" if learned else "latents_image"
+        records: list[tuple[Record, ...]] = []
+        for clip in clips:  # one by one: a convolution rounds otherwise in company
+            frames = torch.from_numpy(clip.frames if learned else clip.frames[:1])
+            latents = vae.encode(
+                _pixels(frames[None], nets.device),
+                pieces=self._encoding,
+                generator=self._generator(clip) if learned else None,
+            )
+            records.append(({name: latents[0].to(vae.dtype)},))
+        return records
+
+    def condition(self, batch: Mapping[str, Any]) -> Conditioning:
+        lengths = batch["llm_mask"].sum(dim=1).tolist()
+        inputs: dict[str, Any] = {
+            "llm": [one[:n] for one, n in zip(batch["llm"], lengths, strict=True)],
+            "clipL": batch["clipL"],
+            "guidance": self._guidance,
+        }
+        latents = batch.get("latents")
+        if latents is not None:
+            latents = latents * SCALING
+        if "image" in self.task.inputs:
+            given = batch.get("latents_image")
+            inputs["image"] = latents[:, :, :1] if given is None else given * SCALING
+        return Conditioning(inputs, latents=latents)
+
+    def predict(
+        self, dit: nn.Module, x: torch.Tensor, t: torch.Tensor, given: Conditioning
+    ) -> torch.Tensor:
+        inputs = given.inputs
+        scale = torch.full((len(x),), float(inputs["guidance"]), device=x.device)
+        joined = None
+        if "image" in inputs:
+            image = inputs["image"].to(x)
+            joined = torch.cat([image, image.new_zeros(x[:, :, 1:].shape)], dim=2)
+        return dit(
+            x, t, inputs["llm"], inputs["clipL"], guidance=_thousandfold(scale), joined=joined
+        )
+
+    def rollout(
+        self, recipe: Recipe, given: Conditioning, device: torch.device
+    ) -> Generator[Section, torch.Tensor, torch.Tensor]:
+        stride = self.architecture.latent_stride
+        shape = (
+            1,
+            self.architecture.latent_channels,
+            1,
+            recipe.height // stride[1],
+            recipe.width // stride[2],
+        )
+        source = torch.device("cpu") if recipe.cpu_noise else device
+        generator = torch.Generator(source).manual_seed(recipe.seed)
+        # A frame at a time, so that videos of one seed begin alike whatever their length; bfloat16,
+        # so that a seed gives what it always gave.
+        noise = torch.cat(
+            [
+                torch.randn(shape, generator=generator, device=source, dtype=torch.bfloat16)
+                for _ in range((recipe.frames - 1) // stride[0] + 1)
+            ],
+            dim=2,
+        )
+        guidance = recipe.options.get("embedded_cfg_scale")
+        if guidance is None:
+            guidance = self.task.sampling.options["embedded_cfg_scale"]
+        return (yield Section(noise=noise.to(device).float(), inputs={"guidance": guidance}))
+
+    def decode(self, nets: Networks, latents: torch.Tensor) -> torch.Tensor:
+        vae: Any = nets["vae"]
+        frames = vae.decode(latents.to(nets.device) / SCALING, pieces=self._decoding)
+        return frames.add_(1).div_(2)
+
+    def _generator(self, clip: Clip) -> torch.Generator | None:
+        if self._seed is None:
+            return None
+        # A clip's noise follows from what it shows, not from its neighbours or its name.
+        seed = self._seed ^ zlib.crc32(np.ascontiguousarray(clip.frames))
+        return torch.Generator().manual_seed(seed)
+
+
+def _thousandfold(scale: torch.Tensor) -> torch.Tensor:
+    # In the dtype that is computed in, as in everything this model was sampled with: in bfloat16
+    # 6.0 becomes 6016.
+    if torch.is_autocast_enabled(scale.device.type):
+        dtype = torch.get_autocast_dtype(scale.device.type)
+        return (scale.to(dtype) * 1000).float()
+    return scale * 1000
+
+
+def _pixels(frames: torch.Tensor, device: torch.device) -> torch.Tensor:
+    # B F H W 3 in 0..255 → B 3 F H W in [-1, 1].
+    return frames.to(device).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+
+
+def _checked(options: Mapping[str, Any], name: str, step: int, *, least: int) -> int | None:
+    size = options.get(name)
+    if size is not None and (size < least or size % step):
+        raise ConfigError(
+            f"{name} is {size}, and must be a multiple of {step}, at least {least}.",
+            fix=f"Write --{name} {max(least, round(size / step) * step)}.",
+        )
+    return size
