@@ -90,8 +90,9 @@ class HunyuanVideoRuntime:
         if latents is not None:
             latents = latents * SCALING
         if "image" in self.task.inputs:
-            given = batch.get("latents_image")
-            inputs["image"] = latents[:, :, :1] if given is None else given * SCALING
+            given = batch.get("latents_image")  # when generating; training has the clip itself
+            first = latents[:, :, :1] if latents is not None else None
+            inputs["image"] = first if given is None else given * SCALING
         return Conditioning(inputs, latents=latents)
 
     def predict(
@@ -143,7 +144,7 @@ class HunyuanVideoRuntime:
         if self._seed is None:
             return None
         # A clip's noise follows from what it shows, not from its neighbours or its name.
-        seed = self._seed ^ zlib.crc32(np.ascontiguousarray(clip.frames))
+        seed = self._seed ^ zlib.crc32(np.ascontiguousarray(clip.frames).data)
         return torch.Generator().manual_seed(seed)
 
 

@@ -61,6 +61,7 @@ class Llm(nn.Module):
         super().__init__()
         from transformers import LlamaConfig, LlamaModel
 
+        sizes: dict[str, Any] = {"rope_theta": 500000.0}  # transformers 5 files it elsewhere
         config = LlamaConfig(
             vocab_size=vocab_size,
             hidden_size=dim,
@@ -71,7 +72,7 @@ class Llm(nn.Module):
             head_dim=LLM_HEAD,
             max_position_embeddings=8192,
             rms_norm_eps=1e-5,
-            rope_theta=500000.0,
+            **sizes,
             use_cache=False,
             attention_bias=False,
             tie_word_embeddings=False,
