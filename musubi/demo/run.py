@@ -148,7 +148,12 @@ class Demo:
     def _call(self, words: Sequence[str]) -> None:
         self.story.commands.append(words)
         self.report.note(f"\n$ musubi {shlex.join(words)}")
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment = {
+            "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin steal the cores from one another
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         done = subprocess.run(
             [sys.executable, "-m", "musubi", *words], env=environment, check=False
         )
