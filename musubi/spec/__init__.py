@@ -15,7 +15,7 @@ from musubi.spec.architecture import (
     Tokenizer,
     Variant,
 )
-from musubi.spec.keys import Fuse, KeyMap, Rename, Source, Swap
+from musubi.spec.keys import Fuse, KeyMap, Rename, Source, Swap, renamed
 from musubi.spec.option import Option
 from musubi.spec.record import Field, Schema
 from musubi.spec.report import Progress, Quiet, Report
@@ -55,4 +55,5 @@ __all__ = [
     "Tokenizer",
     "Traits",
     "Variant",
+    "renamed",
 ]

@@ -180,6 +180,17 @@ class KeyMap:
         return [(name, Source(names=(name,)))]
 
 
+def renamed(pairs: dict[str, str], *, theirs: str = "", ours: str = "") -> tuple[Rename, ...]:
+    """Rules for layers that differ by name: weight, bias and whatever else a layer holds.
+
+    >>> renamed({"to_q": "q"}, theirs="attn.", ours="attention.")
+    (Rename(theirs='attn.to_q.{rest}', ours='attention.q.{rest}'),)
+    """
+    return tuple(
+        Rename(theirs=f"{theirs}{t}.{{rest}}", ours=f"{ours}{o}.{{rest}}") for t, o in pairs.items()
+    )
+
+
 @lru_cache(maxsize=4096)
 def _pattern(template: str) -> re.Pattern[str]:
     out: list[str] = []

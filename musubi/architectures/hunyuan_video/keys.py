@@ -1,13 +1,6 @@
 """The layouts in which the denoiser is published, as key maps. Plain data: no torch in this file."""
 
-from musubi.spec import Fuse, KeyMap, Rename, Swap
-
-
-def layers(pairs: dict[str, str], *, theirs: str = "", ours: str = "") -> tuple[Rename, ...]:
-    """Rules for layers that differ by name: weight, bias and whatever else a layer holds."""
-    return tuple(
-        Rename(theirs=f"{theirs}{t}.{{rest}}", ours=f"{ours}{o}.{{rest}}") for t, o in pairs.items()
-    )
+from musubi.spec import Fuse, KeyMap, Rename, Swap, renamed
 
 
 def _fused(names: str, *, theirs: str, ours: str, ratio: tuple[int, ...] = ()) -> Fuse:
@@ -19,7 +12,7 @@ _REFINER = "txt_in.individual_token_refiner.blocks.{n}."
 
 # ComfyUI renames as it loads, after the modules it shares with FLUX, and saves what it renamed.
 _COMFY_RULES = (
-    *layers(
+    *renamed(
         {
             "time_in.in_layer": "time_in.mlp.0",
             "time_in.out_layer": "time_in.mlp.2",
@@ -32,7 +25,7 @@ _COMFY_RULES = (
             "single_blocks.{n}.modulation.lin": "single_blocks.{n}.modulation.linear",
         }
     ),
-    *layers(
+    *renamed(
         {
             "self_attn.qkv": "self_attn_qkv",
             "self_attn.proj": "self_attn_proj",
@@ -45,7 +38,7 @@ _COMFY_RULES = (
     *(
         rule
         for side in ("img", "txt")
-        for rule in layers(
+        for rule in renamed(
             {
                 "mod.lin": "mod.linear",
                 "attn.qkv": "attn_qkv",
@@ -75,7 +68,7 @@ _DOUBLE_THEIRS = "transformer_blocks.{n}."
 _SINGLE_THEIRS = "single_transformer_blocks.{n}."
 
 _DIFFUSERS_RULES = (
-    *layers(
+    *renamed(
         {
             "x_embedder.proj": "img_in.proj",
             "time_text_embed.timestep_embedder.linear_1": "time_in.mlp.0",
@@ -97,7 +90,7 @@ _DIFFUSERS_RULES = (
     _fused(
         "attn.to_q attn.to_k attn.to_v", theirs=_REFINER_THEIRS, ours=f"{_REFINER}self_attn_qkv"
     ),
-    *layers(
+    *renamed(
         {
             "norm1": "norm1",
             "norm2": "norm2",
@@ -119,7 +112,7 @@ _DIFFUSERS_RULES = (
         theirs=_DOUBLE_THEIRS,
         ours="double_blocks.{n}.txt_attn_qkv",
     ),
-    *layers(
+    *renamed(
         {
             "norm1.linear": "img_mod.linear",
             "norm1_context.linear": "txt_mod.linear",
@@ -143,7 +136,7 @@ _DIFFUSERS_RULES = (
         ours="single_blocks.{n}.linear1",
         ratio=(1, 1, 1, 4),
     ),
-    *layers(
+    *renamed(
         {
             "norm.linear": "modulation.linear",
             "attn.norm_q": "q_norm",

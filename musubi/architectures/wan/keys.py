@@ -1,16 +1,8 @@
 """The layouts in which Wan's files are published, as key maps. Plain data: no torch in this file."""
 
-from musubi.spec import KeyMap, Rename
+from musubi.spec import KeyMap, Rename, renamed
 
-
-def _layers(pairs: dict[str, str], *, theirs: str, ours: str) -> tuple[Rename, ...]:
-    """Rules for layers that differ by name: weight, bias and whatever else a layer holds."""
-    return tuple(
-        Rename(theirs=f"{theirs}{t}.{{rest}}", ours=f"{ours}{o}.{{rest}}") for t, o in pairs.items()
-    )
-
-
-_DIT_TOP = _layers(
+_DIT_TOP = renamed(
     {
         "condition_embedder.time_embedder.linear_1": "time_embedding.0",
         "condition_embedder.time_embedder.linear_2": "time_embedding.2",
@@ -28,7 +20,7 @@ _DIT_TOP = _layers(
 )
 
 # diffusers calls the norm before cross-attention norm2; ours, as the official file, norm3.
-_DIT_BLOCK = _layers(
+_DIT_BLOCK = renamed(
     {
         "attn1.to_q": "self_attn.q",
         "attn1.to_k": "self_attn.k",
@@ -86,7 +78,7 @@ def _vae_middle(side: str) -> tuple[Rename, ...]:
     resnets = [
         rule
         for index, place in ((0, 0), (1, 2))
-        for rule in _layers(
+        for rule in renamed(
             _RESIDUAL,
             theirs=f"{side}.mid_block.resnets.{index}.",
             ours=f"{side}.middle.{place}.",
@@ -95,7 +87,7 @@ def _vae_middle(side: str) -> tuple[Rename, ...]:
     attention = Rename(
         theirs=f"{side}.mid_block.attentions.0.{{rest}}", ours=f"{side}.middle.1.{{rest}}"
     )
-    ends = _layers(
+    ends = renamed(
         {"conv_in": "conv1", "norm_out": "head.0", "conv_out": "head.2"},
         theirs=f"{side}.",
         ours=f"{side}.",
@@ -110,7 +102,7 @@ def _vae_upsamples() -> tuple[Rename, ...]:
     for group in range(4):
         theirs = f"decoder.up_blocks.{group}"
         for index in range(3):
-            rules += _layers(
+            rules += renamed(
                 _RESIDUAL,
                 theirs=f"{theirs}.resnets.{index}.",
                 ours=f"decoder.upsamples.{4 * group + index}.",
@@ -133,17 +125,17 @@ VAE = (
         name="diffusers",
         marker=("encoder.conv_in.weight", "decoder.up_blocks.{n}.resnets.{m}.conv1.weight"),
         rules=(
-            *_layers({"quant_conv": "conv1", "post_quant_conv": "conv2"}, theirs="", ours=""),
+            *renamed({"quant_conv": "conv1", "post_quant_conv": "conv2"}, theirs="", ours=""),
             *_vae_middle("encoder"),
             *_vae_middle("decoder"),
-            *_layers(_RESIDUAL, theirs="encoder.down_blocks.{n}.", ours="encoder.downsamples.{n}."),
+            *renamed(_RESIDUAL, theirs="encoder.down_blocks.{n}.", ours="encoder.downsamples.{n}."),
             Rename(theirs="encoder.down_blocks.{n}.{rest}", ours="encoder.downsamples.{n}.{rest}"),
             *_vae_upsamples(),
         ),
     ),
 )
 
-_T5_BLOCK = _layers(
+_T5_BLOCK = renamed(
     {
         "norm1": "layer.0.layer_norm",
         "attn.q": "layer.0.SelfAttention.q",
