@@ -6,6 +6,7 @@ from musubi.errors import CheckpointError
 from musubi.weights import load as room
 from musubi.weights.files import open_weights
 from musubi.weights.load import inspect, load
+from musubi.weights.slots import Slots
 
 
 def _refused(component, path, sentence, **options):
@@ -154,11 +155,11 @@ def test_tensors_are_read_once_and_placed_before_the_next_is_read(
     toy, toy_tensors, write, monkeypatch
 ):
     events = []
-    placed = room._place
+    placed = Slots.place
 
-    def place(owners, tensor):
+    def place(self, name, tensor):
         events.append("place")
-        placed(owners, tensor)
+        placed(self, name, tensor)
 
     def watched(path):
         weights = open_weights(path)
@@ -171,7 +172,7 @@ def test_tensors_are_read_once_and_placed_before_the_next_is_read(
         weights.read = reading
         return weights
 
-    monkeypatch.setattr(room, "_place", place)
+    monkeypatch.setattr(Slots, "place", place)
     monkeypatch.setattr(room, "open_weights", watched)
     path = write(toy_tensors())
     load(toy, path, device="cpu")
