@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 
 from musubi.weights.dtypes import FP8
+
+# dtype → an unsigned integer of its size, and the least pattern without its sign, shifted left by
+# one, that is NaN or an infinity.
+_LIMITS: dict[torch.dtype, tuple[Any, int]] = {
+    torch.float64: (np.uint64, 0xFFE0 << 48),
+    torch.float32: (np.uint32, 0xFF00 << 16),
+    torch.bfloat16: (np.uint16, 0xFF00),
+    torch.float16: (np.uint16, 0xF800),
+    torch.float8_e5m2: (np.uint8, 0xF8),
+    torch.float8_e4m3fn: (np.uint8, 0xFE),
+}
 
 
 def finite(tensor: torch.Tensor) -> torch.Tensor:
@@ -16,6 +30,21 @@ def finite(tensor: torch.Tensor) -> torch.Tensor:
         return torch.ones((), dtype=torch.bool, device=tensor.device)
     extremes = torch.aminmax(tensor.half() if tensor.dtype in FP8 else tensor)
     return torch.isfinite(torch.stack(extremes)).all()
+
+
+def finite_bytes(stored: memoryview, dtype: torch.dtype) -> bool:
+    """Whether numbers are finite, from the bytes that they are stored in; lets other threads run.
+
+    Args:
+        stored: Whole numbers, little-endian.
+        dtype: Of floating point.
+    """
+    if not len(stored):
+        return True
+    if dtype not in _LIMITS:
+        return bool(finite(torch.frombuffer(stored, dtype=dtype)))
+    kind, limit = _LIMITS[dtype]
+    return bool(np.left_shift(np.frombuffer(stored, dtype=kind), kind(1)).max() < limit)
 
 
 class Truths:

@@ -1,4 +1,4 @@
-"""From a checkpoint to a module in place: one tensor at a time, so a model never exists twice."""
+"""From a checkpoint to a module in place: tensor by tensor, so a model never exists twice."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from musubi.spec.architecture import Component
 from musubi.weights.contents import Inspection, examine, inspect, locate
 from musubi.weights.dtypes import FP8, parse_dtype
 from musubi.weights.files import Weights, open_weights
-from musubi.weights.finite import finite
 from musubi.weights.placing import Placing
+from musubi.weights.reading import Reading
 from musubi.weights.settle import Settler, Transform
 from musubi.weights.slots import Slots
 
@@ -67,25 +67,15 @@ def load(
         if placing is not None:
             placing.prepare(module, dtypes)
         settler = Settler(
-            weights,
-            contents,
-            slots,
-            dtypes,
-            device=device,
-            transform=transform,
-            placing=placing,
+            weights, contents, slots, device=device, transform=transform, placing=placing
         )
         wanted = [ours for ours in contents.sources if ours in slots]
-        jobs = settler.jobs(sorted(wanted, key=_order(contents, weights)))
-        for job in jobs:
-            if job.home is not None:
-                tensor = weights.read(job.names[0])
-                truth = not tensor.is_floating_point() or bool(finite(tensor))
-                settler.settle_at_home(job, job.home.copy_(tensor), truth)
-            else:
-                # A copy even on the CPU: a module must not depend on the file once it is loaded.
-                read = (weights.read(name).to(device, copy=True) for name in job.names)
-                settler.settle(job, read)
+        wanted.sort(key=_order(contents, weights))
+        jobs = [settler.job(ours, dtypes[ours]) for ours in wanted]
+        orders = (order for job in jobs for order in settler.orders(job))
+        with Reading(weights, orders, device) as reading:
+            for job in jobs:
+                settler.settle(job, reading)
         settler.check(jobs, found)
     return _finished(module, component, contents, slots, device)
 
