@@ -17,6 +17,7 @@ from musubi.spec.architecture import (
 )
 from musubi.spec.keys import Fuse, KeyMap, Rename, Source, Swap, renamed
 from musubi.spec.option import Option
+from musubi.spec.policy import Policy
 from musubi.spec.record import Field, Schema
 from musubi.spec.report import Progress, Quiet, Report
 from musubi.spec.runtime import Clip, Conditioning, Networks, Recipe, Record, Runtime, Section
@@ -36,6 +37,7 @@ __all__ = [
     "Networks",
     "Numbers",
     "Option",
+    "Policy",
     "Preset",
     "Progress",
     "Publication",

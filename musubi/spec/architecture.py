@@ -80,6 +80,7 @@ class Component:
         dtype: The name of the dtype it runs in when nobody says otherwise; "file" keeps the file's.
         tokenizer: For text encoders.
         optional: Full-match patterns of our names that a file may lack or have beside what is built.
+        fp8: The flag that stores it in 8 bits, for what is not a DiT: "fp8_t5".
         tiny: Numbers for a toy of a few hundred thousand parameters, for tests and the demo.
     """
 
@@ -93,6 +94,7 @@ class Component:
     dtype: str = "bfloat16"
     tokenizer: Tokenizer | None = None
     optional: tuple[str, ...] = ()
+    fp8: str | None = None
     tiny: Numbers = field(default_factory=dict[str, Any])
 
 
