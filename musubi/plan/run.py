@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from musubi.config.memory import dit_policy, encoder_policies
 from musubi.config.plan import PlanConfig
-from musubi.config.sizes import parse_bytes
-from musubi.errors import ConfigError
 from musubi.memory import speed
-from musubi.memory.choose import Chosen, choose, needed
+from musubi.memory.choose import Chosen, needed
 from musubi.memory.speed import Card
 from musubi.plan import words
+from musubi.plan.fit import device_bytes, fitting
 from musubi.plan.phases import Phase, phases
 from musubi.plan.subject import Subject, subject
+from musubi.plan.table import HEADS, table
 from musubi.plan.words import gib
 from musubi.spec import Architecture, Quiet, Report
 from musubi.spec.policy import Policy
-
-HEADS = ("phase", "size", "device GiB", "host GiB", "pinned GiB", "seconds", "mostly")
 
 
 def run(config: PlanConfig, architecture: Architecture, report: Report) -> None:
@@ -48,76 +45,6 @@ def run(config: PlanConfig, architecture: Architecture, report: Report) -> None:
         report.note(json.dumps(figures))
         return
     _tell(about, policy, found, card, chosen, config, report)
-
-
-def fitting(config: Any, about: Subject, card: Card | None) -> Chosen:
-    """The fastest settings that fit `--vram` and `--ram` at the largest bucket.
-
-    Options of memory that were given stay as they are.
-
-    Raises:
-        ConfigError: Nothing fits, or a size cannot be read.
-    """
-    return choose(
-        about.case,
-        vram=device_bytes(config.vram),
-        ram=None if config.ram is None else parse_bytes(config.ram),
-        optimizer=about.optimizer,
-        card=card,
-        fixed=decided(config, dit_policy(config, about.architecture.dit)),
-        may_compile=about.trains,
-    )
-
-
-def device_bytes(text: str) -> int:
-    """`--vram` in bytes; "auto" is what is free on the device.
-
-    Raises:
-        ConfigError: It is no amount, or there is no device to ask.
-    """
-    if text.strip().lower() != "auto":
-        return parse_bytes(text)
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            "--vram auto asks the device what is free, and there is no CUDA device.",
-            fix="Give a size, such as --vram 12GiB.",
-        )
-    free, _ = torch.cuda.mem_get_info()
-    return free
-
-
-def decided(config: Any, policy: Policy) -> Mapping[str, Any]:
-    """The fields of the policy that options decide, and the planner leaves alone."""
-    fixed: dict[str, Any] = {}
-    if policy.storage != "kept":
-        fixed |= {"storage": policy.storage, "products": policy.products}
-    if config.blocks_to_swap is not None:
-        fixed["streamed"] = policy.streamed
-    if policy.recompute != "none" or getattr(config, "recompute", None) is not None:
-        fixed["recompute"] = policy.recompute
-    if policy.offload_activations:
-        fixed["offload_activations"] = True
-    if policy.compile:
-        fixed["compile"] = True
-    return fixed
-
-
-def table(found: list[Phase]) -> list[tuple[str, ...]]:
-    """The phases as rows for `HEADS`."""
-    return [
-        (
-            phase.name,
-            "" if phase.bucket is None else str(phase.bucket),
-            gib(phase.estimate.device),
-            gib(phase.estimate.host),
-            gib(phase.estimate.pinned),
-            "" if phase.estimate.seconds is None else f"{phase.estimate.seconds:.2f}",
-            phase.estimate.dominant,
-        )
-        for phase in found
-    ]
 
 
 def title(about: Subject) -> str:
