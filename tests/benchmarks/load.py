@@ -163,14 +163,16 @@ def measure(options: argparse.Namespace) -> None:
 def plainly(
     architecture: Architecture, options: argparse.Namespace, device: torch.device
 ) -> nn.Module:
-    """The same by the safetensors library, for files in our own names; scales stay unused."""
+    """The same by the safetensors library: no checks, 8-bit weights as they are, scales unused."""
     from safetensors.torch import load_file
 
     variant = find_variant(architecture, options.size)
     with torch.device("meta"):
         module: nn.Module = architecture.dit.build(**variant.numbers)
     state = load_file(options.load, device=str(device))
-    module.load_state_dict(state, strict=False, assign=True)
+    missing = module.load_state_dict(state, strict=False, assign=True).missing_keys
+    if missing:
+        raise SystemExit(f"--plain needs a layout in our own names; {missing[0]} is another here.")
     return module
 
 
