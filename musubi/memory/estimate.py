@@ -128,12 +128,16 @@ def _timeline(pieces: Figures, depths: list[int], policy: Policy) -> dict[str, i
 
     live = pieces.start
     for count, stack in zip(depths, pieces.stacks, strict=True):
+        if not pieces.trains:  # nothing accumulates: every block is like the one that was run
+            see(stack.start, stack.forward, "activations")
+            continue
         grows = stack.kept - (stack.parked if away else 0)
         see(live + max(0, count - 1) * grows, stack.forward, "one block's forward pass")
         live += count * grows + stack.joint
-    see(live, pieces.after, "work after the blocks")
     if not pieces.trains:
+        see(pieces.done, pieces.after, "activations")
         return best
+    see(live, pieces.after, "work after the blocks")
     live += pieces.tail
     see(live, pieces.turn, "work after the blocks")
     live += pieces.turned
