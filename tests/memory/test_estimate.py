@@ -175,13 +175,13 @@ def test_activations_on_the_host_are_pinned_there():
     assert away.pinned == 6 * 3 * 32 * 32 * 256 * 4
 
 
-def test_compiled_blocks_need_no_more_and_are_no_slower():
-    card = named("RTX 4090")
+def test_compiled_blocks_keep_less():
     for again in ("none", "attention", "blocks"):
-        plain = estimate(case(), Policy(recompute=again), card=card)
-        fused = estimate(case(), Policy(recompute=again, compile=True), card=card)
-        assert fused.device <= plain.device
-        assert fused.seconds < plain.seconds
+        plain = estimate(case(), Policy(recompute=again))
+        fused = estimate(case(), Policy(recompute=again, compile=True))
+        assert fused.parts["kept for the backward pass"] <= plain.parts["kept for the backward pass"]
+    least = [estimate(case(), Policy(recompute="none", compile=c)).device for c in (True, False)]
+    assert least[0] < least[1]
 
 
 def test_seconds_grow_with_what_is_computed_again_and_with_the_link():
