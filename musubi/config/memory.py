@@ -87,6 +87,13 @@ class TrainMemoryOptions(NetworkMemoryOptions):
         group=_MEMORY,
         aliases=("offload_activations",),
     )
+    ffn_slices: int = option(
+        1,
+        "Compute feed-forward layers in this many slices along the tokens: less memory for long "
+        "videos.",
+        group=_MEMORY,
+        ge=1,
+    )
     optimizer_offload: bool = option(
         False, "The optimizer and its states live in host memory.", group=_MEMORY
     )
@@ -147,6 +154,7 @@ def dit_policy(config: NetworkMemoryOptions, dit: Component) -> Policy:
         streamed=streamed(config.blocks_to_swap or 0, dit),
         recompute=recompute,
         offload_activations=offload,
+        slices=getattr(config, "ffn_slices", 1),
         compile=compiles(config),
     )
 
