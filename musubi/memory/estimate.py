@@ -27,7 +27,7 @@ PROCESS = int(2.5 * 2**30)
 _IN_FLIGHT = 2
 # Seconds in which the host enqueues a compiled block's work, forward and backward; measured where
 # blocks are so small that the device waits for it.
-_ENQUEUED = 0.010
+_ENQUEUED = 0.006
 
 
 @dataclass(frozen=True, kw_only=True)
