@@ -145,6 +145,8 @@ def _changes(about: Subject, policy: Policy) -> Iterator[Policy]:
         yield replace(policy, offload_activations=True)
     if not whole and policy.storage == "kept" and dit.traits.quantize:
         yield replace(policy, storage="fp8_scaled")
+    if policy.slices == 1 and dit.traits.tokenwise:
+        yield replace(policy, slices=4)
     if not policy.compile:
         yield replace(policy, compile=True)
 
