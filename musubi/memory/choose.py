@@ -208,12 +208,12 @@ class _Search:
 
 
 def stream_counts(component: Component, depths: list[int]) -> list[tuple[int, ...]]:
-    """How many blocks of each stack may be streamed, from none to nearly all."""
+    """How many blocks of each stack may be streamed, from none to as many as there are."""
     counts: list[tuple[int, ...]] = [()]
     swap = component.traits.swap
     for number in range(1, sum(depths) + 1):
         streamed = (number,) if swap is None else tuple(swap(number))
-        if any(n >= depth for n, depth in zip(streamed, depths, strict=False)):
+        if any(n > depth for n, depth in zip(streamed, depths, strict=False)):
             break
         counts.append(streamed)
     return counts

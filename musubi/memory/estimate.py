@@ -201,12 +201,12 @@ def _figures(case: Case, policy: Policy) -> Figures:
     key = (_key(case), policy.storage != "kept", policy.products, again, sliced)
     if key not in _traces:
         _traces[key] = record(case, policy)
-    return _read(key, _depths(case), policy.compile)
+    return _read(key, _depths(case), policy.compile, policy.slices > 1)
 
 
 @functools.lru_cache(maxsize=256)
-def _read(key: Hashable, depths: tuple[int, ...], compiled: bool) -> Figures:
-    return figures(_traces[key], depths, compiled=compiled)
+def _read(key: Hashable, depths: tuple[int, ...], compiled: bool, sliced: bool) -> Figures:
+    return figures(_traces[key], depths, compiled=compiled, sliced=sliced)
 
 
 def _depths(case: Case) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from musubi.memory import fused
-from musubi.memory.trace import Kind, Op, Trace
+from musubi.memory.trace import Kind, Mark, Op, Trace
 
 KINDS: tuple[Kind, ...] = (
     "product",
@@ -87,13 +87,16 @@ class Figures:
     work: Work
 
 
-def figures(trace: Trace, depths: Sequence[int], *, compiled: bool) -> Figures:
+def figures(
+    trace: Trace, depths: Sequence[int], *, compiled: bool, sliced: bool = False
+) -> Figures:
     """Read a recording of `memory.step`.
 
     Args:
         trace: The recording.
         depths: How many blocks of each stack were run.
         compiled: Count what is left when element-wise operations are fused inside blocks.
+        sliced: Feed-forward layers were computed in slices.
     """
     trains = any(mark.name == "loss" for mark in trace.marks)
     end = trace.find("loss" if trains else "end", -1)
@@ -103,7 +106,7 @@ def figures(trace: Trace, depths: Sequence[int], *, compiled: bool) -> Figures:
     for depth in depths:
         number += depth
         following = trace.find("in", number) if number < sum(depths) else None
-        stacks.append(_stack(trace, number - 1, depth, following, trains, compiled))
+        stacks.append(_stack(trace, number - 1, depth, following, trains, compiled, sliced))
     inside = [(trace.find("in", i).at, trace.find("out", i).at) for i in range(last + 1)]
     around = _outside(trace, inside, end.at)
     turn = turned = 0
@@ -127,11 +130,17 @@ def figures(trace: Trace, depths: Sequence[int], *, compiled: bool) -> Figures:
 
 
 def _stack(
-    trace: Trace, index: int, depth: int, following: object, trains: bool, compiled: bool
+    trace: Trace,
+    index: int,
+    depth: int,
+    following: Mark | None,
+    trains: bool,
+    compiled: bool,
+    sliced: bool,
 ) -> Stack:
     start, end = trace.find("in", index), trace.find("out", index)
     ops = trace.ops[start.at : end.at]
-    joint = 0 if following is None else following.live - end.live  # type: ignore[attr-defined]
+    joint = 0 if following is None else following.live - end.live
     work = _work(ops)
     backward = given_back = parked = 0
     if trains:
@@ -146,10 +155,11 @@ def _stack(
     kept = end.live - start.live if trains else 0
     forward = max(0, _peak(ops) - start.live)
     if compiled:
-        read = fused.read(trace, index, trains=trains)
+        read = fused.read(trace, index, trains=trains, sliced=sliced)
         kept = read.kept
         parked = parked if read.parked is None else read.parked
-        forward, backward = read.forward, int(_SLACK * read.backward)
+        forward = read.forward
+        backward = read.backward if sliced else int(_SLACK * read.backward)
         given_back = read.given_back if trains else 0
         work = Work(work.flops, read.traffic)
     return Stack(

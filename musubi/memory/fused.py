@@ -35,8 +35,16 @@ class Block:
     traffic: float
 
 
-def read(trace: Trace, index: int, *, trains: bool) -> Block:
-    """Read block `index` of a recording."""
+def read(trace: Trace, index: int, *, trains: bool, sliced: bool = False) -> Block:
+    """Read block `index` of a recording.
+
+    Args:
+        trace: The recording.
+        index: Number of the block.
+        trains: Whether it has a backward pass.
+        sliced: Feed-forward layers are computed in slices. As measured, what is computed again
+            then runs just before it is needed, and else before the whole backward pass.
+    """
     start, end = trace.find("in", index), trace.find("out", index)
     forward = trace.ops[start.at : end.at]
     leaving = _read_by(trace.ops[end.at :]) & _written_by(forward)
@@ -68,7 +76,9 @@ def read(trace: Trace, index: int, *, trains: bool) -> Block:
         parked = sum(s for s in saved.values() if s >= _LARGE)
     inner = _written_by(forward)
     there = _simulate(trace, forward, (set(saved) & inner) | leaving, {})
-    order = [*again, *backward] if again else _on_demand(backward, optional)
+    order = _on_demand(backward, optional)
+    if again and not sliced:
+        order = [*again, *backward]
     at = trace.find("back", index).at
     leaves = _outliving(trace, order, index)
     gone = {

@@ -66,11 +66,6 @@ def weights_of(
     return _weights(_Known(component), key, dtype, storage)
 
 
-def streamed_most(weights: Weights) -> tuple[int, ...]:
-    """How many blocks of each stack can be streamed: one must stay."""
-    return tuple(max(0, len(stack) - 1) for stack in weights.blocks)
-
-
 @dataclass(frozen=True)
 class _Known:
     """A component as a key: one is made once in a process."""
