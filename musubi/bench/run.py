@@ -68,7 +68,7 @@ def run(config: BenchConfig, architecture: Architecture, report: Report) -> None
             f"{architecture.title} does not say how large its {component.name} is.",
             fix="Try --phase train or sample.",
         )
-    step = case.step(random_network(component, numbers, placement, dtype=_dtype(component)))
+    step = case.step(random_network(component, numbers, placement, dtype=_dtype(component, device)))
     _wait(device)
     built = time.perf_counter() - started
     if device.type == "cuda":
@@ -261,7 +261,9 @@ def _variant(architecture: Architecture, asked: str | None) -> Variant:
     )
 
 
-def _dtype(component: Component) -> torch.dtype:
+def _dtype(component: Component, device: torch.device) -> torch.dtype:
+    if device.type == "cpu":
+        return torch.float32  # where convolutions in half precision take minutes
     return torch.bfloat16 if component.dtype == "file" else parse_dtype(component.dtype)
 
 

@@ -225,6 +225,9 @@ RETIRED: tuple[Retired, ...] = (
     Retired("persistent_data_loader_workers", "the threads that read records always stay.", 0),
     Retired("ddp_gradient_as_bucket_view", "gradients are averaged without a wrapper.", 0),
     Retired("ddp_static_graph", "gradients are averaged without a wrapper.", 0),
+    Retired(
+        "img_in_txt_in_offloading", "the embedders stay on the device: they are a small part.", 0
+    ),
     Retired("dit_in_channels", "sizes are read from the checkpoint."),
     Retired("guidance_scale", "this architecture is not told a guidance scale in training."),
 )
