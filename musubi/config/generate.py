@@ -227,7 +227,7 @@ def _check_lora(config: GenerateConfig) -> None:
 
 RETIRED: tuple[Retired, ...] = (
     Retired("lycoris", "the form of a LoRA file is recognised by its content.", 0),
-    Retired("video_path", "no task of this architecture starts from a video."),
+    Retired("video_path", "this architecture starts from no video; it never read this flag."),
     Retired("dit_in_channels", "sizes are read from the checkpoint."),
     Retired("split_uncond", "the network is always called twice under guidance.", 0),
     Retired("ckpt_dir", "each network has its own flag, such as --dit and --vae."),

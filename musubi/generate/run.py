@@ -18,6 +18,7 @@ from musubi.config.options import own_options, paths, tokenizers
 from musubi.config.task import Choice, choose_task
 from musubi.errors import ConfigError, MusubiError, RunError
 from musubi.generate import loras, prompts, write
+from musubi.generate.inputs import has_media
 from musubi.generate.interactive import ask
 from musubi.generate.loras import Chosen
 from musubi.generate.recipes import ENGINE_OPTIONS, build_recipe
@@ -258,7 +259,8 @@ def _needed(config: GenerateConfig, architecture: Architecture, task: Task) -> l
     if config.latent_path:
         return vae
     text = [c.name for c in architecture.of_role("text", task)]
-    return [*text, *(vae if config.output_type != "latent" or task.inputs else ())]
+    started = has_media(own_options(config, architecture), task)
+    return [*text, *(vae if config.output_type != "latent" or started else ())]
 
 
 def _path(architecture: Architecture, name: str, given: Mapping[str, Path]) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from musubi.config.lora import LoraMergeConfig
-from musubi.config.options import paths
+from musubi.config.options import paths, spared
 from musubi.errors import ConfigError, RunError
 from musubi.lora.files import LoraFile, read_lora
 from musubi.lora.pair import Pair
@@ -129,13 +129,13 @@ def _merging(
         complaint = file.complaint()
         if complaint:
             report.warn(complaint)
-        files.append((file, multiplier))
+        files.append((file.sparing(spared(config, architecture)), multiplier))
     merging = merging_transform(
         files, include=config.include_patterns or (), exclude=config.exclude_patterns or ()
     )
     if not any(merging.touches(f"{layer}.weight") for layer in layers):
         raise ConfigError(
-            "No layer is left to merge.", fix="Change --include_patterns or --exclude_patterns."
+            "No layer is left to merge.", fix="Widen --include_patterns, or exclude less."
         )
     return merging
 

@@ -131,6 +131,7 @@ class Task:
         name: "t2v", "i2v", "control".
         title: One line.
         inputs: What a prompt needs beside its text: "image", "end_image", "control".
+        optional: What a prompt may have beside its text: "video", to start denoising from.
         components: Names of the components that caching and generation load, the DiT excluded.
         requires: Numbers (of the DiT's `infer`) that a checkpoint for this task must show.
         schema: What its records hold.
@@ -147,6 +148,7 @@ class Task:
     schema: Schema
     sampling: Sampling
     inputs: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()
     adjust: Lazy | None = None
     usable_frames: Lazy | None = None
 

@@ -20,6 +20,8 @@ class Option:
         commands: The commands that take it.
         choices: The allowed values, when they are few.
         recorded: It changes what is cached: records made with another value are stale.
+        spares: For a plain flag of "generate" and "lora merge": the layers that it keeps from LoRA
+            files, as a full-match pattern of their dotted names.
     """
 
     name: str
@@ -29,3 +31,4 @@ class Option:
     default: Any = None
     choices: tuple[str, ...] = ()
     recorded: bool = False
+    spares: str = ""

@@ -173,6 +173,33 @@ def test_the_image_stands_in_the_first_frame(nets):
     assert torch.equal(ear.joined[:, :, :1], alone["latents"][None] * SCALING)
 
 
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+def test_a_video_to_start_from_is_encoded_and_handed_on(nets, task):
+    made, source = runtime(task), clip()
+    asked = Clip(name="", frames=source.frames[:1], length=5, target=False, video=source.frames)
+    ((record,),) = made.encode_media(nets, [asked])
+    assert set(record) == {"latents_video"} | ({"latents_image"} if task == "i2v" else set())
+    ((learned,),) = made.encode_media(nets, [source])
+    assert torch.equal(record["latents_video"], learned["latents"])
+    given = made.condition(batch(1, **{name: tensor[None] for name, tensor in record.items()}))
+    assert given.latents is None
+    start = next(made.rollout(recipe(5, strength=0.3), given, CPU))
+    assert start.clean is not None and start.strength == 0.3
+    assert torch.equal(start.clean, record["latents_video"][None] * SCALING)
+    assert section(made, recipe(5, strength=0.3)).clean is None
+
+
+def test_a_task_without_media_loads_no_autoencoder():
+    class Nothing:
+        device = CPU
+
+        def __getitem__(self, name):
+            raise AssertionError(name)
+
+    asked = Clip(name="", frames=clip().frames[:0], length=5, target=False)
+    assert runtime().encode_media(Nothing(), [asked]) == [({},)]
+
+
 def test_videos_of_one_seed_begin_alike():
     short, long = (section(runtime(), recipe(frames)).noise for frames in (5, 13))
     assert torch.equal(long[:, :, :2], short)
