@@ -179,6 +179,8 @@ class GenerateConfig(
 def _check_request(config: GenerateConfig) -> None:
     names = ("prompt", "from_file", "interactive", "latent_path")
     given = [name for name in names if getattr(config, name)]
+    if given == ["prompt", "latent_path"]:  # older tools demanded a prompt; the latents are there
+        given.remove("prompt")
     if not given:
         raise ConfigError(
             "Nothing says what to make.",

@@ -85,7 +85,7 @@ def read_image(path: Path, *, alpha: bool = False) -> np.ndarray:
                 upright = Image.alpha_composite(page, upright).convert("RGB")
         else:
             upright = upright.convert("RGB")
-        return np.asarray(upright)
+        return np.array(upright)  # a copy: what Pillow lends may not be written to
 
 
 @contextlib.contextmanager

@@ -42,6 +42,8 @@ def run(config: GenerateConfig, architecture: Architecture, report: Report) -> N
     job = _open(config, architecture, report)
     with attention.use(config.attn_mode, split=config.split_attn):
         if config.latent_path:
+            if config.prompt is not None:
+                report.note("--prompt is not read: --latent_path has its latents already.")
             job.decode([Path(p) for p in config.latent_path])
         elif config.interactive:
             job.converse()

@@ -1,7 +1,6 @@
 """Starting from a video: what is read of it, where denoising begins, and what is refused."""
 
 import dataclasses
-import os
 
 import numpy as np
 import pytest
@@ -170,7 +169,7 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(
 def test_a_video_that_is_not_there_or_none_is_named(taking_video, tmp_path):
     task = taking_video.task("t2v")
     for name, words in (("no.mp4", "no.mp4 does not exist"), ("empty", "empty has no images")):
-        os.makedirs(tmp_path / "empty", exist_ok=True)
+        (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(DataError, match=words):
             check(asked(tmp_path / name), task)
 
