@@ -27,6 +27,7 @@ from musubi.spec import (
     Runtime,
     Section,
     Task,
+    is_mask,
 )
 
 
@@ -201,7 +202,8 @@ class Session:
             record |= self._texts[component.name, text]
         record |= self._media.get(_media_key(recipe), {})
         varlen = {f.name for f in (*self.task.schema.text, *self.task.schema.media) if f.varlen}
-        record = _on(record, self.device)
+        masks = {name: tensor for name, tensor in record.items() if is_mask(name)}
+        record = Record(_on(record, self.device) | masks)
         batch = {k: [v] if k in varlen else v[None] for k, v in record.items()}
         with torch.no_grad():
             return self.runtime.condition(batch)

@@ -17,7 +17,7 @@ from musubi.spec.architecture import (
 )
 from musubi.spec.keys import Fuse, KeyMap, Rename, Source, Swap, renamed
 from musubi.spec.option import Option
-from musubi.spec.record import Field, Schema
+from musubi.spec.record import Field, Schema, is_mask
 from musubi.spec.report import Progress, Quiet, Report
 from musubi.spec.runtime import Clip, Conditioning, Networks, Recipe, Record, Runtime, Section
 from musubi.spec.traits import LoraNames, LoraTargets, Preset, Traits
@@ -55,5 +55,6 @@ __all__ = [
     "Tokenizer",
     "Traits",
     "Variant",
+    "is_mask",
     "renamed",
 ]

@@ -146,6 +146,8 @@ class Runtime(Protocol):
     def condition(self, batch: Mapping[str, Any]) -> Conditioning:
         """A batch of records (stacked tensors with a batch axis; lists where varlen), already on
         the device, → what `predict` needs, and the clean latents when the batch has latents.
+
+        Masks are on the host: reading a length from the device would hold up every step.
         """
         ...
 

@@ -68,7 +68,7 @@ class HunyuanVideoRuntime:
         return [(self._encoded(nets, clip),) for clip in clips]
 
     def condition(self, batch: Mapping[str, Any]) -> Conditioning:
-        lengths = batch["llm_mask"].sum(dim=1).tolist()
+        lengths = batch["llm_mask"].sum(dim=1).tolist()  # masks are on the host
         inputs: dict[str, Any] = {
             "llm": [one[:n] for one, n in zip(batch["llm"], lengths, strict=True)],
             "clipL": batch["clipL"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from musubi.generate.recipes import build_recipe
 from musubi.generate.write import metadata
 from musubi.spec import Clip, Conditioning, Quiet, Recipe
 from musubi.testing import twins
+from musubi.train.step import move
 
 CPU = torch.device("cpu")
 
@@ -144,6 +147,24 @@ def test_padding_is_cut_off():
     made.predict(ear, x, torch.tensor([0.5, 0.5]), made.condition(records))
     assert [len(one) for one in ear.text] == [5, 9]
     assert torch.equal(ear.text[1], records["llm"][1, :9])
+
+
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+def test_a_step_reads_nothing_back_from_the_device(task, monkeypatch):
+    # A tensor on "meta" has no values: to read one, as a length or a number, is an error.
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # it has no autocast
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    device = torch.device("meta")
+    numbers = {**ARCHITECTURE.dit.tiny, "in_channels": 32 if task == "i2v" else 16}
+    with device:
+        dit = ARCHITECTURE.dit.build(**numbers)
+    records = move(batch(2, latents=torch.zeros(2, 16, 3, 4, 6)), device)
+    assert records["llm"].device == device and records["llm_mask"].device == CPU
+    made = runtime(task)
+    given = made.condition(records)
+    assert given.latents is not None
+    velocity = made.predict(dit, given.latents, torch.rand(2, device=device), given)
+    assert velocity.device == device and velocity.shape == given.latents.shape
 
 
 def test_latents_are_scaled_on_the_way_to_the_model(nets):
