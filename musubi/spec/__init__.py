@@ -20,7 +20,7 @@ from musubi.spec.option import Option
 from musubi.spec.record import Field, Schema, is_mask
 from musubi.spec.report import Progress, Quiet, Report
 from musubi.spec.runtime import Clip, Conditioning, Networks, Recipe, Record, Runtime, Section
-from musubi.spec.traits import LoraNames, LoraTargets, Preset, Traits
+from musubi.spec.traits import LoraNames, LoraTargets, Preset, Traits, unread
 
 __all__ = [
     "Architecture",
@@ -57,4 +57,5 @@ __all__ = [
     "Variant",
     "is_mask",
     "renamed",
+    "unread",
 ]

@@ -72,7 +72,9 @@ class Component:
         help: One sentence for `--help`.
         build: `(**numbers) -> nn.Module`. Called under `torch.device("meta")`; its parameter and
             persistent buffer names are *our* names. A module that needs more than its file
-            (position tables, say) defines `finish()`, called once its tensors are in place.
+            (position tables, say) defines `finish()`, called once its tensors are in place. One
+            that needs less (layers whose output is not used) defines `unread()`, names of tensors
+            that a file has and that are left where they are; its `finish()` drops their modules.
         infer: `(shapes) -> numbers`, from our names to what `build` takes, or a `CheckpointError`
             that says what the file is instead.
         dialects: The layouts it is published in, tried in order.

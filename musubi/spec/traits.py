@@ -57,6 +57,15 @@ class Preset:
     measured: str
 
 
+def unread(network: Any) -> frozenset[str]:
+    """Names of tensors that a network's file has and the network, freshly built, does not need.
+
+    They are what its `unread()` says, when it has one: see `Component.build`.
+    """
+    names: Any = getattr(network, "unread", tuple)()
+    return frozenset(names)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Traits:
     """The facts a policy needs about one network.

@@ -13,6 +13,7 @@ from torch import nn
 from musubi.errors import CheckpointError
 from musubi.spec.architecture import Component
 from musubi.spec.keys import Source
+from musubi.spec.traits import unread
 from musubi.weights.contents import Inspection, examine, inspect, locate
 from musubi.weights.dtypes import FP8, dtype_name, parse_dtype
 from musubi.weights.files import Weights, open_weights
@@ -63,8 +64,9 @@ def load(
         _check_names(component, contents, places)
         _check_shapes(component, contents, places)
         target = _Target(component, torch.device(device), dtype)
+        left = unread(module)
         for ours in sorted(contents.sources, key=_order(contents, weights)):
-            if ours in places:
+            if ours in places and ours not in left:
                 tensor = _assembled(contents.sources[ours], weights, contents, target.device)
                 _place(places[ours], target.settle(ours, tensor, transform, found))
     return _finished(module, component, contents, target.device)
