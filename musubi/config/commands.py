@@ -139,6 +139,13 @@ COMMANDS = (
         positional="files",
     ),
     Command(
+        words=("bench",),
+        help="Measure a step of a full-size model of random weights: seconds and memory.",
+        model=Lazy("musubi.config.bench:BenchConfig"),
+        run=Lazy("musubi.bench.run:run"),
+        place="bench",
+    ),
+    Command(
         words=("demo",),
         help="Teach a tiny model something new, on a CPU in minutes: every command at work.",
         model=Lazy("musubi.config.demo:DemoConfig"),

@@ -21,6 +21,7 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     "train": ("dit", "vae", "text", "image"),
     "generate": ("dit", "vae", "text", "image"),
     "lora merge": ("dit",),
+    "bench": (),
 }
 
 
@@ -94,6 +95,19 @@ def for_architecture(
                         metavar="PATH",
                     ),
                 )
+        if (
+            component.fp8 is not None
+            and component.role in ROLES[command]
+            and component.fp8 not in model.model_fields
+        ):
+            fields[component.fp8] = (
+                bool,
+                option(
+                    False,
+                    f"Store the large matrices of the {component.name} in 8 bits: half the memory.",
+                    group="Memory and speed",
+                ),
+            )
     for own in architecture.options:
         if command in own.commands:
             kind: Any = Literal[own.choices] if own.choices else own.type

@@ -17,10 +17,11 @@ from musubi.spec.architecture import (
 )
 from musubi.spec.keys import Fuse, KeyMap, Rename, Source, Swap, renamed
 from musubi.spec.option import Option
+from musubi.spec.policy import Policy
 from musubi.spec.record import Field, Schema, is_mask
 from musubi.spec.report import Progress, Quiet, Report
 from musubi.spec.runtime import Clip, Conditioning, Networks, Recipe, Record, Runtime, Section
-from musubi.spec.traits import LoraNames, LoraTargets, Preset, Traits, unread
+from musubi.spec.traits import LoraNames, LoraTargets, Preset, Traits
 
 __all__ = [
     "Architecture",
@@ -36,6 +37,7 @@ __all__ = [
     "Networks",
     "Numbers",
     "Option",
+    "Policy",
     "Preset",
     "Progress",
     "Publication",
@@ -57,5 +59,4 @@ __all__ = [
     "Variant",
     "is_mask",
     "renamed",
-    "unread",
 ]

@@ -73,8 +73,8 @@ class Component:
         build: `(**numbers) -> nn.Module`. Called under `torch.device("meta")`; its parameter and
             persistent buffer names are *our* names. A module that needs more than its file
             (position tables, say) defines `finish()`, called once its tensors are in place. One
-            that needs less (layers whose output is not used) defines `unread()`, names of tensors
-            that a file has and that are left where they are; its `finish()` drops their modules.
+            that needs less (there are layers whose output is not used) defines `trim()`, called
+            before anything is read: what it drops is left in the file.
         infer: `(shapes) -> numbers`, from our names to what `build` takes, or a `CheckpointError`
             that says what the file is instead.
         dialects: The layouts it is published in, tried in order.
@@ -82,6 +82,7 @@ class Component:
         dtype: The name of the dtype it runs in when nobody says otherwise; "file" keeps the file's.
         tokenizer: For text encoders.
         optional: Full-match patterns of our names that a file may lack or have beside what is built.
+        fp8: The flag that stores it in 8 bits, for what is not a DiT: "fp8_t5".
         tiny: Numbers for a toy of a few hundred thousand parameters, for tests and the demo.
     """
 
@@ -95,6 +96,7 @@ class Component:
     dtype: str = "bfloat16"
     tokenizer: Tokenizer | None = None
     optional: tuple[str, ...] = ()
+    fp8: str | None = None
     tiny: Numbers = field(default_factory=dict[str, Any])
 
 

@@ -16,6 +16,8 @@ class Field:
         sizes: Axis letter to its fixed length.
         varlen: Batches hand over a list of tensors instead of a stack.
         optional: The record may lack it.
+        usual: Axis letter to a length that is common, or to the name of the DiT's number that it
+            equals; for made-up records, from which memory and time are estimated.
     """
 
     name: str
@@ -23,6 +25,7 @@ class Field:
     sizes: tuple[tuple[str, int], ...] = ()
     varlen: bool = False
     optional: bool = False
+    usual: tuple[tuple[str, int | str], ...] = ()
 
     @property
     def is_latents(self) -> bool:

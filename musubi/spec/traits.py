@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -57,15 +57,6 @@ class Preset:
     measured: str
 
 
-def unread(network: Any) -> frozenset[str]:
-    """Names of tensors that a network's file has and the network, freshly built, does not need.
-
-    They are what its `unread()` says, when it has one: see `Component.build`.
-    """
-    names: Any = getattr(network, "unread", tuple)()
-    return frozenset(names)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Traits:
     """The facts a policy needs about one network.
@@ -76,6 +67,8 @@ class Traits:
             tensors, and keeps no state between calls.
         fp32: Patterns of parameter names (full match) that stay in float32 whatever was asked.
         quantize: Patterns of parameter names (full match) that 8-bit storage may hold.
+        swap: How many blocks of each stack `--blocks_to_swap N` means, where there are several;
+            None: all of the first.
         lora: The layers that take an adapter, or None when the network is never adapted.
         lora_names: What other programs load, beyond what follows from the dialects.
     """
@@ -83,5 +76,6 @@ class Traits:
     stacks: tuple[str, ...] = ()
     fp32: tuple[str, ...] = ()
     quantize: tuple[str, ...] = ()
+    swap: Callable[[int], tuple[int, ...]] | None = None
     lora: LoraTargets | None = None
     lora_names: tuple[LoraNames, ...] = ()

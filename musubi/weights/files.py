@@ -10,9 +10,10 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any, BinaryIO, Protocol
 
+import numpy as np
 import torch
 
 from musubi.errors import CheckpointError
@@ -25,7 +26,7 @@ _DAMAGED = "Download it again."
 
 
 class Weights(Protocol):
-    """An open checkpoint. A context manager; tensors are read one at a time.
+    """An open checkpoint. A context manager; several threads may read at once.
 
     Attributes:
         path: What was asked for.
@@ -48,6 +49,14 @@ class Weights(Protocol):
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, on the CPU. It may be a view of a mapped file: do not write into it.
+
+        Raises:
+            CheckpointError: The file has no such tensor, or it cannot be read.
+        """
+        ...
+
+    def readinto(self, name: str, room: memoryview, at: int = 0) -> None:
+        """Fill memory with a tensor's bytes, row by row, from byte `at` on.
 
         Raises:
             CheckpointError: The file has no such tensor, or it cannot be read.
@@ -82,8 +91,10 @@ class _Safetensors:
         self.metadata: dict[str, str] = {}
         self._home: dict[str, Path] = {}
         self._first: dict[Path, int] = {}
-        self._files: dict[Path, BinaryIO] = {}
-        self._reading = Lock()
+        # One handle a thread and file: each has a place in the file, and the system reads ahead
+        # of each.
+        self._files: dict[tuple[int, Path], BinaryIO] = {}
+        self._opening = Lock()
         entries: dict[str, Entry] = {}
         for part in parts:
             header = read_header(part)
@@ -124,33 +135,39 @@ class _Safetensors:
         self._files.clear()
 
     def read(self, name: str) -> torch.Tensor:
+        if name not in self._entries:
+            raise _no_tensor(self.path, name)
+        tensor = torch.empty(self._entries[name].shape, dtype=self.dtypes[name])
+        if tensor.numel():
+            self.readinto(name, tensor.view(-1).view(torch.uint8).numpy().data)
+        return tensor
+
+    def readinto(self, name: str, room: memoryview, at: int = 0) -> None:
         # Read, not mapped: pages of a mapped file count as this process's memory, and come one
         # fault at a time, which takes minutes over a network.
-        part = self._home.get(name)
-        if part is None:
+        if name not in self._entries:
             raise _no_tensor(self.path, name)
-        entry = self._entries[name]
-        tensor = torch.empty(entry.shape, dtype=self.dtypes[name])
-        if not tensor.numel():
-            return tensor
-        room = tensor.view(-1).view(torch.uint8).numpy().data
+        part = self._home[name]
         try:
-            with self._reading:
-                if part not in self._files:
-                    self._files[part] = part.open("rb", buffering=0)
-                file = self._files[part]
-                file.seek(self._first[part] + entry.start)
-                done = 0
-                while done < len(room):
-                    count = file.readinto(room[done:])  # type: ignore[attr-defined]
-                    if not count:
-                        raise OSError("the file ends before the tensor")
-                    done += count
+            file = self._handle(part)
+            file.seek(self._first[part] + self._entries[name].start + at)
+            done = 0
+            while done < len(room):
+                count = file.readinto(room[done:])  # type: ignore[attr-defined]
+                if not count:
+                    raise OSError("the file ends before the tensor")
+                done += count
         except OSError as error:
             raise CheckpointError(
                 f"{name!r} of {part} cannot be read: {error}.", fix=_DAMAGED
             ) from error
-        return tensor
+
+    def _handle(self, part: Path) -> BinaryIO:
+        key = get_ident(), part
+        with self._opening:
+            if key not in self._files:
+                self._files[key] = part.open("rb", buffering=0)  # type: ignore[assignment]
+            return self._files[key]
 
 
 class _Pickled:
@@ -179,6 +196,13 @@ class _Pickled:
         if name not in self._tensors:
             raise _no_tensor(self.path, name)
         return self._tensors[name]
+
+    def readinto(self, name: str, room: memoryview, at: int = 0) -> None:
+        tensor = self.read(name)
+        if not tensor.is_contiguous():
+            tensor = self._tensors[name] = tensor.contiguous()
+        stored = tensor.reshape(-1).view(torch.uint8).numpy()
+        np.copyto(np.frombuffer(room, dtype=np.uint8), stored[at : at + len(room)])
 
 
 def _kind(path: Path) -> str:

@@ -1,28 +1,25 @@
-"""From a checkpoint to a module in place: one tensor at a time, so a model never exists twice."""
+"""From a checkpoint to a module in place: tensor by tensor, so a model never exists twice."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from musubi.errors import CheckpointError
 from musubi.spec.architecture import Component
-from musubi.spec.keys import Source
-from musubi.spec.traits import unread
 from musubi.weights.contents import Inspection, examine, inspect, locate
-from musubi.weights.dtypes import FP8, dtype_name, parse_dtype
+from musubi.weights.dtypes import FP8, parse_dtype
 from musubi.weights.files import Weights, open_weights
-from musubi.weights.scaled import expand
+from musubi.weights.placing import Placing
+from musubi.weights.reading import Reading
+from musubi.weights.settle import Settler, Transform
+from musubi.weights.slots import Slots
 
-__all__ = ["Inspection", "Transform", "inspect", "load"]
-
-Transform = Callable[[str, torch.Tensor], torch.Tensor]
-"""(our name, the tensor on its device) → the tensor to use; float32 when it was stored in 8 bits."""
+__all__ = ["Inspection", "Placing", "Transform", "inspect", "load"]
 
 _SHOWN = 5
 
@@ -35,6 +32,7 @@ def load(
     dtype: torch.dtype | None = None,
     transform: Transform | None = None,
     others: Iterable[Component] = (),
+    placing: Placing | None = None,
 ) -> nn.Module:
     """Build a component from its checkpoint, in evaluation mode and without gradients.
 
@@ -49,99 +47,74 @@ def load(
             stored in 8 bits become bfloat16.
         transform: Applied to each parameter before the cast: merging a LoRA, say.
         others: Components that the file may be instead, for the message.
+        placing: How tensors are stored and where they live, when not all on the device.
 
     Raises:
         CheckpointError: The file cannot be read, is something else, lacks tensors or has unknown
             ones, or holds a number that is not finite.
     """
     others = tuple(others)
+    device = torch.device(device)
     found = locate(component, Path(path))
     with open_weights(found) as weights:
         contents = examine(component, weights, others=others)
         with torch.device("meta"):
             module: nn.Module = component.build(**contents.numbers)
-        places = _places(module)
-        _check_names(component, contents, places)
-        _check_shapes(component, contents, places)
-        target = _Target(component, torch.device(device), dtype)
-        left = unread(module)
-        for ours in sorted(contents.sources, key=_order(contents, weights)):
-            if ours in places and ours not in left:
-                tensor = _assembled(contents.sources[ours], weights, contents, target.device)
-                _place(places[ours], target.settle(ours, tensor, transform, found))
-    return _finished(module, component, contents, target.device)
+        slots = Slots(module)
+        _check_names(component, contents, slots)
+        _check_shapes(component, contents, slots)
+        trim = getattr(module, "trim", None)
+        if callable(trim):
+            trim()
+            slots = Slots(module)
+        dtypes = _dtypes(component, contents, slots, dtype)
+        if placing is not None:
+            placing.prepare(module, dtypes)
+        settler = Settler(
+            weights, contents, slots, device=device, transform=transform, placing=placing
+        )
+        wanted = [ours for ours in contents.sources if ours in slots]
+        wanted.sort(key=_order(contents, weights))
+        jobs = [settler.job(ours, dtypes[ours]) for ours in wanted]
+        orders = (order for job in jobs for order in settler.orders(job))
+        with Reading(weights, orders, device) as reading:
+            for job in jobs:
+                settler.settle(job, reading)
+        settler.check(jobs, found)
+    return _finished(module, component, contents, slots, device)
 
 
-class _Target:
-    """Where tensors go, and in what dtype."""
-
-    def __init__(
-        self, component: Component, device: torch.device, dtype: torch.dtype | None
-    ) -> None:
-        if dtype is None and component.dtype != "file":
-            dtype = parse_dtype(component.dtype)
-        self.device = device
-        self.dtype = dtype
-        self._fp32 = re.compile("|".join(f"(?:{p})" for p in component.traits.fp32) or r"(?!)")
-
-    def settle(
-        self,
-        ours: str,
-        loaded: tuple[torch.Tensor, torch.dtype],
-        transform: Transform | None,
-        path: Path,
-    ) -> torch.Tensor:
-        tensor, stored = loaded
-        if not tensor.is_floating_point():
-            return tensor
-        if transform is not None:
-            tensor = transform(ours, tensor)
-        cast = tensor.to(self._dtype(ours, stored))
-        if not _finite(cast):
-            raise _not_finite(ours, tensor, cast, path)
-        return cast
-
-    def _dtype(self, ours: str, stored: torch.dtype) -> torch.dtype:
-        if self._fp32.fullmatch(ours):
-            return torch.float32
-        if self.dtype is not None:
-            return self.dtype
-        return torch.bfloat16 if stored in FP8 else stored
-
-
-def _places(module: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Name → (owner, attribute) of all that share the tensor, for each name that a file may use."""
-    state = module.state_dict(keep_vars=True)
-    shared: dict[int, list[tuple[nn.Module, str]]] = {}
-    for name, tensor in state.items():
-        path, _, leaf = name.rpartition(".")
-        shared.setdefault(id(tensor), []).append((module.get_submodule(path), leaf))
-    return {name: shared[id(tensor)] for name, tensor in state.items()}
-
-
-def _place(owners: list[tuple[nn.Module, str]], tensor: torch.Tensor) -> None:
-    parameter = nn.Parameter(tensor, requires_grad=False)
-    for owner, leaf in owners:
-        if leaf in owner._parameters:
-            owner._parameters[leaf] = parameter
+def _dtypes(
+    component: Component, contents: Inspection, slots: Slots, asked: torch.dtype | None
+) -> dict[str, torch.dtype]:
+    """Our name → what its tensor is stored in, for all that the file holds or that are tied to it."""
+    if asked is None and component.dtype != "file":
+        asked = parse_dtype(component.dtype)
+    precise = re.compile("|".join(f"(?:{p})" for p in component.traits.fp32) or r"(?!)")
+    found: dict[str, torch.dtype] = {}
+    for ours, stored in contents.dtypes.items():
+        if ours not in slots:
+            continue
+        if not stored.is_floating_point:
+            dtype = stored
+        elif precise.fullmatch(ours):
+            dtype = torch.float32
         else:
-            owner._buffers[leaf] = tensor
+            dtype = asked or (torch.bfloat16 if stored in FP8 else stored)
+        found |= dict.fromkeys(slots.tied(ours), dtype)
+    return found
 
 
-def _check_names(component: Component, contents: Inspection, places: dict[str, list[Any]]) -> None:
+def _check_names(component: Component, contents: Inspection, slots: Slots) -> None:
     optional = re.compile("|".join(f"(?:{p})" for p in component.optional) or r"(?!)")
-    found = {id(places[name]) for name in contents.sources if name in places}
-    missing = [
-        name
-        for name, owners in places.items()
-        if id(owners) not in found and not optional.fullmatch(name)
-    ]
-    unknown = [n for n in contents.sources if n not in places and not optional.fullmatch(n)]
+    found = {tied for name in contents.sources if name in slots for tied in slots.tied(name)}
+    missing = [name for name in slots if name not in found and not optional.fullmatch(name)]
+    unknown = [n for n in contents.sources if n not in slots and not optional.fullmatch(n)]
     if not missing and not unknown:
         return
     facts = []
     if missing:
-        facts.append(f"lacks {len(missing)} of {len(places)} tensors ({_examples(missing)})")
+        facts.append(f"lacks {len(missing)} of {len(slots)} tensors ({_examples(missing)})")
     if unknown:
         facts.append(f"has {_count(unknown)} that the {component.name} does not know")
         facts[-1] += f" ({_examples(unknown)})"
@@ -152,17 +125,14 @@ def _check_names(component: Component, contents: Inspection, places: dict[str, l
     )
 
 
-def _check_shapes(component: Component, contents: Inspection, places: dict[str, list[Any]]) -> None:
+def _check_shapes(component: Component, contents: Inspection, slots: Slots) -> None:
     for name, shape in contents.shapes.items():
-        if name in places:
-            owner, leaf = places[name][0]
-            built = tuple(getattr(owner, leaf).shape)
-            if shape != built:
-                raise CheckpointError(
-                    f"{contents.path}: {name!r} has the shape {shape}, where a {component.name} of "
-                    f"its size has {built}.",
-                    fix="The file is of another model; give another file.",
-                )
+        if name in slots and shape != slots.shapes[name]:
+            raise CheckpointError(
+                f"{contents.path}: {name!r} has the shape {shape}, where a {component.name} of "
+                f"its size has {slots.shapes[name]}.",
+                fix="The file is of another model; give another file.",
+            )
 
 
 def _order(contents: Inspection, weights: Weights) -> Callable[[str], int]:
@@ -171,48 +141,12 @@ def _order(contents: Inspection, weights: Weights) -> Callable[[str], int]:
     return lambda ours: order[contents.sources[ours].names[0]]
 
 
-def _assembled(
-    source: Source, weights: Weights, contents: Inspection, device: torch.device
-) -> tuple[torch.Tensor, torch.dtype]:
-    """One of our tensors on the device, and the dtype that the file stores it in."""
-    parts = []
-    for name in source.names:
-        scale = contents.scales.get(name)
-        stored = weights.read(name)
-        # A copy even on the CPU: a module must not depend on the file once it is loaded.
-        weight = stored.to(device, copy=True)
-        parts.append(expand(name, weight, weights.read(scale) if scale is not None else None))
-    dtype = weights.dtypes[source.names[0]]
-    if source.operation == "swap":
-        return torch.cat(parts[0].chunk(2)[::-1]), dtype
-    if source.operation == "concat":
-        return torch.cat(parts), dtype
-    return parts[0].contiguous(), dtype
-
-
-def _finite(tensor: torch.Tensor) -> bool:
-    """Without a copy of the tensor, which `torch.isfinite` makes: its extremes carry NaN along."""
-    if not tensor.numel():
-        return True
-    extremes = torch.stack(torch.aminmax(tensor.float() if tensor.dtype in FP8 else tensor))
-    return bool(torch.isfinite(extremes).all())
-
-
-def _not_finite(ours: str, tensor: torch.Tensor, cast: torch.Tensor, path: Path) -> CheckpointError:
-    if _finite(tensor):
-        return CheckpointError(
-            f"{path}: {ours!r} does not fit {dtype_name(cast.dtype)}: its largest number is "
-            f"{float(tensor.abs().max()):.4g}.",
-            fix="Load it in bfloat16 or float32.",
-        )
-    kind = "NaN" if bool(torch.isnan(tensor).any()) else "an infinity"
-    return CheckpointError(
-        f"{path}: {ours!r} holds {kind}.", fix="The file is damaged; download or train it again."
-    )
-
-
 def _finished(
-    module: nn.Module, component: Component, contents: Inspection, device: torch.device
+    module: nn.Module,
+    component: Component,
+    contents: Inspection,
+    slots: Slots,
+    device: torch.device,
 ) -> nn.Module:
     finish = getattr(module, "finish", None)
     if callable(finish):
@@ -223,7 +157,7 @@ def _finished(
                 f"{contents.path} lacks {name!r}, and the {component.name} does not make it itself.",
                 fix="Give another file.",
             )
-    module.to(device)  # what finish() made
+    slots.bring_rest(device)  # what finish() made
     for name, value in (
         ("component", component),
         ("numbers", dict(contents.numbers)),

@@ -7,7 +7,8 @@ Read are plain casts (`X.weight` in e4m3 or e5m2), `fp8_scaled` files (a `scaled
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -58,10 +59,50 @@ def expand(name: str, weight: torch.Tensor, scale: torch.Tensor | None) -> torch
     factor = scale.to(weight.device).float()
     if factor.numel() == 1:
         return weight.float() * factor.reshape(())
-    if factor.numel() == weight.shape[0] and factor.shape[0] == weight.shape[0]:
+    if _fits(tuple(weight.shape), tuple(factor.shape)):
         return weight.float() * factor.reshape(-1, *(1,) * (weight.ndim - 1))
     raise CheckpointError(
         f"The scale of {name!r} has the shape {tuple(scale.shape)}, where {tuple(weight.shape)} takes "
         f"one number or {weight.shape[0]}.",
         fix="Use the file in bfloat16, float16 or with one scale a tensor.",
     )
+
+
+def joinable(
+    names: Sequence[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, torch.dtype],
+    scales: Mapping[str, str],
+) -> bool:
+    """Whether matrices of a file, joined along axis 0, are one 8-bit matrix with a scale a row.
+
+    Args:
+        names: The matrices; one will do.
+        shapes: Name in the file to shape.
+        dtypes: Name in the file to dtype.
+        scales: As `split_scales` gives them.
+    """
+    kinds = {dtypes[name] for name in names}
+    return (
+        len(kinds) == 1
+        and kinds <= FP8
+        and all(len(shapes[name]) == 2 for name in names)
+        and all(_fits(shapes[name], shapes[scales[name]]) for name in names if name in scales)
+    )
+
+
+def scale_rows(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """The scale of a matrix as (rows, 1) float32 on its device; ones for None.
+
+    Args:
+        weight: (rows, columns).
+        scale: One number, or one for each row.
+    """
+    if scale is None:
+        return torch.ones(weight.shape[0], 1, device=weight.device)
+    return scale.to(weight.device).float().reshape(-1, 1).expand(weight.shape[0], 1).contiguous()
+
+
+def _fits(weight: tuple[int, ...], scale: tuple[int, ...]) -> bool:
+    count = math.prod(scale)
+    return count == 1 or (count == weight[0] and scale[0] == weight[0])

@@ -86,6 +86,12 @@ def toy() -> Component:
 
 
 @pytest.fixture
+def toy_module() -> Toy:
+    with torch.device("meta"):
+        return Toy(4)
+
+
+@pytest.fixture
 def toy_tensors():
     return tensors
 

@@ -4,6 +4,7 @@ from torch import nn
 
 from musubi.errors import CheckpointError
 from musubi.weights import load as room
+from musubi.weights import reading, settle
 from musubi.weights.files import open_weights
 from musubi.weights.load import inspect, load
 
@@ -150,40 +151,61 @@ def test_other_quantisations_are_refused_by_name(toy, toy_tensors, write):
 # memory
 
 
-def test_tensors_are_read_once_and_placed_before_the_next_is_read(
-    toy, toy_tensors, write, monkeypatch
-):
-    events = []
-    placed = room._place
-
-    def place(owners, tensor):
-        events.append("place")
-        placed(owners, tensor)
+def test_each_byte_is_read_once_and_only_what_is_needed(toy, toy_tensors, write, monkeypatch):
+    read = []
 
     def watched(path):
         weights = open_weights(path)
-        read = weights.read
+        inner = weights.readinto
 
-        def reading(name):
-            events.append(name)
-            return read(name)
+        def readinto(name, room, at=0):
+            read.append((name, at, at + len(room)))
+            inner(name, room, at)
 
-        weights.read = reading
+        weights.readinto = readinto
         return weights
 
-    monkeypatch.setattr(room, "_place", place)
     monkeypatch.setattr(room, "open_weights", watched)
-    path = write(toy_tensors())
-    load(toy, path, device="cpu")
-    with open_weights(path) as weights:
-        assert events[::2] == list(weights.names)
-    assert set(events[1::2]) == {"place"}
+    monkeypatch.setattr(reading, "CHUNK", 64)
+    given = toy_tensors()
+    load(toy, write({**given, "notes.a": torch.zeros(100)}), device="cpu")
+    assert {name for name, _, _ in read} == set(given)
+    for name, tensor in given.items():
+        spans = sorted(span for other, *span in read if other == name)
+        assert [span[0] for span in spans] == [0, *(span[1] for span in spans[:-1])]
+        assert spans[-1][1] == tensor.nbytes
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+@pytest.mark.parametrize("transform", [None, lambda name, tensor: tensor * 2])
+def test_what_passes_through_buffers_is_the_same(
+    toy, toy_tensors, write, monkeypatch, dtype, transform
+):
+    """As on a device, whatever the order in which threads are done, and however bytes are cut."""
+    given = toy_tensors()
+    theirs = {f"net.{n}": given[n] for n in ("table.weight", "extra", "count")}
+    for part, piece, kind in zip("qkv", given["qkv.weight"].chunk(3), (0, 1, 1), strict=True):
+        theirs[f"net.{part}.weight"] = piece.to(torch.float8_e4m3fn) if kind else piece
+        theirs[f"net.{part}.bias"] = torch.randn(4)
+    theirs["net.k.scale_weight"] = torch.tensor(0.3)
+    theirs |= {"net.o.weight": given["out.weight"], "net.ln.weight": given["norm.weight"]}
+    path = write({**theirs, "net.ln.bias": given["norm.bias"]})
+    plain = load(toy, path, device="cpu", dtype=dtype, transform=transform)
+    monkeypatch.setattr(settle, "Order", lambda name, room, **_: reading.Order(name, room, False))
+    monkeypatch.setattr(reading, "CHUNK", 64)
+    monkeypatch.setattr(reading, "_DISK", 0)
+    monkeypatch.setattr(reading, "_readers", lambda: 5)
+    buffered = load(toy, path, device="cpu", dtype=dtype, transform=transform)
+    for name, tensor in plain.state_dict().items():
+        found = buffered.state_dict()[name]
+        assert found.dtype is tensor.dtype
+        assert torch.equal(found, tensor), name
 
 
 def test_nothing_is_read_from_a_file_that_does_not_fit(toy, toy_tensors, write, monkeypatch):
     def watched(path):
         weights = open_weights(path)
-        weights.read = None
+        weights.read = weights.readinto = None
         return weights
 
     monkeypatch.setattr(room, "open_weights", watched)
@@ -279,7 +301,7 @@ def test_parts_that_do_not_join_are_refused(toy, toy_tensors, write):
 
 def test_inspecting_reads_no_tensor(toy, toy_tensors, write, monkeypatch):
     path = write({**toy_tensors(dtype=torch.bfloat16), "qkv.scale_weight": torch.ones(1)})
-    monkeypatch.setattr("musubi.weights.files._Safetensors.read", None)
+    monkeypatch.setattr("musubi.weights.files._Safetensors.readinto", None)
     found = inspect(toy, path)
     assert found.numbers == {"width": 4}
     assert found.shapes["qkv.weight"] == (12, 4)

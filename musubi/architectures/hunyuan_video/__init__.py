@@ -61,6 +61,7 @@ LLM = Component(
         ),
     ),
     dtype="float16",
+    fp8="fp8_llm",
     tokenizer=Tokenizer(repo="xtuner/llava-llama-3-8b-v1_1-transformers"),
     tiny={
         "vocab_size": 320,
@@ -101,9 +102,9 @@ LATENTS = Field(name="latents", dims="CFHW", sizes=(("C", 16),))
 # The video that generation starts from; no cache file holds it.
 VIDEO = Field(name="latents_video", dims="CFHW", sizes=(("C", 16),), optional=True)
 TEXT = (
-    Field(name="llm", dims="LD", sizes=(("L", 256),)),
+    Field(name="llm", dims="LD", sizes=(("L", 256),), usual=(("D", "text_dim"),)),
     Field(name="llm_mask", dims="L", sizes=(("L", 256),)),
-    Field(name="clipL", dims="D"),
+    Field(name="clipL", dims="D", usual=(("D", "pooled_dim"),)),
     Field(name="clipL_mask", dims="L", sizes=(("L", 77),)),
 )
 

@@ -32,6 +32,13 @@ _DOUBLE = r"double_blocks\.\d+\.(img|txt)_"
 # In a single block attention and feed-forward share their two layers: these are in both groups.
 _SINGLE = r"single_blocks\.\d+\.linear[12]"
 
+
+def swapped(blocks: int) -> tuple[int, int]:
+    """How many double and single blocks `--blocks_to_swap` means: a double one is twice as large."""
+    double = blocks // 2
+    return (double, 2 * (blocks - double) + 1) if blocks else (0, 0)
+
+
 DIT_TRAITS = Traits(
     stacks=("double_blocks", "single_blocks"),
     # Vectors, and the last layer of 200,000 numbers. The layers that embed the time, the pooled
@@ -42,6 +49,7 @@ DIT_TRAITS = Traits(
         _DOUBLE + r"(attn_qkv|attn_proj|mlp\.fc[12]|mod\.linear)\.weight",
         r"single_blocks\.\d+\.(linear[12]|modulation\.linear)\.weight",
     ),
+    swap=swapped,
     lora=LoraTargets(
         include=(r"(double|single)_blocks\.\d+\..*",),
         exclude=(r".*(img_mod|txt_mod|modulation).*",),

@@ -80,19 +80,16 @@ class Llm(nn.Module):
         self.model = LlamaModel(config)
         self._used = config.num_hidden_layers = num_layers - LLM_UNUSED
 
-    def unread(self) -> list[str]:
-        """The tensors of the layers behind those that are used, and of the last norm."""
-        unused = ("model.norm.",)
-        unused += tuple(f"model.layers.{i}." for i in range(self._used, len(self.model.layers)))
-        return [name for name in self.state_dict() if name.startswith(unused)]
+    def trim(self) -> None:
+        """Drop what comes after the layers that are used."""
+        del self.model.layers[self._used :]
+        self.model.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
 
     def finish(self) -> None:
-        """Make the table of frequencies, which no file holds, and drop what is not used."""
+        """Make the table of frequencies, which no file holds."""
         from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
         self.model.rotary_emb = LlamaRotaryEmbedding(config=self.model.config)
-        del self.model.layers[self._used :]
-        self.model.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Hidden states B L D, two layers before the end.

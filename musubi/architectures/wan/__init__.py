@@ -104,6 +104,7 @@ T5 = Component(
         ),
     ),
     dtype="bfloat16",
+    fp8="fp8_t5",
     tokenizer=Tokenizer(repo="Wan-AI/Wan2.1-T2V-14B", subfolder="google/umt5-xxl"),
     tiny={
         "vocab_size": 320,
@@ -118,7 +119,7 @@ T5 = Component(
 
 TEXT_TO_VIDEO = Schema(
     media=(Field(name="latents", dims="CFHW", sizes=(("C", 16),)),),
-    text=(Field(name="t5", dims="LD", varlen=True),),
+    text=(Field(name="t5", dims="LD", varlen=True, usual=(("L", 128), ("D", "text_dim"))),),
 )
 
 T2V = Sampling(

@@ -1,0 +1,49 @@
+"""The options of `musubi bench`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from musubi.config.memory import TrainMemoryOptions
+from musubi.config.options import Retired, option
+
+_CASE = "Case"
+
+
+class BenchConfig(TrainMemoryOptions):
+    """`musubi bench`."""
+
+    size: str | None = option(
+        None,
+        "The published variant, or the end of its name: 14B; the first one when not given.",
+        group=_CASE,
+    )
+    phase: Literal["train", "sample"] = option(
+        "train",
+        "A training step of a LoRA, or a denoising step with classifier-free guidance.",
+        group=_CASE,
+    )
+    width: int = option(832, "Of the video, in pixels.", group=_CASE, ge=16)
+    height: int = option(480, "Of the video, in pixels.", group=_CASE, ge=16)
+    frames: int = option(17, "Of the video.", group=_CASE, ge=1)
+    batch_size: int = option(1, "Videos in a step.", group=_CASE, ge=1)
+    network_dim: int = option(32, "Rank of the LoRA.", group=_CASE, ge=1)
+    optimizer_type: str = option("adamw", "The optimizer.", group=_CASE)
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass.", group=_CASE
+    )
+    steps: int = option(5, "Steps that are measured; the median counts.", group=_CASE, ge=1)
+    device: str | None = option(None, "cuda, cuda:1, cpu …; the best when not given.", group=_CASE)
+    cap: str | None = option(
+        None, "Device memory that PyTorch may use, such as 12GiB.", group=_CASE, metavar="SIZE"
+    )
+    profile: bool = option(False, "Show where a step's time goes, kernel by kernel.", group=_CASE)
+    json: str | None = option(
+        None,
+        "Append the figures to this file, one line of JSON a case.",
+        group=_CASE,
+        metavar="FILE",
+    )
+
+
+RETIRED: tuple[Retired, ...] = ()

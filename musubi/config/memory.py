@@ -1,0 +1,199 @@
+"""The options that decide where weights and activations live, for every command that runs a network."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from musubi.config.options import Options, option
+from musubi.errors import ConfigError
+from musubi.spec import Architecture, Component, Policy
+from musubi.spec.policy import Recompute, Storage
+
+_MEMORY = "Memory and speed"
+_SIZE = "A size such as 12GiB, 12000MiB or 12 (GiB)"
+
+
+class CompileOptions(Options):
+    """Compilation of the blocks."""
+
+    compile: bool = option(
+        False,
+        "Compile the DiT's blocks: faster, and less memory, after a minute at the start.",
+        group=_MEMORY,
+    )
+    compile_args: tuple[str, str, str, str] | None = option(
+        None,
+        "Backend, mode, dynamic (true, false, auto) and fullgraph (true, false); "
+        "inductor default auto false when not given.",
+        group=_MEMORY,
+        metavar="BACKEND MODE DYNAMIC FULLGRAPH",
+    )
+
+
+class NetworkMemoryOptions(CompileOptions):
+    """Where the DiT lives."""
+
+    fp8_scaled: bool = option(
+        False,
+        "Store the DiT's large matrices in 8 bits with a scale for each row: half the memory.",
+        group=_MEMORY,
+    )
+    fp8_fast: bool = option(
+        False,
+        "Multiply in 8 bits too, where the chip can (Ada, Hopper and later); with 8-bit storage.",
+        group=_MEMORY,
+    )
+    blocks_to_swap: int | None = option(
+        None,
+        "How many blocks live in host memory and visit the device when they run.",
+        group=_MEMORY,
+        ge=0,
+    )
+    text_encoder_swap: int | None = option(
+        None, "The same for the blocks of each text encoder.", group=_MEMORY, ge=0
+    )
+    vram: str | None = option(
+        None,
+        f"Choose the fastest settings that fit this much device memory. {_SIZE}, or auto: what is "
+        "free. What is given beside it stays.",
+        group=_MEMORY,
+        metavar="SIZE",
+    )
+    ram: str | None = option(
+        None,
+        f"With --vram: how much host memory may be used. {_SIZE}.",
+        group=_MEMORY,
+        metavar="SIZE",
+    )
+
+
+class TrainMemoryOptions(NetworkMemoryOptions):
+    """Where a network in training lives."""
+
+    fp8_base: bool = option(
+        False,
+        "Store the DiT's large matrices in 8 bits; --fp8_scaled does it better.",
+        group=_MEMORY,
+    )
+    recompute: Recompute | None = option(
+        None,
+        "What the backward pass computes again: nothing, all of a block but what attention over "
+        "the video gave, or all of it. --gradient_checkpointing means blocks.",
+        group=_MEMORY,
+    )
+    gradient_checkpointing_cpu_offload: bool = option(
+        False,
+        "What blocks keep for the backward pass waits in host memory.",
+        group=_MEMORY,
+        aliases=("offload_activations",),
+    )
+    optimizer_offload: bool = option(
+        False, "The optimizer and its states live in host memory.", group=_MEMORY
+    )
+    dynamo_backend: Literal["no", "eager", "aot_eager", "inductor"] = option(
+        "no", "The backend that compiles; inductor is the same as --compile.", group=_MEMORY
+    )
+
+
+class GenerateMemoryOptions(NetworkMemoryOptions):
+    """Where a network that generates lives."""
+
+    fp8: bool = option(
+        False,
+        "Store the DiT's large matrices in 8 bits; --fp8_scaled does it better.",
+        group=_MEMORY,
+    )
+
+
+class EncoderMemoryOptions(Options):
+    """Where a text encoder lives."""
+
+    text_encoder_swap: int | None = option(
+        None,
+        "How many blocks of each text encoder live in host memory and visit the device.",
+        group=_MEMORY,
+        ge=0,
+    )
+
+
+def dit_policy(config: NetworkMemoryOptions, dit: Component) -> Policy:
+    """What the options say of the DiT.
+
+    Raises:
+        ConfigError: They contradict each other or the network.
+    """
+    plain = bool(getattr(config, "fp8_base", False) or getattr(config, "fp8", False))
+    storage: Storage = "fp8_scaled" if config.fp8_scaled else "fp8" if plain else "kept"
+    if config.fp8_fast and storage == "kept":
+        raise ConfigError(
+            "--fp8_fast multiplies 8-bit weights, and they are not stored in 8 bits.",
+            fix="Add --fp8_scaled.",
+        )
+    recompute: Recompute = "blocks" if getattr(config, "gradient_checkpointing", False) else "none"
+    offload = bool(getattr(config, "gradient_checkpointing_cpu_offload", False))
+    recompute = getattr(config, "recompute", None) or ("blocks" if offload else recompute)
+    return Policy(
+        storage=storage,
+        products=config.fp8_fast,
+        streamed=streamed(config.blocks_to_swap or 0, dit),
+        recompute=recompute,
+        offload_activations=offload,
+        compile=compiles(config),
+    )
+
+
+def encoder_policies(config: Any, architecture: Architecture) -> dict[str, Policy]:
+    """What the options say of the other networks: component name → policy, where there is one."""
+    found = {}
+    for component in architecture.components:
+        if component.role == "dit":
+            continue
+        eight = component.fp8 is not None and bool(getattr(config, component.fp8, False))
+        swap = (getattr(config, "text_encoder_swap", None) or 0) if component.role == "text" else 0
+        if eight or (swap and component.traits.stacks):
+            found[component.name] = Policy(
+                storage="fp8_scaled" if eight else "kept", streamed=streamed(swap, component)
+            )
+    return found
+
+
+def streamed(count: int, component: Component) -> tuple[int, ...]:
+    """How many blocks of each stack are meant by a number of blocks."""
+    if not count:
+        return ()
+    swap = component.traits.swap
+    return (count,) if swap is None else swap(count)
+
+
+def compiles(config: Any) -> bool:
+    """Whether blocks are to be compiled."""
+    return bool(config.compile or getattr(config, "dynamo_backend", "no") != "no")
+
+
+def compiler_words(config: Any) -> dict[str, Any]:
+    """What `torch.compile` is told: backend, mode, dynamic, fullgraph.
+
+    Raises:
+        ConfigError: A word is neither true nor false.
+    """
+    backend = getattr(config, "dynamo_backend", "no")
+    words: dict[str, Any] = {"backend": "inductor" if backend == "no" else backend}
+    if config.compile_args is not None:
+        backend, mode, dynamic, fullgraph = config.compile_args
+        words = {
+            "backend": backend,
+            "mode": mode,
+            "dynamic": None if dynamic.lower() in ("auto", "none") else _truth(dynamic),
+            "fullgraph": _truth(fullgraph),
+        }
+    return words
+
+
+def _truth(word: str) -> bool:
+    truths = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if word.lower() not in truths:
+        raise ConfigError(
+            f"--compile_args: {word!r} is neither true nor false.",
+            fix="Write `--compile_args inductor default auto false`.",
+        )
+    return truths[word.lower()]

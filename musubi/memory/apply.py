@@ -1,0 +1,163 @@
+"""All policies of one network, in their order: storage, residency, recompute, activations, compile.
+
+`Placement` acts while a network is loaded: it decides how each weight is stored, and where.
+`finish` then puts the rest around its blocks. Adapters come after it, on top of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from musubi.errors import ConfigError
+from musubi.memory import activations, compiled, fp8, recompute, residency
+from musubi.memory.blocks import stacks
+from musubi.memory.compiled import Compiler
+from musubi.memory.stream import Home, Stream, housed, layout, spread
+from musubi.spec.policy import Policy
+from musubi.spec.report import Quiet, Report
+from musubi.spec.traits import Traits
+
+_STREAM = "_musubi_stream"
+
+
+class Placement:
+    """Where and how the tensors of one network are put while it is loaded.
+
+    Args:
+        traits: Of the network.
+        policy: What is wanted.
+        device: Where the network will run.
+        compiler: How its blocks are compiled, when the policy says so.
+        report: Told what cannot be had here.
+    """
+
+    def __init__(
+        self,
+        traits: Traits,
+        policy: Policy,
+        device: torch.device,
+        *,
+        compiler: Compiler | None = None,
+        report: Report | None = None,
+    ) -> None:
+        self.traits = traits
+        self.policy = policy
+        self.device = device
+        self.compiler = compiler or Compiler()
+        self.report: Report = report or Quiet()
+        self._stored: set[str] = set()
+        self._homes: dict[int, Home] = {}
+        self._views: dict[str, torch.Tensor] = {}
+        self._count = 0
+
+    def prepare(self, module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+        """Lay out the network, which is on the meta device, before anything of it is read.
+
+        Raises:
+            ConfigError: More blocks are to be streamed than there are.
+        """
+        policy = self.policy
+        if policy.storage != "kept":
+            self._stored = set(fp8.convert(module, self.traits, products=self._products()))
+        if any(policy.streamed):
+            self._lay_out(module, dtypes)
+
+    def stores(self, name: str) -> bool:
+        """Whether `store` changes this tensor."""
+        return name in self._stored
+
+    def keeps(self, name: str) -> bool:
+        """Whether an 8-bit weight of the file stays as it is."""
+        return name in self._stored
+
+    def store(
+        self, name: str, tensor: torch.Tensor, scale: torch.Tensor | None
+    ) -> Mapping[str, torch.Tensor] | None:
+        """The tensor as it is kept, with its scale beside it; None: as it is."""
+        if name not in self._stored:
+            return None
+        if scale is None:
+            tensor, scale = fp8.quantized(tensor, scaled=self.policy.storage == "fp8_scaled")
+        return {name: tensor, f"{name.rpartition('.')[0]}.{fp8.SCALE}": scale.float()}
+
+    def home(self, name: str) -> torch.Tensor | None:
+        """The host memory to be filled, for what is streamed."""
+        return self._views.get(name)
+
+    def finish(self, module: nn.Module) -> nn.Module:
+        """Put the policies around the blocks of a network that is in place."""
+        stream = None
+        if self._homes:
+            stream = Stream(self._homes, self._count, self.device)
+            module.__dict__[_STREAM] = stream
+        around(module, self.traits, self.policy, self.device, self.compiler, stream)
+        return module
+
+    def _products(self) -> bool:
+        if not self.policy.products:
+            return False
+        if self.device.type != "cuda" or fp8.multiplies(self.device):
+            return True
+        self.report.warn(
+            "This device does not multiply in 8 bits: weights are expanded for each product."
+        )
+        return False
+
+    def _lay_out(self, module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+        names = {id(t): n for n, t in (*module.named_parameters(), *module.named_buffers())}
+        made = {id_: dtypes[name] for id_, name in names.items() if name in dtypes}
+        for name in self._stored:
+            made[id(module.get_parameter(name))] = fp8.E4M3
+            layer = module.get_submodule(name.rpartition(".")[0])
+            made[id(layer.get_buffer(fp8.SCALE))] = torch.float32
+        locked, first = True, 0
+        for number, stack in enumerate(stacks(module, self.traits)):
+            wanted = self.policy.streamed[number] if number < len(self.policy.streamed) else 0
+            if wanted > len(stack):
+                raise ConfigError(
+                    f"{wanted} blocks are to be streamed, and {self.traits.stacks[number]} has "
+                    f"{len(stack)}.",
+                    fix=f"Give --blocks_to_swap {len(stack) - 1} at most.",
+                )
+            for place in spread(len(stack), wanted):
+                items, size = layout(stack[place], made)
+                home, pinned = housed(items, size, self.device)
+                self._homes[first + place] = home
+                self._views |= {names[id(i.tensor)]: i.view(home.buffer) for i in items}
+                locked = locked and pinned
+            first += len(stack)
+        self._count = first
+        if not locked and self.device.type == "cuda":
+            self.report.warn(
+                "The memory of streamed blocks cannot be page-locked here: copies to the device "
+                "are several times slower. More free memory (or a higher `ulimit -l`) helps."
+            )
+
+
+def around(
+    module: nn.Module,
+    traits: Traits,
+    policy: Policy,
+    device: torch.device,
+    compiler: Compiler,
+    stream: Stream | None = None,
+) -> None:
+    """Put a policy's recomputation, compilation and residency around a network's blocks."""
+    if policy.compile:
+        compiled.apply(module, traits, compiler, recomputed=policy.recompute)
+    elif policy.recompute != "none":
+        recompute.apply(module, traits, keep_attention=policy.recompute == "attention")
+    lot = activations.Lot(device) if policy.offload_activations else None
+    if stream is not None or lot is not None:
+        residency.apply(module, traits, stream=stream, lot=lot)
+
+
+def park(module: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network between uses; what streams stays at home, and gives its slots back."""
+    stream: Stream | None = module.__dict__.get(_STREAM)
+    if stream is not None and device != stream.device:
+        stream.leave()
+    return module.to(device)

@@ -1,0 +1,129 @@
+"""Compile: one compilation serves every block of a kind; element-wise chains become one kernel.
+
+Recomputation happens inside what is compiled, so that its forward and backward pass are planned
+together and nothing is written twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from musubi.errors import ConfigError
+from musubi.memory import recompute
+from musubi.memory.blocks import blocks, wrap
+from musubi.spec.policy import Recompute
+from musubi.spec.traits import Traits
+
+NAME = "compile"
+# Kinds of blocks, sizes, and with or without gradients: each is a version of the same function.
+_VERSIONS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiler:
+    """How blocks are compiled: `torch.compile`'s own words.
+
+    Args:
+        backend: "inductor", or one that PyTorch knows.
+        mode: "default", "max-autotune-no-cudagraphs", …
+        dynamic: True makes the first compilation fit every size; None the second one; False none.
+        fullgraph: Refuse what cannot be one graph.
+    """
+
+    backend: str | Callable[..., Any] = "inductor"
+    mode: str | None = None
+    dynamic: bool | None = None
+    fullgraph: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def apply(
+    module: nn.Module,
+    traits: Traits,
+    compiler: Compiler,
+    *,
+    recomputed: Recompute = "none",
+) -> None:
+    """Compile the blocks of `traits.stacks`, each on its first call.
+
+    Args:
+        module: The network.
+        traits: Its traits.
+        compiler: How.
+        recomputed: What a step with gradients computes again in its backward pass.
+
+    Raises:
+        ConfigError: This platform cannot compile.
+    """
+    check(compiler, next(module.parameters()).device)
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, _VERSIONS)
+    made: dict[type[nn.Module], Any] = {}
+    for block in blocks(module, traits):
+        kind = type(block)
+        if kind not in made:
+            made[kind] = _around(kind, compiler, recomputed)
+        wrap(block, NAME, made[kind])
+
+
+def check(compiler: Compiler, device: torch.device) -> None:
+    """Whether blocks can be compiled for that device.
+
+    Raises:
+        ConfigError: Not here; says what is missing.
+    """
+    if compiler.backend != "inductor" or device.type != "cuda":
+        return
+    if importlib.util.find_spec("triton") is None:
+        package = "triton-windows" if sys.platform == "win32" else "triton"
+        raise ConfigError(
+            "--compile needs the package 'triton', and it is not installed.",
+            fix=f"Install it with `pip install {package}`, or leave out --compile.",
+        )
+
+
+def _around(kind: type[nn.Module], compiler: Compiler, recomputed: Recompute) -> Any:
+    words: dict[str, Any] = {
+        "backend": compiler.backend,
+        "dynamic": compiler.dynamic,
+        "fullgraph": compiler.fullgraph,
+    }
+    if compiler.mode not in (None, "default"):
+        words["mode"] = compiler.mode
+    plain = torch.compile(kind.forward, **words)
+    again = plain
+    if recomputed != "none":
+        again = torch.compile(_recomputed(kind, recomputed), **words)
+
+    def around(block: nn.Module, inner: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return plain(block, *args, **kwargs)
+        return again(block, *_differentiable(args), **kwargs)
+
+    return around
+
+
+def _recomputed(kind: type[nn.Module], recomputed: Recompute) -> Callable[..., Any]:
+    more = {"context_fn": recompute.contexts} if recomputed == "attention" else {}
+    call = functools.partial(checkpoint, use_reentrant=False, **more)
+
+    def forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return call(kind.forward, block, *args, **kwargs)
+
+    return forward
+
+
+def _differentiable(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The first block's input asks for no gradient; asked to, it needs no version of its own."""
+    first = args[0] if args else None
+    if isinstance(first, torch.Tensor) and first.is_floating_point() and not first.requires_grad:
+        return (first.detach().requires_grad_(), *args[1:])
+    return args

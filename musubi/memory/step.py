@@ -1,0 +1,255 @@
+"""A step of a network that exists in shapes only, recorded: what one block of each stack costs.
+
+Blocks of a stack are alike, so two of each are run: the first, whose input asks for no gradient,
+and one that stands for all others.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from musubi.memory import fp8, recompute
+from musubi.memory.blocks import stacks, wrap
+from musubi.memory.example import example_batch
+from musubi.memory.trace import Recorder, Trace, walk
+from musubi.spec import Architecture, Component, Conditioning, Task
+from musubi.spec.policy import Policy
+
+DEPTH = 2
+Attach = Callable[[nn.Module], Sequence[nn.Parameter]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is run: one network at one size of video.
+
+    Args:
+        architecture: Whose network.
+        task: What its records hold.
+        numbers: Sizes of the DiT.
+        width: Of the video, in pixels.
+        height: Of the video, in pixels.
+        frames: Of the video.
+        batch: Videos in a step.
+        dtype: Of the DiT's weights.
+        compute: What autocast computes in; None: without autocast.
+        attach: Puts what is trained on the network and returns its parameters; None: nothing is
+            trained, and the case is a denoising step.
+        calls: Calls of the network in a denoising step: two with classifier-free guidance.
+        options: The architecture's own options.
+    """
+
+    architecture: Architecture
+    task: Task
+    numbers: Mapping[str, Any]
+    width: int
+    height: int
+    frames: int
+    batch: int = 1
+    dtype: torch.dtype = torch.bfloat16
+    compute: torch.dtype | None = torch.bfloat16
+    attach: Attach | None = None
+    calls: int = 2
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def dtypes_of(
+    component: Component, module: nn.Module, dtype: torch.dtype
+) -> dict[str, torch.dtype]:
+    """What each floating-point tensor of a loaded network is stored in, before a policy."""
+    precise = re.compile("|".join(f"(?:{p})" for p in component.traits.fp32) or r"(?!)")
+    return {
+        name: torch.float32 if precise.fullmatch(name) else dtype
+        for name, tensor in module.state_dict(keep_vars=True).items()
+        if tensor.is_floating_point()
+    }
+
+
+def on_meta(component: Component, numbers: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """The network on the meta device, frozen, in the dtypes it is loaded in."""
+    with torch.device("meta"):
+        module: nn.Module = component.build(**numbers)
+    kinds = dtypes_of(component, module, dtype)
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if name in kinds:
+            tensor.data = tensor.data.to(kinds[name])
+    return module.eval().requires_grad_(False)
+
+
+def record(case: Case, policy: Policy) -> Trace:
+    """Run a step with two blocks of each stack, and note what it allocates and multiplies.
+
+    Of the policy, storage, products and recompute count; the rest follows from the figures.
+
+    Marks: "in" and "out" of each block, "loss" after the forward pass of a training step, "back"
+    before the backward pass of each block, "again" around what is computed again, "end".
+    """
+    runtime = case.architecture.runtime(case.architecture, case.task, case.options)
+    given = runtime.condition(
+        example_batch(
+            case.architecture,
+            case.task,
+            case.numbers,
+            width=case.width,
+            height=case.height,
+            frames=case.frames,
+            batch=case.batch,
+        )
+    )
+    if given.latents is None:
+        raise TypeError("condition() returned no latents for a training batch")
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        dit = _shallow(case, policy)
+        fake = functools.partial(walk, change=mode.from_tensor)
+        given = Conditioning(fake(dict(given.inputs)), fake(given.latents))
+        recorder = Recorder()
+        trained = [] if case.attach is None else list(case.attach(dit))
+        _watch(dit, case.architecture.dit, recorder, policy)
+        with _units(), recorder:
+            if case.attach is None:
+                _denoise(case, runtime, dit, given)
+            else:
+                _train(case, runtime, dit, given, recorder)
+        recorder.mark("end")
+        for parameter in trained:
+            parameter.grad = None
+    return recorder.trace
+
+
+def _shallow(case: Case, policy: Policy) -> nn.Module:
+    """The network with two blocks a stack, stored as the policy says."""
+    component = case.architecture.dit
+    module = on_meta(component, case.numbers, case.dtype)
+    for path in component.traits.stacks:
+        stack = module.get_submodule(path)
+        for name in list(stack._modules)[DEPTH:]:
+            del stack._modules[name]
+    if policy.storage != "kept":
+        fp8.convert(module, component.traits, products=policy.products)
+    for owner in module.modules():
+        for table in (owner._parameters, owner._buffers):
+            for leaf, tensor in table.items():
+                if tensor is None:
+                    continue
+                made = torch.empty(tensor.shape, dtype=tensor.dtype)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                table[leaf] = nn.Parameter(made, requires_grad=False) if is_parameter else made  # type: ignore[assignment]
+    finish = getattr(module, "finish", None)
+    if callable(finish):
+        finish()
+    return module
+
+
+def _watch(dit: nn.Module, component: Component, recorder: Recorder, policy: Policy) -> None:
+    every = [block for stack in stacks(dit, component.traits) for block in stack]
+    for index, block in enumerate(every):
+        wrap(block, "inside", functools.partial(_inside, recorder=recorder, index=index))
+    if policy.recompute != "none":
+        recompute.apply(dit, component.traits, keep_attention=policy.recompute == "attention")
+    for index, block in enumerate(every):
+        wrap(block, "outside", functools.partial(_outside, recorder=recorder, index=index))
+
+
+def _inside(
+    block: nn.Module, inner: Any, *args: Any, recorder: Recorder, index: int, **kwargs: Any
+) -> Any:
+    recorder.mark("run", index)
+    try:
+        return inner(*args, **kwargs)
+    finally:
+        recorder.mark("ran", index)
+
+
+def _outside(
+    block: nn.Module, inner: Any, *args: Any, recorder: Recorder, index: int, **kwargs: Any
+) -> Any:
+    recorder.mark("in", index)
+    out = inner(*args, **kwargs)
+    recorder.mark("out", index)
+    if not torch.is_grad_enabled():
+        return out
+    if isinstance(out, torch.Tensor):
+        return _Edge.apply(recorder, index, out)[0]
+    return type(out)(_Edge.apply(recorder, index, *out))
+
+
+class _Edge(torch.autograd.Function):
+    """Marks where the backward pass enters a block."""
+
+    @staticmethod
+    def forward(ctx: Any, recorder: Recorder, index: int, *outputs: torch.Tensor) -> Any:
+        ctx.recorder, ctx.index = recorder, index
+        return tuple(out.view_as(out) for out in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        ctx.recorder.mark("back", ctx.index)
+        return None, None, *gradients
+
+
+def _train(case: Case, runtime: Any, dit: nn.Module, given: Any, recorder: Recorder) -> None:
+    dit.train()
+    latents = given.latents
+    t = torch.full((len(latents),), 0.5)
+    clean = latents.float()
+    noise = torch.randn_like(clean)
+    level = t.view(-1, *[1] * (clean.ndim - 1))
+    with _computing(case):
+        found = runtime.predict(dit, clean * (1 - level) + noise * level, t, given)
+    error = found.float() - (noise - clean)
+    del found
+    loss = error.square().flatten(1).mean(1).mean()
+    del error
+    recorder.mark("loss")
+    loss.backward()
+
+
+def _denoise(case: Case, runtime: Any, dit: nn.Module, given: Any) -> None:
+    x = torch.randn_like(given.latents.float())
+    t = torch.full((len(x),), 0.5)
+    with torch.no_grad(), _computing(case):
+        runtime.predict(dit, x, t, given).float()
+
+
+@contextmanager
+def _units() -> Iterator[None]:
+    """Products in 8 bits as the chip does them: without one they are wide, with copies."""
+
+    def product(
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale_a: torch.Tensor,
+        scale_b: torch.Tensor,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        half = torch.bfloat16
+        bias = None if bias is None else bias.to(half)
+        multiply = torch._scaled_mm  # type: ignore[attr-defined]
+        y = multiply(a, b, scale_a=scale_a, scale_b=scale_b, bias=bias, out_dtype=half)
+        return y.to(dtype)
+
+    before, fp8._product8 = fp8._product8, product
+    try:
+        yield
+    finally:
+        fp8._product8 = before
+
+
+@contextmanager
+def _computing(case: Case) -> Iterator[None]:
+    if case.compute in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=case.compute):
+            yield
+    else:
+        yield

@@ -1,0 +1,223 @@
+"""Streaming: frozen blocks live in host memory and visit one of two device slots when they run.
+
+Nothing is ever copied back, because nothing in them changes. A copy is sent one block ahead on a
+stream of its own, in the direction of travel; a block that is away holds empty tensors, so that a
+mistake fails loudly on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from musubi.memory.host import host_bytes
+
+SLOTS = 2
+# Copies want whole cache lines, and products in 8 bits 16 bytes.
+_ALIGNMENT = 256
+
+
+@dataclass(frozen=True)
+class Item:
+    """One tensor of a block: where it hangs, and where it lies in the block's buffer."""
+
+    owner: nn.Module
+    leaf: str
+    dtype: torch.dtype
+    shape: torch.Size
+    offset: int
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The parameter or buffer itself."""
+        return getattr(self.owner, self.leaf)
+
+    def view(self, buffer: torch.Tensor) -> torch.Tensor:
+        """This tensor in a buffer laid out for its block."""
+        size = self.shape.numel() * self.dtype.itemsize
+        return buffer[self.offset : self.offset + size].view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True)
+class Home:
+    """A block's place in host memory: one contiguous buffer, so that one copy brings it."""
+
+    items: tuple[Item, ...]
+    buffer: torch.Tensor
+
+
+class Stream:
+    """The ring of slots and the blocks that take turns in it.
+
+    Args:
+        homes: Number of a block, in the order blocks run → its place; blocks without one stay on
+            the device.
+        count: How many blocks run in all.
+        device: Where the slots are made.
+    """
+
+    def __init__(self, homes: dict[int, Home], count: int, device: torch.device) -> None:
+        self.homes = homes
+        self.count = count
+        self.device = device
+        self._size = max(home.buffer.numel() for home in homes.values())
+        self._slots: list[torch.Tensor] = []
+        self._held: list[int | None] = [None] * SLOTS
+        self._ready: list[Any] = [None] * SLOTS
+        self._side: Any = None
+        for home in homes.values():
+            _empty(home)
+
+    def enter(self, index: int, *, backward: bool = False) -> None:
+        """Have block `index` in place for what is enqueued next, and send for the one after it.
+
+        Args:
+            index: The block's number.
+            backward: The direction of travel.
+        """
+        if not self._slots:
+            self._open()
+        if index in self.homes:
+            slot = self._slot_of(index)
+            if slot is None:
+                slot = self._free_slot(keep=None)
+                self._bring(index, slot)
+            if self._ready[slot] is not None:
+                torch.cuda.current_stream(self.device).wait_event(self._ready[slot])
+        following = self._following(index, -1 if backward else 1)
+        if following is not None and self._slot_of(following) is None:
+            self._bring(following, self._free_slot(keep=index))
+
+    def leave(self) -> None:
+        """Give the slots back to the device; they are made again when a block runs."""
+        for index in self._held:
+            if index is not None:
+                _empty(self.homes[index])
+        self._slots, self._held, self._ready = [], [None] * SLOTS, [None] * SLOTS
+
+    def pack(self, tensor: torch.Tensor) -> Any:
+        """A note of where a tensor saved for the backward pass lies, if it lies in a slot."""
+        storage = tensor.untyped_storage().data_ptr()
+        for slot, buffer in enumerate(self._slots):
+            held = self._held[slot]
+            if held is not None and storage == buffer.untyped_storage().data_ptr():
+                return _Away(
+                    self,
+                    held,
+                    tensor.dtype,
+                    tensor.shape,
+                    tensor.stride(),
+                    int(tensor.storage_offset()),
+                )
+        return None
+
+    def slot(self, index: int) -> torch.Tensor:
+        """The buffer in which block `index` is."""
+        found = self._slot_of(index)
+        if found is None:
+            raise RuntimeError(f"block {index} is away while its backward pass runs")
+        return self._slots[found]
+
+    def _open(self) -> None:
+        make = {"dtype": torch.uint8, "device": self.device}
+        self._slots = [torch.empty(self._size, **make) for _ in range(SLOTS)]
+        if self.device.type == "cuda" and self._side is None:
+            self._side = torch.cuda.Stream(self.device)
+
+    def _slot_of(self, index: int) -> int | None:
+        return self._held.index(index) if index in self._held else None
+
+    def _free_slot(self, keep: int | None) -> int:
+        return next(i for i, held in enumerate(self._held) if held is None or held != keep)
+
+    def _following(self, index: int, step: int) -> int | None:
+        """The next block that is streamed; the way is walked round and round."""
+        for distance in range(1, self.count):
+            number = (index + step * distance) % self.count
+            if number in self.homes:
+                return number
+        return None
+
+    def _bring(self, index: int, slot: int) -> None:
+        held = self._held[slot]
+        if held is not None:
+            _empty(self.homes[held])
+        home, buffer = self.homes[index], self._slots[slot]
+        target = buffer[: home.buffer.numel()]
+        if self._side is None:
+            target.copy_(home.buffer)
+        else:
+            # Whatever was enqueued so far may still read the slot.
+            before = torch.cuda.current_stream(self.device).record_event()
+            with torch.cuda.stream(self._side):
+                self._side.wait_event(before)
+                target.copy_(home.buffer, non_blocking=True)
+                self._ready[slot] = self._side.record_event()
+        self._held[slot] = index
+        for item in home.items:
+            item.tensor.data = item.view(buffer)
+
+
+@dataclass(frozen=True)
+class _Away:
+    """A saved tensor that lies in a streamed block: found again in whatever slot the block is."""
+
+    stream: Stream
+    index: int
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+    def unpack(self) -> torch.Tensor:
+        whole = self.stream.slot(self.index)
+        whole = whole[: whole.numel() // self.dtype.itemsize * self.dtype.itemsize]
+        return whole.view(self.dtype).as_strided(self.shape, self.stride, self.offset)
+
+
+def spread(count: int, streamed: int) -> list[int]:
+    """Which of `count` blocks are streamed: evenly spread, so that the link never rests."""
+    return [i for i in range(count) if (i + 1) * streamed // count > i * streamed // count]
+
+
+def layout(
+    block: nn.Module, dtypes: dict[int, torch.dtype] | None = None
+) -> tuple[list[Item], int]:
+    """The tensors of a block side by side, and the bytes that they take.
+
+    Args:
+        block: On any device, the meta device too.
+        dtypes: `id` of a tensor → the dtype it will have.
+    """
+    items, offset = [], 0
+    for owner, leaf, tensor in _tensors(block):
+        dtype = (dtypes or {}).get(id(tensor), tensor.dtype)
+        items.append(Item(owner, leaf, dtype, tensor.shape, offset))
+        offset += -(-tensor.numel() * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+    return items, offset
+
+
+def housed(items: Sequence[Item], size: int, device: torch.device) -> tuple[Home, bool]:
+    """A place in host memory for a block, empty as yet, and whether it is page-locked."""
+    buffer, locked = host_bytes(size, device)
+    return Home(tuple(items), buffer), locked
+
+
+def _tensors(block: nn.Module) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
+    seen = set()
+    for owner in block.modules():
+        own = [*owner._parameters.items(), *owner._buffers.items()]
+        for leaf, tensor in own:
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield owner, leaf, tensor
+
+
+def _empty(home: Home) -> None:
+    for item in home.items:
+        tensor = item.tensor
+        tensor.data = torch.empty(0, dtype=item.dtype, device=tensor.device)
