@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from musubi.config.task import Choice
 from musubi.data.buckets import resize_and_crop
 from musubi.errors import ConfigError, DataError
 from musubi.flow import schedules, solvers
 from musubi.flow.times import mix
 from musubi.generate.inputs import check, clip_for, has_media
+from musubi.generate.prompts import read_prompt_file
+from musubi.generate.recipes import build_recipe
 from musubi.generate.session import Session
 from musubi.spec import Option, Recipe, Section
 from musubi.testing import media
@@ -172,6 +175,18 @@ def test_a_video_that_is_not_there_or_none_is_named(taking_video, tmp_path):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(DataError, match=words):
             check(asked(tmp_path / name), task)
+
+
+def test_a_prompt_file_may_name_a_video(taking_video, folder, tmp_path, report):
+    path = tmp_path / "prompts.toml"
+    path.write_text(
+        f"[prompt]\n[[prompt.subset]]\nprompt = 'a dog'\nvideo_path = '{folder.as_posix()}'\nstrength = 0.5\n",
+        encoding="utf-8",
+    )
+    (given,) = read_prompt_file(path)
+    choice = Choice(taking_video.task("t2v"))
+    made = build_recipe(taking_video, choice, given, {"strength": 0.8}, report)
+    assert made.options == {"video_path": folder.as_posix(), "strength": 0.5}
 
 
 def test_a_task_without_videos_looks_at_none(toy):
