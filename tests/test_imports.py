@@ -25,7 +25,8 @@ ROOMS = {
     "data": ("errors", "spec", "registry", "config", "nn", "flow", "weights", "memory"),
 }
 ROOMS["cache"] = (*ROOMS["data"], "data", "lora")
-ROOMS["generate"] = (*ROOMS["cache"], "cache")
+ROOMS["plan"] = (*ROOMS["cache"], "cache")
+ROOMS["generate"] = (*ROOMS["plan"], "plan")
 ROOMS["train"] = (*ROOMS["generate"], "generate")
 ROOMS["bench"] = (*ROOMS["train"], "train")
 ROOMS["testing"] = (*ROOMS["train"], "train")

@@ -85,8 +85,8 @@ def run(config: BenchConfig, architecture: Architecture, report: Report) -> None
     if config.profile:
         report.note(_profile(step, device))
     _tell(figures, policy, report)
-    if config.json is not None:
-        with Path(config.json).open("a", encoding="utf-8") as file:
+    if config.json_file is not None:
+        with Path(config.json_file).open("a", encoding="utf-8") as file:
             file.write(json.dumps(figures) + "\n")
 
 

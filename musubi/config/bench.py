@@ -38,11 +38,12 @@ class BenchConfig(TrainMemoryOptions):
         None, "Device memory that PyTorch may use, such as 12GiB.", group=_CASE, metavar="SIZE"
     )
     profile: bool = option(False, "Show where a step's time goes, kernel by kernel.", group=_CASE)
-    json: str | None = option(
+    json_file: str | None = option(
         None,
         "Append the figures to this file, one line of JSON a case.",
         group=_CASE,
         metavar="FILE",
+        aliases=("json",),
     )
 
 

@@ -139,6 +139,13 @@ COMMANDS = (
         positional="files",
     ),
     Command(
+        words=("plan",),
+        help="Say what training or generating will need, and which settings fit a card.",
+        model=Lazy("musubi.config.plan:PlanConfig"),
+        run=Lazy("musubi.plan.run:run"),
+        place="plan",
+    ),
+    Command(
         words=("bench",),
         help="Measure a step of a full-size model of random weights: seconds and memory.",
         model=Lazy("musubi.config.bench:BenchConfig"),

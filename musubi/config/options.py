@@ -22,7 +22,10 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     "generate": ("dit", "vae", "text", "image"),
     "lora merge": ("dit",),
     "bench": (),
+    "plan": ("dit", "vae", "text", "image"),
 }
+# A plan takes what the commands take that it is for.
+_PLANNED: frozenset[Command] = frozenset({"train", "generate"})
 
 
 class Options(BaseModel):
@@ -108,14 +111,23 @@ def for_architecture(
                     group="Memory and speed",
                 ),
             )
+    taken = _own(model, architecture, command)
     for own in architecture.options:
-        if command in own.commands:
+        if own.name in taken:
             kind: Any = Literal[own.choices] if own.choices else own.type
             annotation = kind if own.default is not None else kind | None
             fields[own.name] = (annotation, option(own.default, own.help, group=architecture.title))
     made = create_model(f"{model.__name__}_{architecture.name}", __base__=model, **fields)
-    made.own = frozenset(o.name for o in architecture.options if command in o.commands)
+    made.own = taken
     return made
+
+
+def _own(model: type[Options], architecture: Architecture, command: Command) -> frozenset[str]:
+    """Names of the architecture's own options that a command takes."""
+    if command != "plan":
+        return frozenset(o.name for o in architecture.options if command in o.commands)
+    planned = [o.name for o in architecture.options if _PLANNED & set(o.commands)]
+    return frozenset(n for n in planned if n not in model.model_fields)
 
 
 def paths(config: Options, architecture: Architecture) -> dict[str, Path]:

@@ -11,6 +11,7 @@ from musubi.memory.trace import Kind, Op, Trace
 KINDS: tuple[Kind, ...] = (
     "product",
     "product8",
+    "convolution",
     "attention",
     "attention backward",
     "elementwise",
@@ -26,7 +27,9 @@ class Work:
 
     def plus(self, other: Work, times: float = 1.0) -> Work:
         """The sum, `other` counted so many times."""
-        flops = {k: self.flops.get(k, 0.0) + times * other.flops.get(k, 0.0) for k in KINDS}
+        flops: dict[Kind, float] = {
+            k: self.flops.get(k, 0.0) + times * other.flops.get(k, 0.0) for k in KINDS
+        }
         return Work(flops, self.traffic + times * other.traffic)
 
 
@@ -137,7 +140,8 @@ def _stack(
     forward = max(0, _peak(ops) - start.live)
     if compiled:
         read = fused.read(trace, index, trains=trains)
-        kept, parked = (read.kept, read.parked) if trains else (0, 0)
+        kept = read.kept
+        parked = parked if read.parked is None else read.parked
         forward, backward = read.forward, read.backward
         given_back = read.given_back if trains else 0
         work = Work(work.flops, read.traffic)

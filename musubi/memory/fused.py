@@ -21,11 +21,14 @@ _Node = tuple[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """What one compiled block needs, in bytes; as `figures.Stack` says."""
+    """What one compiled block needs, in bytes; as `figures.Stack` says.
+
+    What is parked is None when it is the same as without a compiler.
+    """
 
     forward: int
     kept: int
-    parked: int
+    parked: int | None
     backward: int
     given_back: int
     traffic: float
@@ -56,15 +59,14 @@ def read(trace: Trace, index: int, *, trains: bool) -> Block:
             n: s for n, s in trace.sizes.items() if _outlives(trace, n, start.at, end.at, loss)
         }
         optional: Sequence[Op] = again
-        parked = sum(s for s in saved.values() if s >= _LARGE)
-        stay = set(saved) | leaving
+        parked = None
     else:
         saved = _cut(trace, index, forward, backward)
         kept = sum(saved.values())
         optional = [op for op in forward if op.kind == "elementwise"]
         parked = sum(s for s in saved.values() if s >= _LARGE)
-        stay = set(saved) | leaving
-    there = _simulate(trace, forward, stay, {})
+    inner = _written_by(forward)
+    there = _simulate(trace, forward, (set(saved) & inner) | leaving, {})
     order = _on_demand(backward, optional)
     at = trace.find("back", index).at
     leaves = _outliving(trace, order, index)

@@ -16,6 +16,8 @@ from musubi.memory.trace import Kind
 
 _T = 1e12
 _G = 1e9
+# Convolutions in three dimensions reach this part of what products do.
+_CONVOLUTION = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,7 @@ class Card:
         rates: Mapping[Kind, float] = {
             "product": self.product,
             "product8": self.product8 or self.product,
+            "convolution": _CONVOLUTION * self.product,
             "attention": self.attention,
             "attention backward": self.attention_backward,
         }

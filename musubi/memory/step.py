@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from musubi.errors import ConfigError
 from musubi.memory import fp8, recompute
 from musubi.memory.blocks import stacks, wrap
 from musubi.memory.example import example_batch
@@ -91,20 +92,14 @@ def record(case: Case, policy: Policy) -> Trace:
     Of the policy, storage, products and recompute count; the rest follows from the figures.
 
     Marks: "in" and "out" of each block, "loss" after the forward pass of a training step, "back"
-    before the backward pass of each block, "again" around what is computed again, "end".
+    before the backward pass of each block, "run" and "ran" around a block's own forward pass, which
+    may be computed again, "end".
+
+    Raises:
+        ConfigError: The records' shapes are not known.
     """
     runtime = case.architecture.runtime(case.architecture, case.task, case.options)
-    given = runtime.condition(
-        example_batch(
-            case.architecture,
-            case.task,
-            case.numbers,
-            width=case.width,
-            height=case.height,
-            frames=case.frames,
-            batch=case.batch,
-        )
-    )
+    given = runtime.condition(_batch(case))
     if given.latents is None:
         raise TypeError("condition() returned no latents for a training batch")
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -124,6 +119,24 @@ def record(case: Case, policy: Policy) -> Trace:
         for parameter in trained:
             parameter.grad = None
     return recorder.trace
+
+
+def _batch(case: Case) -> dict[str, Any]:
+    try:
+        return example_batch(
+            case.architecture,
+            case.task,
+            case.numbers,
+            width=case.width,
+            height=case.height,
+            frames=case.frames,
+            batch=case.batch,
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"What {case.architecture.title} needs cannot be told: {error}.",
+            fix="Its schema must say so in `usual`.",
+        ) from error
 
 
 def _shallow(case: Case, policy: Policy) -> nn.Module:

@@ -15,7 +15,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-Kind = Literal["product", "product8", "attention", "attention backward", "elementwise"]
+Kind = Literal[
+    "product", "product8", "convolution", "attention", "attention backward", "elementwise"
+]
 
 _PRODUCTS = {
     "mm",
@@ -27,7 +29,6 @@ _PRODUCTS = {
     "_scaled_mm",
     "linear",
 }
-# Operations that only look at a tensor in another way allocate nothing and take no time.
 _ATTENTION = "_scaled_dot_product"
 
 
@@ -198,11 +199,11 @@ def _work(name: str, args: tuple[Any, ...], made: list[torch.Tensor]) -> tuple[K
         return "product", 2.0 * made[0].numel() * tensors[1].shape[-1], 0
     if name == "convolution":
         weight = tensors[1]
-        return "product", 2.0 * made[0].numel() * weight.numel() / weight.shape[0], 0
+        return "convolution", 2.0 * made[0].numel() * weight.numel() / weight.shape[0], 0
     if name == "convolution_backward":
         gradient, _, weight = tensors[:3]
         each = 2.0 * gradient.numel() * weight.numel() / weight.shape[0]
-        return "product", each * len(made), 0
+        return "convolution", each * len(made), 0
     return "product", 2.0 * made[0].numel() * tensors[0].shape[-1], 0
 
 

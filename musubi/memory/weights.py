@@ -89,7 +89,7 @@ def _weights(
     known: _Known, numbers: tuple[tuple[str, Any], ...], dtype: torch.dtype, storage: Storage
 ) -> Weights:
     component = known.component
-    module = on_meta(component, {k: _plain(v) for k, v in numbers}, dtype)
+    module = on_meta(component, dict(numbers), dtype)
     if storage != "kept":
         fp8.convert(module, component.traits, products=False)
     inside: set[int] = set()
@@ -112,7 +112,3 @@ def _rounded(size: int) -> int:
 
 def _hashable(value: Any) -> Hashable:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -84,6 +84,8 @@ class Component:
         optional: Full-match patterns of our names that a file may lack or have beside what is built.
         fp8: The flag that stores it in 8 bits, for what is not a DiT: "fp8_t5".
         tiny: Numbers for a toy of a few hundred thousand parameters, for tests and the demo.
+        full: Numbers of the published file, where there is one size: for plans without files. The
+            DiT's are those of the variants.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Component:
     optional: tuple[str, ...] = ()
     fp8: str | None = None
     tiny: Numbers = field(default_factory=dict[str, Any])
+    full: Numbers = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Command = Literal["cache latents", "cache text", "train", "generate", "lora merge", "bench"]
+Command = Literal["cache latents", "cache text", "train", "generate", "lora merge", "bench", "plan"]
 
 
 @dataclass(frozen=True, kw_only=True)

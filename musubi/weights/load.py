@@ -11,6 +11,7 @@ from torch import nn
 
 from musubi.errors import CheckpointError
 from musubi.spec.architecture import Component
+from musubi.weights.blank import blank
 from musubi.weights.contents import Inspection, examine, inspect, locate
 from musubi.weights.dtypes import FP8, parse_dtype
 from musubi.weights.files import Weights, open_weights
@@ -58,7 +59,7 @@ def load(
     found = locate(component, Path(path))
     with open_weights(found) as weights:
         contents = examine(component, weights, others=others)
-        with torch.device("meta"):
+        with blank():
             module: nn.Module = component.build(**contents.numbers)
         slots = Slots(module)
         _check_names(component, contents, slots)

@@ -33,9 +33,8 @@ class Placing(Protocol):
     def keeps(self, name: str) -> bool:
         """Whether a weight that the file stores in 8 bits stays so, and goes to `store` as it is.
 
-        Asked only where that is possible: without a transform, for a weight of two dimensions in
-        one 8-bit dtype, with no scale or one number for all or for each row, of one part or several
-        joined along axis 0.
+        Asked only where that is possible: without a transform, for a matrix in e4m3, with no scale
+        or one number for all or for each row, of one part or of several joined along axis 0.
         """
         ...
 
@@ -51,8 +50,8 @@ class Placing(Protocol):
         Args:
             name: Our name.
             tensor: On the device, transformed, not yet cast; of an 8-bit dtype only when kept.
-            scale: For a kept tensor whose numbers are to be multiplied: (rows, 1) float32, on the
-                device. None when the tensor stands for itself.
+            scale: For a kept tensor what its rows are multiplied by: (rows, 1) float32, on the
+                device, ones where the file has no scale. None for all others.
 
         Returns:
             Our names, those registered in `prepare` too, to tensors.

@@ -105,6 +105,9 @@ class Reading:
         *,
         readers: int | None = None,
     ) -> None:
+        if device.type == "cuda" and device.index is None:
+            # Threads begin with the first device, whatever this one has chosen.
+            device = torch.device("cuda", torch.cuda.current_device())
         self._weights = weights
         self._orders: list[Order | None] = list(orders)
         self._device = device

@@ -74,7 +74,7 @@ def joinable(
     dtypes: Mapping[str, torch.dtype],
     scales: Mapping[str, str],
 ) -> bool:
-    """Whether matrices of a file, joined along axis 0, are one 8-bit matrix with a scale a row.
+    """Whether matrices of a file, joined along axis 0, are one matrix in e4m3 with a scale a row.
 
     Args:
         names: The matrices; one will do.
@@ -82,13 +82,9 @@ def joinable(
         dtypes: Name in the file to dtype.
         scales: As `split_scales` gives them.
     """
-    kinds = {dtypes[name] for name in names}
-    return (
-        len(kinds) == 1
-        and kinds <= FP8
-        and all(len(shapes[name]) == 2 for name in names)
-        and all(_fits(shapes[name], shapes[scales[name]]) for name in names if name in scales)
-    )
+    return all(
+        dtypes[name] is torch.float8_e4m3fn and len(shapes[name]) == 2 for name in names
+    ) and all(_fits(shapes[name], shapes[scales[name]]) for name in names if name in scales)
 
 
 def scale_rows(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:

@@ -132,8 +132,6 @@ class Settler:
         self, job: Job, whole: torch.Tensor, found: Mapping[str, torch.Tensor]
     ) -> Mapping[str, torch.Tensor] | None:
         assert self._placing is not None
-        if not any(job.scales):
-            return self._placing.store(job.ours, whole, None)
         pairs = zip(job.source.names, job.scales, strict=True)
         rows = [scale_rows(found[name], found[scale] if scale else None) for name, scale in pairs]
         return self._placing.store(job.ours, whole, torch.cat(rows))

@@ -1,5 +1,6 @@
 import threading
 import time
+from typing import Any, cast
 
 import pytest
 import torch
@@ -96,6 +97,42 @@ def test_buffers_are_used_again(tmp_path, monkeypatch):
     assert [float(a.tensor[5]) for a in arrived] == list(range(100))
     assert {size for size, _ in made} == {256}
     assert len(made) <= 6
+
+
+def test_a_buffer_is_filled_again_only_when_what_it_held_was_sent(tmp_path, monkeypatch):
+    """The protocol of pinned buffers, with a device that copies late."""
+    values = {f"t{i}": torch.full((64,), float(i)) for i in range(60)}
+    save(tmp_path / "x.safetensors", values)
+    events = []
+
+    class Event:
+        def __init__(self) -> None:
+            self.memory = torch.zeros(256, dtype=torch.uint8)
+            self.held = None
+            events.append(self)
+
+        def record(self, stream):
+            assert stream == "stream"
+            assert self.held is None
+            self.held = self.memory.clone()
+
+        def synchronize(self):
+            assert torch.equal(self.memory, self.held)
+            self.held = None
+
+    def new(size, device):
+        event = Event()
+        return room._Buffer(event.memory, cast(Any, event))
+
+    monkeypatch.setattr(room, "_new_buffer", new)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "stream")
+    with (
+        open_weights(tmp_path / "x.safetensors") as weights,
+        Reading(weights, _orders(values, False), CPU, readers=2) as reading,
+    ):
+        arrived = reading.take(60)
+    assert [float(a.tensor[5]) for a in arrived] == list(range(60))
+    assert 1 <= len(events) <= 6
 
 
 def test_a_slow_file_is_read_from_one_place_at_a_time(tmp_path, monkeypatch):

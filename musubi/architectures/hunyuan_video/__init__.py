@@ -44,6 +44,7 @@ VAE = Component(
     dialects=keys_encoders.VAE,
     dtype="float16",
     tiny={"widths": (32, 32, 32, 32), "z_dim": 16},
+    full={"widths": (128, 256, 512, 512), "z_dim": 16},
 )
 
 LLM = Component(
@@ -71,6 +72,14 @@ LLM = Component(
         "num_heads": 2,
         "num_kv_heads": 1,
     },
+    full={
+        "vocab_size": 128320,
+        "dim": 4096,
+        "ffn_dim": 14336,
+        "num_layers": 32,
+        "num_heads": 32,
+        "num_kv_heads": 8,
+    },
 )
 
 CLIP = Component(
@@ -94,6 +103,13 @@ CLIP = Component(
         "dim": TINY["pooled_dim"],
         "ffn_dim": 32,
         "num_layers": 2,
+        "positions": 77,
+    },
+    full={
+        "vocab_size": 49408,
+        "dim": 768,
+        "ffn_dim": 3072,
+        "num_layers": 12,
         "positions": 77,
     },
 )

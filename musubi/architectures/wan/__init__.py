@@ -87,6 +87,7 @@ VAE = Component(
     dialects=keys.VAE,
     dtype="bfloat16",
     tiny={"dim": 8, "z_dim": 16},
+    full={"dim": 96, "z_dim": 16},
 )
 
 T5 = Component(
@@ -113,6 +114,15 @@ T5 = Component(
         "ffn_dim": 64,
         "num_layers": 2,
         "num_heads": 2,
+        "num_buckets": 32,
+    },
+    full={
+        "vocab_size": 256384,
+        "dim": 4096,
+        "head_dim": 64,
+        "ffn_dim": 10240,
+        "num_layers": 24,
+        "num_heads": 64,
         "num_buckets": 32,
     },
 )

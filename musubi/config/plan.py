@@ -1,0 +1,107 @@
+"""The options of `musubi plan`: those of `train` and `generate`, and what the plan is about."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from musubi.config import generate, train
+from musubi.config.generate import PromptOptions, SamplingOptions, VideoOptions
+from musubi.config.memory import GenerateMemoryOptions, TrainMemoryOptions
+from musubi.config.optimization import (
+    LoraOptions,
+    OptimizerOptions,
+    ScheduleOptions,
+    TimestepOptions,
+)
+from musubi.config.options import Options, Retired, option
+from musubi.config.saving import (
+    HubOptions,
+    LoggingOptions,
+    MetadataOptions,
+    PreviewOptions,
+    SavingOptions,
+)
+from musubi.config.train import AttentionOptions, DtypeOptions, LengthOptions
+
+_PLAN = "Plan"
+
+
+class SubjectOptions(Options):
+    """What is planned."""
+
+    # `for` is a word of Python's; the flag is `--for`.
+    purpose: Literal["train", "generate"] = option(
+        "train", "What is planned.", group=_PLAN, aliases=("for",)
+    )
+    size: str | None = option(
+        None,
+        "Without --dit: the published variant, or the end of its name, such as 14B. Or the size of "
+        "the video, such as 832x480.",
+        group=_PLAN,
+    )
+    width: int | None = option(
+        None, "Of the video in pixels, instead of the dataset's buckets.", group=_PLAN, ge=16
+    )
+    height: int | None = option(None, "Of the video in pixels.", group=_PLAN, ge=16)
+    frames: int | None = option(None, "Of the video.", group=_PLAN, ge=1)
+    batch_size: int = option(1, "Videos in a step, with --width and --height.", group=_PLAN, ge=1)
+    card: str | None = option(
+        None,
+        "The card whose speed is meant, such as 'RTX 4090'; the one in this computer when not given.",
+        group=_PLAN,
+        metavar="NAME",
+    )
+    json_file: str | None = option(
+        None,
+        "Also write the figures to this file as JSON; - shows them instead of the tables.",
+        group=_PLAN,
+        metavar="FILE",
+        aliases=("json",),
+    )
+
+
+class PlanConfig(
+    SubjectOptions,
+    TrainMemoryOptions,
+    GenerateMemoryOptions,
+    HubOptions,
+    LoggingOptions,
+    PreviewOptions,
+    MetadataOptions,
+    SavingOptions,
+    TimestepOptions,
+    ScheduleOptions,
+    OptimizerOptions,
+    LoraOptions,
+    DtypeOptions,
+    AttentionOptions,
+    LengthOptions,
+    generate.MachineOptions,
+    generate.OutputOptions,
+    generate.LoraOptions,
+    SamplingOptions,
+    VideoOptions,
+    PromptOptions,
+):
+    """Everything `musubi plan` takes, beside the architecture's own."""
+
+    @property
+    def width_height(self) -> tuple[int, int] | None:
+        """Width and height, where `--size 832x480` or `--video_size` gives them."""
+        if self.video_size is not None:
+            return self.video_size[1], self.video_size[0]
+        words = (self.size or "").lower().split("x")
+        if len(words) == 2 and all(word.isdigit() for word in words):
+            return int(words[0]), int(words[1])
+        return None
+
+    @property
+    def variant(self) -> str | None:
+        """The published variant that `--size` names."""
+        return None if self.width_height is not None and self.video_size is None else self.size
+
+
+_HERE = frozenset(PlanConfig.model_fields)
+RETIRED: tuple[Retired, ...] = tuple(
+    {r.name: r for r in (*train.RETIRED, *generate.RETIRED) if r.name not in _HERE}.values()
+)

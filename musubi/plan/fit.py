@@ -1,0 +1,170 @@
+"""`--vram`: the policy that a command runs with, and which batch is tried first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
+
+from musubi.config.memory import dit_policy
+from musubi.config.sizes import parse_bytes
+from musubi.errors import ConfigError
+from musubi.memory import speed
+from musubi.memory.choose import Chosen, choose
+from musubi.memory.speed import Card
+from musubi.plan import words
+from musubi.plan.subject import Bucket, Subject, largest, subject
+from musubi.spec import Architecture, Report
+from musubi.spec.policy import Policy
+
+
+class Item(Protocol):
+    """What is asked of an item of a training set."""
+
+    @property
+    def dataset(self) -> int:
+        """Number of its dataset."""
+        ...
+
+    @property
+    def bucket(self) -> tuple[Any, ...]:
+        """Width, height and frames, and what else must be equal in a batch."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Most items of a batch."""
+        ...
+
+    @property
+    def repeats(self) -> int:
+        """How often an epoch visits it."""
+        ...
+
+
+def policy_for(
+    config: Any,
+    architecture: Architecture,
+    *,
+    trains: bool,
+    buckets: Sequence[Bucket] | Callable[[], Sequence[Bucket]],
+    report: Report,
+) -> Policy:
+    """The DiT's policy: what the options say, completed by the planner where there is `--vram`.
+
+    Args:
+        config: The options of `train` or `generate`.
+        architecture: Whose DiT.
+        trains: Which of the two.
+        buckets: What will be met; asked for only when needed.
+        report: Told what was chosen.
+
+    Raises:
+        ConfigError: Nothing fits, or options contradict each other.
+    """
+    given = dit_policy(config, architecture.dit)
+    if config.vram is None:
+        return given
+    sizes = buckets() if callable(buckets) else buckets
+    about = subject(config, architecture, trains=trains, report=report, buckets=sizes)
+    chosen = fitting(config, about, speed.of_device())
+    flags = words.settings(chosen.policy, architecture.dit, trains=trains)
+    report.note(
+        f"--vram {config.vram}: {flags}. {words.gib(chosen.estimate.device)} GiB are expected at "
+        f"{about.buckets[0]}, and {words.gib(chosen.estimate.host)} GiB of host memory."
+    )
+    return chosen.policy
+
+
+def fitting(config: Any, about: Subject, card: Card | None) -> Chosen:
+    """The fastest settings that fit `--vram` and `--ram` at the largest bucket.
+
+    Options of memory that were given stay as they are.
+
+    Raises:
+        ConfigError: Nothing fits, or a size cannot be read.
+    """
+    policy = dit_policy(config, about.architecture.dit)
+    return choose(
+        about.case,
+        vram=device_bytes(config.vram),
+        ram=None if config.ram is None else parse_bytes(config.ram),
+        optimizer=about.optimizer,
+        card=card,
+        fixed=decided(config, policy),
+        may_compile=about.trains and may_compile(),
+    )
+
+
+def device_bytes(text: str) -> int:
+    """`--vram` in bytes; "auto" is what is free on the device.
+
+    Raises:
+        ConfigError: It is no amount, or there is no device to ask.
+    """
+    if text.strip().lower() != "auto":
+        return parse_bytes(text)
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "--vram auto asks the device what is free, and there is no CUDA device.",
+            fix="Give a size, such as --vram 12GiB.",
+        )
+    free, _ = torch.cuda.mem_get_info()
+    return free
+
+
+def may_compile() -> bool:
+    """Whether blocks can be compiled here; where there is no CUDA device, one is planned for."""
+    import importlib.util
+
+    import torch
+
+    return not torch.cuda.is_available() or importlib.util.find_spec("triton") is not None
+
+
+def decided(config: Any, policy: Policy) -> dict[str, Any]:
+    """The fields of the policy that options decide, and the planner leaves alone."""
+    fixed: dict[str, Any] = {}
+    if policy.storage != "kept":
+        fixed |= {"storage": policy.storage, "products": policy.products}
+    if config.blocks_to_swap is not None:
+        fixed["streamed"] = policy.streamed
+    if policy.recompute != "none" or getattr(config, "recompute", None) is not None:
+        fixed["recompute"] = policy.recompute
+    if policy.offload_activations:
+        fixed["offload_activations"] = True
+    if policy.compile:
+        fixed["compile"] = True
+    return fixed
+
+
+def buckets_of(items: Sequence[Item]) -> tuple[Bucket, ...]:
+    """The sizes in a training set, each with its largest batch."""
+    counts: Counter[tuple[int, Hashable, int]] = Counter()
+    for item in items:
+        counts[item.dataset, item.bucket, item.batch_size] += item.repeats
+    made: dict[Bucket, None] = {}
+    for (_, bucket, size), count in counts.items():
+        width, height, frames = bucket[:3]  # type: ignore[index]
+        made[Bucket(width, height, max(1, frames), min(size, count))] = None
+    return tuple(made)
+
+
+def largest_batch(items: Sequence[Item]) -> list[int]:
+    """Indices of the batch that needs the most memory: tried before an epoch is spent.
+
+    Raises:
+        ValueError: There are no items.
+    """
+    most = largest(buckets_of(items))
+    size = (most.width, most.height, most.frames)
+    homes: dict[tuple[int, Hashable], list[int]] = {}
+    for index, item in enumerate(items):
+        width, height, frames = item.bucket[:3]
+        if (width, height, max(1, frames)) == size:
+            copies = [index] * item.repeats
+            homes.setdefault((item.dataset, item.bucket), []).extend(copies)
+    found = max(homes.values(), key=lambda home: min(len(home), items[home[0]].batch_size))
+    return found[: items[found[0]].batch_size]

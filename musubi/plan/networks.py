@@ -1,0 +1,163 @@
+"""What the other networks need: text encoders, and the VAE on the way in and on the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from musubi.memory.estimate import LIBRARIES, PROCESS, Estimate
+from musubi.memory.figures import Work
+from musubi.memory.speed import Card
+from musubi.memory.step import on_meta
+from musubi.memory.trace import Recorder, Trace
+from musubi.memory.weights import weights_of
+from musubi.plan.subject import Bucket, Network
+from musubi.spec import Architecture, Clip, Task
+from musubi.spec.policy import Policy
+
+# Tokens of a long caption, and how many tensors as wide as the widest layer are alive at once.
+_TOKENS = 512
+_ALIVE = 6
+
+
+class _Nets:
+    """One network, for a runtime."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self._name, self._module = name, module
+
+    def __getitem__(self, name: str) -> nn.Module:
+        if name != self._name:
+            raise KeyError(name)
+        return self._module
+
+    def __contains__(self, name: object) -> bool:
+        return name == self._name
+
+    def tokenizer(self, name: str) -> Any:
+        raise KeyError(name)
+
+
+def encoding(
+    architecture: Architecture,
+    task: Task,
+    options: Mapping[str, Any],
+    vae: Network,
+    bucket: Bucket,
+    card: Card | None,
+) -> Estimate:
+    """Frames to latents, one clip at a time."""
+    frames = np.zeros((bucket.frames, bucket.height, bucket.width, 3), dtype=np.uint8)
+    clip = Clip(name="plan", frames=frames, length=bucket.frames)
+    runtime = architecture.runtime(architecture, task, options)
+    return _vae(vae, lambda nets: runtime.encode_media(nets, [clip]), card)
+
+
+def decoding(
+    architecture: Architecture,
+    task: Task,
+    options: Mapping[str, Any],
+    vae: Network,
+    bucket: Bucket,
+    card: Card | None,
+) -> Estimate:
+    """Latents to frames."""
+    stride = architecture.latent_stride
+    shape = (
+        1,
+        architecture.latent_channels,
+        (bucket.frames - 1) // stride[0] + 1,
+        bucket.height // stride[1],
+        bucket.width // stride[2],
+    )
+    runtime = architecture.runtime(architecture, task, options)
+    return _vae(vae, lambda nets: runtime.decode(nets, torch.empty(shape)), card)
+
+
+def _vae(network: Network, act: Any, card: Card | None) -> Estimate:
+    trace = _record(network, act)
+    weights = weights_of(network.component, network.numbers, dtype=network.dtype).total
+    parts = {"activations": trace.peak, "weights": weights + LIBRARIES}
+    work = _work(trace)
+    return Estimate(
+        device=sum(parts.values()),
+        host=PROCESS,
+        pinned=0,
+        seconds=None if card is None else card.seconds(work),
+        parts=dict(sorted(parts.items(), key=lambda part: -part[1])),
+    )
+
+
+def _record(network: Network, act: Any) -> Trace:
+    recorder = Recorder()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        module = on_meta(network.component, network.numbers, network.dtype)
+        for owner in module.modules():
+            for leaf, p in owner._parameters.items():
+                if p is not None:
+                    made = torch.empty(p.shape, dtype=p.dtype)
+                    owner._parameters[leaf] = nn.Parameter(made, requires_grad=False)
+            for leaf, b in owner._buffers.items():
+                if b is not None:
+                    owner._buffers[leaf] = torch.empty(b.shape, dtype=b.dtype)
+        finish = getattr(module, "finish", None)
+        if callable(finish):
+            finish()
+        nets = _Nets(network.component.name, module)
+        with recorder:
+            act(nets)
+    return recorder.trace
+
+
+def _work(trace: Trace) -> Work:
+    flops: dict[Any, float] = {}
+    traffic = 0.0
+    for op in trace.ops:
+        if op.kind == "elementwise":
+            traffic += op.traffic
+        else:
+            flops[op.kind] = flops.get(op.kind, 0.0) + op.flops
+    return Work(flops, traffic)
+
+
+def text(network: Network, policy: Policy, card: Card | None) -> Estimate:
+    """One caption through a text encoder: its weights, and activations of a long caption."""
+    component = network.component
+    sizes = weights_of(component, network.numbers, dtype=network.dtype, storage=policy.storage)
+    there, away = sizes.placed(policy.streamed)
+    module = on_meta(component, network.numbers, network.dtype)
+    linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    widest = max((max(m.in_features, m.out_features) for m in linear), default=1)
+    activations = 4 * _TOKENS * widest * _ALIVE
+    if policy.storage != "kept" and linear:  # one layer at a time is expanded
+        activations += 10 * max(m.in_features * m.out_features for m in linear)
+    parts = {"weights": there + LIBRARIES, "activations": activations}
+    flops = 2.0 * _TOKENS * sum(m.in_features * m.out_features for m in linear)
+    seconds = None
+    if card is not None:
+        busy = card.seconds(Work({"product": flops}, 2.0 * sizes.total))
+        seconds = max(busy, away / card.link)
+    return Estimate(
+        device=sum(parts.values()), host=PROCESS + away, pinned=away, seconds=seconds, parts=parts
+    )
+
+
+def loading(network: Network, policy: Policy) -> Estimate:
+    """A network on its way from its file: what is placed, and one tensor in float32 on top."""
+    component = network.component
+    sizes = weights_of(component, network.numbers, dtype=network.dtype, storage=policy.storage)
+    there, away = sizes.placed(policy.streamed)
+    module = on_meta(component, network.numbers, network.dtype)
+    most = max((p.numel() for p in module.parameters()), default=0)
+    work = most * (network.dtype.itemsize + (8 if policy.storage != "kept" else 0))
+    parts = {"weights": there, "one tensor": work}
+    return Estimate(
+        device=sum(parts.values()), host=PROCESS + away + (1 << 30), pinned=away, parts=parts
+    )

@@ -1,0 +1,94 @@
+"""The phases of a command one after the other, each with what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from musubi.memory.estimate import Estimate, estimate
+from musubi.memory.speed import Card
+from musubi.plan import networks
+from musubi.plan.subject import Bucket, Subject
+from musubi.spec.policy import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One phase.
+
+    Attributes:
+        name: What happens.
+        bucket: At what size; None when the size does not matter.
+        estimate: What it needs.
+    """
+
+    name: str
+    bucket: Bucket | None
+    estimate: Estimate
+
+
+def phases(
+    subject: Subject,
+    policy: Policy,
+    *,
+    encoders: Mapping[str, Policy] | None = None,
+    card: Card | None = None,
+) -> list[Phase]:
+    """Every phase of training or generating, in the order they run, the largest bucket first.
+
+    Args:
+        subject: What is planned.
+        policy: Of the DiT.
+        encoders: Component name → policy of the other networks.
+        card: Decides the seconds.
+    """
+    found = _texts(subject, encoders or {}, card)
+    if subject.trains:
+        found = [*_encoding(subject, card), *found]
+    dit = subject.networks[subject.architecture.dit.name]
+    found.append(Phase(name="load the dit", bucket=None, estimate=networks.loading(dit, policy)))
+    name = "a training step" if subject.trains else "a denoising step"
+    for bucket in subject.buckets:
+        need = estimate(subject.at(bucket), policy, optimizer=subject.optimizer, card=card)
+        found.append(Phase(name=name, bucket=bucket, estimate=need))
+    if not subject.trains:
+        found += _decoding(subject, card)
+    return found
+
+
+def highest(found: list[Phase]) -> Phase:
+    """The phase that needs the most device memory."""
+    return max(found, key=lambda phase: phase.estimate.device)
+
+
+def _texts(subject: Subject, encoders: Mapping[str, Policy], card: Card | None) -> list[Phase]:
+    found = []
+    for component in subject.architecture.of_role("text", subject.task):
+        network = subject.networks.get(component.name)
+        if network is not None:
+            policy = encoders.get(component.name, Policy())
+            need = networks.text(network, policy, card)
+            found.append(Phase(name=f"text by the {component.name}", bucket=None, estimate=need))
+    return found
+
+
+def _encoding(subject: Subject, card: Card | None) -> list[Phase]:
+    return _of_vae(subject, card, "encode", networks.encoding)
+
+
+def _decoding(subject: Subject, card: Card | None) -> list[Phase]:
+    return _of_vae(subject, card, "decode", networks.decoding)
+
+
+def _of_vae(subject: Subject, card: Card | None, name: str, needs: object) -> list[Phase]:
+    found = []
+    for component in subject.architecture.of_role("vae", subject.task):
+        network = subject.networks.get(component.name)
+        if network is None:
+            continue
+        for bucket in subject.buckets[:1]:  # the others need less
+            need = needs(  # type: ignore[operator]
+                subject.architecture, subject.task, subject.options, network, bucket, card
+            )
+            found.append(Phase(name=name, bucket=bucket, estimate=need))
+    return found

@@ -1,0 +1,124 @@
+"""The command `musubi plan`: tables of what each phase needs, and settings that fit a card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from musubi.config.memory import dit_policy, encoder_policies
+from musubi.config.plan import PlanConfig
+from musubi.memory import speed
+from musubi.memory.choose import Chosen, needed
+from musubi.memory.speed import Card
+from musubi.plan import words
+from musubi.plan.fit import device_bytes, fitting
+from musubi.plan.phases import Phase, phases
+from musubi.plan.subject import Subject, subject
+from musubi.plan.table import HEADS, table
+from musubi.plan.words import gib
+from musubi.spec import Architecture, Quiet, Report
+from musubi.spec.policy import Policy
+
+
+def run(config: PlanConfig, architecture: Architecture, report: Report) -> None:
+    """Show the plan; with --vram, the settings that fit as well.
+
+    Raises:
+        MusubiError: Something given cannot be used, or nothing fits.
+    """
+    trains = config.purpose == "train"
+    quiet = config.json_file == "-"
+    about = subject(config, architecture, trains=trains, report=Quiet() if quiet else report)
+    card = speed.of_device() if config.card is None else speed.named(config.card)
+    policy = dit_policy(config, architecture.dit)
+    chosen = None
+    if config.vram is not None:
+        chosen = fitting(config, about, card)
+        policy = chosen.policy
+    found = phases(about, policy, encoders=encoder_policies(config, architecture), card=card)
+    figures = _figures(about, policy, found, card)
+    if config.json_file is not None and not quiet:
+        Path(config.json_file).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if quiet:
+        report.note(json.dumps(figures))
+        return
+    _tell(about, policy, found, card, chosen, config, report)
+
+
+def title(about: Subject) -> str:
+    """What the plan is for."""
+    name = about.choice.variant.name if about.choice.variant else about.task.name
+    doing = "training" if about.trains else "generating"
+    return f"{about.architecture.title} {name}, {doing}"
+
+
+def _tell(
+    about: Subject,
+    policy: Policy,
+    found: list[Phase],
+    card: Card | None,
+    chosen: Chosen | None,
+    config: PlanConfig,
+    report: Report,
+) -> None:
+    dit = about.architecture.dit
+    flags = words.settings(policy, dit, trains=about.trains)
+    report.table(f"{title(about)}, with {flags}", HEADS, table(found))
+    most = max(found, key=lambda phase: phase.estimate.device)
+    size = f" at {most.bucket}" if most.bucket is not None else ""
+    report.note(
+        f"The most is needed for {most.name}{size}: {gib(most.estimate.device)} GiB, so a card with "
+        f"{gib(needed(most.estimate))} GiB free. It is made of "
+        + ", ".join(f"{what} {gib(n)}" for what, n in most.estimate.parts.items())
+        + "."
+    )
+    if card is not None:
+        report.note(f"Seconds are those of the {card.name}, and may be off by a quarter.")
+    if chosen is not None:
+        report.note(f"The fastest settings that fit {config.vram}: {flags}")
+        for phase in found:
+            if needed(phase.estimate) > device_bytes(config.vram or "0"):
+                report.warn(_too_large(phase, about))
+
+
+def _too_large(phase: Phase, about: Subject) -> str:
+    """A phase beside the DiT's that does not fit, and what helps it."""
+    eights = [c.fp8 for c in about.architecture.components if c.fp8 and c.name in phase.name]
+    tiling = [o.name for o in about.architecture.options if o.name.endswith("vae_tiling")]
+    helps = "--text_encoder_swap 20" if phase.name.startswith("text") else ""
+    if eights:
+        helps = f"--{eights[0]} or {helps}"
+    elif tiling and phase.name in ("encode", "decode"):
+        helps = f"--{tiling[0]}"
+    advice = f" Add {helps}." if helps else ""
+    return f"To {phase.name} needs {gib(needed(phase.estimate))} GiB.{advice}"
+
+
+def _figures(
+    about: Subject, policy: Policy, found: list[Phase], card: Card | None
+) -> dict[str, Any]:
+    dit = about.architecture.dit
+    return {
+        "arch": about.architecture.name,
+        "task": about.task.name,
+        "variant": about.choice.variant.name if about.choice.variant else None,
+        "for": "train" if about.trains else "generate",
+        "policy": dataclasses.asdict(policy),
+        "flags": words.flags(policy, dit, trains=about.trains),
+        "card": None if card is None else card.name,
+        "phases": [
+            {
+                "phase": phase.name,
+                "size": None if phase.bucket is None else dataclasses.asdict(phase.bucket),
+                "device": phase.estimate.device,
+                "needs": needed(phase.estimate),
+                "host": phase.estimate.host,
+                "pinned": phase.estimate.pinned,
+                "seconds": phase.estimate.seconds,
+                "parts": dict(phase.estimate.parts),
+            }
+            for phase in found
+        ],
+    }

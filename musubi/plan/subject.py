@@ -1,0 +1,353 @@
+"""What a plan is about: the networks of a command and their sizes, from files or as published."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from musubi.config.dataset import read_dataset_config
+from musubi.config.options import own_options, paths
+from musubi.config.task import Choice, choose_task
+from musubi.data.survey import survey
+from musubi.errors import ConfigError, did_you_mean
+from musubi.lora.adapter import Adapters
+from musubi.memory.estimate import Optimizer
+from musubi.memory.step import Case
+from musubi.spec import Architecture, Component, LoraTargets, Report, Task
+from musubi.weights.contents import inspect
+from musubi.weights.dtypes import FP8, parse_dtype
+
+DEFAULT_RANK = 4
+
+
+@dataclass(frozen=True, order=True)
+class Bucket:
+    """Clips of one size: pixels, frames, and how many make a batch."""
+
+    width: int
+    height: int
+    frames: int
+    batch: int = 1
+
+    def __str__(self) -> str:
+        size = f"{self.width}x{self.height}"
+        shown = f"{size}, {self.frames} frames" if self.frames > 1 else size
+        return f"{shown}, batch {self.batch}" if self.batch > 1 else shown
+
+
+@dataclass(frozen=True)
+class Network:
+    """A component at its size.
+
+    Args:
+        component: The component.
+        numbers: What it is built from.
+        dtype: What its weights are loaded in.
+    """
+
+    component: Component
+    numbers: Mapping[str, Any]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class NewLora:
+    """Attaches the LoRA that the options ask for."""
+
+    targets: LoraTargets
+    rank: int
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+
+    def __call__(self, module: nn.Module) -> Sequence[nn.Parameter]:
+        made = Adapters.create(
+            module,
+            self.targets,
+            rank=self.rank,
+            alpha=1.0,
+            include=self.include,
+            exclude=self.exclude,
+            groups=self.groups,
+        )
+        made.attach()
+        made.train()
+        return list(made.parameters())
+
+    def __hash__(self) -> int:
+        return hash((id(self.targets), self.rank, self.include, self.exclude, self.groups))
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Trains the network itself."""
+
+    whole = True
+
+    def __call__(self, module: nn.Module) -> Sequence[nn.Parameter]:
+        for parameter in module.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        return [p for p in module.parameters() if p.requires_grad]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Everything that a plan is computed from.
+
+    Attributes:
+        trains: Whether it is about training.
+        networks: Component name → the network; those of unknown size are missing.
+        buckets: What will be met, the largest first.
+        case: The DiT at the largest bucket.
+        optimizer: Of training.
+    """
+
+    architecture: Architecture
+    choice: Choice
+    trains: bool
+    networks: Mapping[str, Network]
+    buckets: tuple[Bucket, ...]
+    case: Case
+    optimizer: Optimizer
+    options: Mapping[str, Any]
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.choice.task
+
+    def at(self, bucket: Bucket) -> Case:
+        """The DiT at the size of a bucket."""
+        return sized(self.case, bucket)
+
+
+def sized(case: Case, bucket: Bucket) -> Case:
+    """The same at another size."""
+    return Case(
+        **{
+            **{name: getattr(case, name) for name in case.__dataclass_fields__},
+            "width": bucket.width,
+            "height": bucket.height,
+            "frames": bucket.frames,
+            "batch": bucket.batch,
+        }
+    )
+
+
+def subject(
+    config: Any,
+    architecture: Architecture,
+    *,
+    trains: bool,
+    report: Report,
+    buckets: Sequence[Bucket] | None = None,
+) -> Subject:
+    """What the options of `train`, `generate` or `plan` are about.
+
+    Args:
+        config: The options.
+        architecture: Whose networks.
+        trains: Whether training is meant.
+        report: Shown the survey of a dataset.
+        buckets: What will be met, where it is known; else it is found out.
+
+    Raises:
+        ConfigError: A task, a size or a LoRA argument that cannot be.
+        CheckpointError: A file that is something else.
+        DataError: A dataset that gives nothing.
+    """
+    networks = _networks(config, architecture)
+    named = getattr(config, "task", None) or _variant(
+        architecture, getattr(config, "variant", None)
+    )
+    dit = networks.get(architecture.dit.name)
+    path = paths(config, architecture).get(architecture.dit.name)
+    choice = choose_task(architecture, named, None if dit is None else dit.numbers, path)
+    if dit is None:
+        variant = choice.variant or next(
+            (v for v in architecture.variants if v.task == choice.task.name), None
+        )
+        if variant is None:
+            raise ConfigError(
+                f"The size of the {architecture.dit.name} is not known.",
+                fix=f"Give --{architecture.dit.name} PATH.",
+            )
+        choice = Choice(architecture.task(variant.task), variant)
+        dit = Network(architecture.dit, variant.numbers, _dtype(config, architecture.dit, None))
+        networks = {architecture.dit.name: dit, **networks}
+    found = buckets or _buckets(config, architecture, choice, trains, report)
+    found = tuple(sorted(set(found), key=_size, reverse=True))
+    full = trains and bool(getattr(config, "full", False))
+    half = dit.dtype if dit.dtype in (torch.bfloat16, torch.float16) else None
+    mixed = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None}
+    asked = getattr(config, "mixed_precision", None)
+    case = Case(
+        architecture=architecture,
+        task=choice.task,
+        numbers=dit.numbers,
+        width=found[0].width,
+        height=found[0].height,
+        frames=found[0].frames,
+        batch=found[0].batch,
+        dtype=dit.dtype,
+        compute=mixed[asked] or half if asked else half,
+        attach=_attach(config, architecture, full) if trains else None,
+        calls=1 if (getattr(config, "guidance_scale", None) == 1) else 2,
+        options=own_options(config, architecture),
+    )
+    return Subject(
+        architecture=architecture,
+        choice=choice,
+        trains=trains,
+        networks=networks,
+        buckets=found,
+        case=case,
+        optimizer=Optimizer(
+            name=getattr(config, "optimizer_type", "adamw"),
+            offload=bool(getattr(config, "optimizer_offload", False)),
+        ),
+        options=own_options(config, architecture),
+    )
+
+
+def largest(buckets: Sequence[Bucket]) -> Bucket:
+    """The bucket that needs the most: the most pixels in a batch.
+
+    Raises:
+        ValueError: There is none.
+    """
+    return max(buckets, key=_size)
+
+
+def _size(bucket: Bucket) -> tuple[int, int, int, int, int]:
+    volume = bucket.width * bucket.height * bucket.frames
+    return (volume * bucket.batch, volume, bucket.frames, bucket.width, bucket.height)
+
+
+def _networks(config: Any, architecture: Architecture) -> dict[str, Network]:
+    given = paths(config, architecture)
+    found = {}
+    for component in architecture.components:
+        path = given.get(component.name)
+        if path is not None:
+            seen = inspect(component, path)
+            stored = Counter(seen.dtypes.values()).most_common(1)[0][0]
+            sizes = dict.fromkeys(seen.dtypes.values(), 0)
+            for name, dtype in seen.dtypes.items():
+                sizes[dtype] += torch.Size(seen.shapes[name]).numel()
+            stored = max(sizes, key=lambda d: sizes[d], default=stored)
+            found[component.name] = Network(
+                component, seen.numbers, _dtype(config, component, stored)
+            )
+        elif component.full:
+            found[component.name] = Network(
+                component, component.full, _dtype(config, component, None)
+            )
+    return found
+
+
+def _dtype(config: Any, component: Component, stored: torch.dtype | None) -> torch.dtype:
+    flags = {"dit": "dit_dtype", "vae": "vae_dtype", "text": "text_encoder_dtype"}
+    asked = getattr(config, flags.get(component.role, ""), None)
+    if asked:
+        return parse_dtype(asked)
+    if component.role == "dit" and getattr(config, "full", False):
+        return torch.float32
+    if component.dtype != "file":
+        return parse_dtype(component.dtype)
+    return torch.bfloat16 if stored is None or stored in FP8 else stored
+
+
+def _variant(architecture: Architecture, asked: str | None) -> str | None:
+    if asked is None:
+        return None
+    for variant in architecture.variants:
+        if variant.name == asked or variant.name.endswith(f"-{asked}"):
+            return variant.name
+    raise ConfigError(
+        f"{architecture.title} has no size {asked!r}.",
+        fix=did_you_mean(asked, [v.name for v in architecture.variants]),
+    )
+
+
+def _buckets(
+    config: Any, architecture: Architecture, choice: Choice, trains: bool, report: Report
+) -> tuple[Bucket, ...]:
+    asked = [getattr(config, name, None) for name in ("width", "height", "frames")]
+    dataset = getattr(config, "dataset_config", None)
+    batch = getattr(config, "batch_size", None) or 1
+    if not any(asked) and trains and dataset is not None:
+        return _of_dataset(config, architecture, choice.task, Path(dataset), report)
+    width, height = getattr(config, "width_height", None) or choice.sampling.size
+    frames = getattr(config, "video_length", None) or choice.sampling.frames
+    width, height, frames = asked[0] or width, asked[1] or height, asked[2] or frames
+    step, every = architecture.spatial_multiple, architecture.temporal_multiple
+    if width % step or height % step:
+        raise ConfigError(
+            f"{width}x{height} pixels: {architecture.title} takes multiples of {step}.",
+            fix=f"Write {_near(width, step)}x{_near(height, step)}, say.",
+        )
+    if (frames - 1) % every:
+        raise ConfigError(
+            f"{frames} frames: {architecture.title} takes {every}k+1.",
+            fix=f"Write --frames {(frames - 1) // every * every + 1}.",
+        )
+    return (Bucket(width, height, frames, batch),)
+
+
+def _near(side: int, step: int) -> int:
+    return max(step, round(side / step) * step)
+
+
+def _of_dataset(
+    config: Any, architecture: Architecture, task: Task, path: Path, report: Report
+) -> tuple[Bucket, ...]:
+    found = survey(
+        read_dataset_config(path, architecture),
+        architecture,
+        task,
+        workers=None,
+        report=report,
+        options=own_options(config, architecture),
+    )
+    made: dict[Bucket, None] = {}
+    for one in found:
+        counts = Counter((plan.bucket, len(plan.frames)) for plan in one.plans)
+        for ((width, height), frames), count in counts.items():
+            batch = min(one.entry.batch_size, count * one.entry.num_repeats)
+            made[Bucket(width, height, max(1, frames), batch)] = None
+    if not made:
+        raise ConfigError(
+            f"{path} gives no clip to plan for.", fix="`musubi cache check` says why."
+        )
+    return tuple(made)
+
+
+def _attach(config: Any, architecture: Architecture, full: bool) -> NewLora | Whole:
+    if full:
+        return Whole()
+    targets = architecture.dit.traits.lora
+    if targets is None:
+        raise ConfigError(f"{architecture.title} takes no LoRA.", fix="Add --full.")
+    lists: dict[str, tuple[str, ...]] = {}
+    for pair in getattr(config, "network_args", None) or ():
+        key, _, text = pair.partition("=")
+        if key.strip() in ("include_patterns", "exclude_patterns", "groups"):
+            with contextlib.suppress(ValueError, SyntaxError):
+                value = ast.literal_eval(text.strip())
+                lists[key.strip()] = (value,) if isinstance(value, str) else tuple(value)
+    return NewLora(
+        targets,
+        getattr(config, "network_dim", None) or DEFAULT_RANK,
+        include=lists.get("include_patterns", ()),
+        exclude=lists.get("exclude_patterns", ()),
+        groups=lists.get("groups", ()),
+    )

@@ -1,0 +1,50 @@
+"""Building a network without numbers, quickly: on the meta device, and nothing is initialised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_RANDOM = frozenset({torch.rand, torch.randn})
+_SCALED = frozenset({torch.Tensor.div, torch.Tensor.mul})
+
+
+@contextmanager
+def blank() -> Iterator[None]:
+    """Modules built in this block have tensors of the meta device: shapes and dtypes.
+
+    So they have under `torch.device("meta")`, where torch also goes through each initialisation:
+    to draw or divide numbers that are not there, it first imports a good part of its compiler,
+    which takes over a second.
+    """
+    with torch.device("meta"), _Uninitialised():
+        yield
+
+
+class _Uninitialised(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            tensor = args[0] if args else kwargs.get("tensor")
+            if _is_blank(tensor):
+                return tensor
+        if func in _RANDOM and kwargs.get("device") is None:
+            kwargs.pop("generator", None)
+            func = torch.empty
+        if func in _SCALED and _is_blank(args[0]) and isinstance(args[1], (int, float)):
+            return torch.empty(args[0].shape, dtype=args[0].dtype)
+        return func(*args, **kwargs)
+
+
+def _is_blank(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_meta and value.is_floating_point()
