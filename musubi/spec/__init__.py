@@ -15,7 +15,7 @@ from musubi.spec.architecture import (
     Tokenizer,
     Variant,
 )
-from musubi.spec.keys import Fuse, KeyMap, Rename, Source, Swap, renamed
+from musubi.spec.keys import Fuse, KeyMap, Rename, Source, Squeeze, Swap, renamed
 from musubi.spec.option import Option
 from musubi.spec.policy import Policy
 from musubi.spec.record import Field, Schema, is_mask
@@ -52,6 +52,7 @@ __all__ = [
     "Section",
     "Shapes",
     "Source",
+    "Squeeze",
     "Swap",
     "Task",
     "Tokenizer",

@@ -327,6 +327,9 @@ PUBLICATIONS = (
         0.99,
         TENCENT,
     ),
+    _published(
+        "vae", REPACKAGED, "split_files/vae/hunyuan_video_vae_bf16.safetensors", 0.49, TENCENT
+    ),
     _published("vae", COMMUNITY, "vae/diffusion_pytorch_model.safetensors", 0.99, TENCENT),
     _published(
         "text_encoder1",
