@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import nn
 from musubi.errors import CheckpointError
 from musubi.lora.adapter import Adapters
 from musubi.memory import recompute
-from musubi.spec import Clip, Conditioning, Recipe, Record, Runtime, Task
+from musubi.spec import Architecture, Clip, Conditioning, Recipe, Record, Runtime, Task
 from musubi.testing import twins
 from musubi.testing.subject import CAPTIONS, Subject, noisy
 from musubi.weights.files import open_weights
@@ -226,20 +227,7 @@ def a_rollout_has_the_size_asked_for(subject: Subject) -> None:
     for task in subject.tasks:
         runtime, dit = subject.runtime(task), subject.dit()
         given = runtime.condition(_generating(subject, task))
-        recipe = Recipe(
-            prompt=CAPTIONS[0],
-            negative_prompt="",
-            width=3 * arch.spatial_multiple,
-            height=2 * arch.spatial_multiple,
-            frames=arch.temporal_multiple + 1,
-            fps=arch.frame_rate,
-            seed=7,
-            steps=2,
-            solver=task.sampling.solver,
-            flow_shift=1.0,
-            guidance_scale=1.0,
-            cpu_noise=True,
-        )
+        recipe = _recipe(arch, task)
         with torch.no_grad(), _repeatable():
             first, second = (_roll(runtime, dit, recipe, given) for _ in range(2))
             assert torch.equal(first, second), "one seed gave two videos"
@@ -247,6 +235,21 @@ def a_rollout_has_the_size_asked_for(subject: Subject) -> None:
         assert frames.shape == (1, 3, recipe.frames, recipe.height, recipe.width)
         assert frames.dtype == torch.float32
         assert frames.min() >= 0 and frames.max() <= 1
+
+
+def a_video_to_start_from_is_encoded_as_for_training(subject: Subject) -> None:
+    """Denoising that starts from a video starts from the latents that training has of it."""
+    for task in subject.tasks:
+        if "video" not in task.optional:
+            continue
+        runtime = subject.runtime(task)
+        recipe = replace(_recipe(subject.architecture, task), options={"strength": 0.5})
+        given = runtime.condition(_generating(subject, task, video=True))
+        section = next(runtime.rollout(recipe, given, torch.device("cpu")))
+        assert section.clean is not None and section.strength == 0.5
+        learned = runtime.condition(subject.batch(task, subject.records(task, 1))).latents
+        assert learned is not None
+        _close(section.clean, learned, 1e-3, "the video to start from")
 
 
 def files_hold_no_more_than_is_read(subject: Subject) -> None:
@@ -279,6 +282,7 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     adapters_reach_every_target,
     policies_agree,
     a_rollout_has_the_size_asked_for,
+    a_video_to_start_from_is_encoded_as_for_training,
 )
 
 
@@ -293,19 +297,37 @@ def _combinations() -> Iterator[tuple[Callable[..., Any], ...]]:
         yield from itertools.combinations(policies, count)
 
 
-def _generating(subject: Subject, task: Task) -> dict[str, Any]:
+def _recipe(arch: Architecture, task: Task) -> Recipe:
+    return Recipe(
+        prompt=CAPTIONS[0],
+        negative_prompt="",
+        width=3 * arch.spatial_multiple,
+        height=2 * arch.spatial_multiple,
+        frames=arch.temporal_multiple + 1,
+        fps=arch.frame_rate,
+        seed=7,
+        steps=2,
+        solver=task.sampling.solver,
+        flow_shift=1.0,
+        guidance_scale=1.0,
+        cpu_noise=True,
+    )
+
+
+def _generating(subject: Subject, task: Task, *, video: bool = False) -> dict[str, Any]:
     clip = subject.clip()
     asked = Clip(
         name=clip.name,
         frames=clip.frames[:1],
         length=clip.length,
         controls=clip.controls,
+        video=clip.frames if video else None,
         target=False,
     )
     record: Record = {}
     runtime = subject.runtime(task)
     with torch.no_grad():
-        if task.inputs:
+        if task.inputs or video:
             record.update(runtime.encode_media(subject.nets, [asked])[0][0])
         for component in subject.architecture.of_role("text", task):
             record.update(runtime.encode_text(subject.nets, component.name, CAPTIONS[:1])[0])
