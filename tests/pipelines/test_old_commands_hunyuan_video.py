@@ -25,6 +25,7 @@ SCRIPTS = {
     "cache_latents.py": "cache latents --arch hunyuan_video",
     "cache_text_encoder_outputs.py": "cache text --arch hunyuan_video",
     "hv_train_network.py": "train --arch hunyuan_video",
+    "hv_train.py": "train --arch hunyuan_video --full",
     "hv_generate_video.py": "generate --arch hunyuan_video",
     "merge_lora.py": "lora merge --arch hunyuan_video",
     "convert_lora.py": "lora convert",
@@ -240,6 +241,14 @@ def test_training_writes_the_lora_that_it_names(world, trained):
 )
 def test_training(world, trained, more, tmp_path):
     world.run(f"{TRAIN} {more} --output_name {shlex.quote(tmp_path.name)}")
+
+
+def test_training_the_whole_network(world, cached):
+    network = "--network_module networks.lora --network_dim 32 "
+    words = TRAIN.replace("hv_train_network.py", "hv_train.py").replace(network, "")
+    world.run(words.replace("--fp8_base ", "") + " --output_name whole")
+    trained = load_file(world.places["out"] / "whole.safetensors")
+    assert "double_blocks.0.img_attn_qkv.weight" in trained
 
 
 def test_training_stops_and_goes_on(world, trained):
