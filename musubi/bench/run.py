@@ -17,7 +17,6 @@ from musubi.bench.network import random_network
 from musubi.cache.tasks import device_of
 from musubi.config.bench import BenchConfig
 from musubi.config.memory import compiler_words, dit_policy
-from musubi.config.options import for_architecture
 from musubi.config.sizes import gibibytes, parse_bytes
 from musubi.config.task import Choice
 from musubi.config.train import TrainConfig
@@ -43,8 +42,9 @@ def run(config: BenchConfig, architecture: Architecture, report: Report) -> None
     variant = _variant(architecture, config.size)
     device = device_of(config.device)
     if config.cap is not None and device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(parse_bytes(config.cap) / total, device)
+        number = torch.cuda.current_device() if device.index is None else device.index
+        total = torch.cuda.get_device_properties(number).total_memory
+        torch.cuda.set_per_process_memory_fraction(parse_bytes(config.cap) / total, number)
     policy = dit_policy(config, architecture.dit)
     started = time.perf_counter()
     compiler = Compiler(**compiler_words(config))
@@ -133,7 +133,7 @@ class _Case:
         lora.attach()
         lora.train()
         self.dit.train()
-        settings = for_architecture(TrainConfig, self.architecture, "train")(
+        settings = TrainConfig(
             timestep_sampling="shift", discrete_flow_shift=3.0, learning_rate=1e-5
         )
         optimizer = optim.create(

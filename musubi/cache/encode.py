@@ -17,10 +17,13 @@ from musubi.cache.tasks import choose_task, device_of, encoders_of, threads
 from musubi.cache.text import cache_captions
 from musubi.config.cache import CacheLatentsConfig, CacheTextConfig, EncodingOptions
 from musubi.config.dataset import read_dataset_config
+from musubi.config.memory import encoder_policies
 from musubi.config.options import own_options, paths, tokenizers
 from musubi.errors import ConfigError
+from musubi.memory.apply import placer
 from musubi.spec.architecture import Architecture, Task
 from musubi.spec.option import Command
+from musubi.spec.policy import Policy
 from musubi.spec.report import Report
 from musubi.weights.dtypes import dtype_name, parse_dtype
 from musubi.weights.identity import identity
@@ -135,6 +138,7 @@ class _Request:
     device: torch.device
     workers: int
     dtypes: Mapping[str, str | None] = field(default_factory=dict)
+    policies: Mapping[str, Policy] = field(default_factory=dict)
     batch_size: int = 1
     skip_existing: bool = False
     keep: bool = False
@@ -161,6 +165,7 @@ def _request(
         skip_existing=config.skip_existing,
         keep=config.keep_cache,
         strict=config.strict,
+        policies=encoder_policies(config, architecture),
     )
 
 
@@ -182,6 +187,9 @@ def _run(kind: Kind, request: _Request) -> Summary:
         if (text := request.dtypes.get(c.name)) is not None
     }
     dtypes = {c.name: dtype_name(asked[c.name]) if c.name in asked else c.dtype for c in encoders}
+    for name, policy in request.policies.items():
+        if name in dtypes and policy.storage != "kept":
+            dtypes[name] += " from 8 bits"  # what they encode differs from what they did in full
     options = recorded(architecture, request.options, command)
     shared = recorded(architecture, request.options, command, "train")
     nets = Nets(
@@ -190,6 +198,7 @@ def _run(kind: Kind, request: _Request) -> Summary:
         device=request.device,
         dtypes=asked,
         tokenizers=request.tokenizers,
+        place=placer(request.policies, request.device, report=request.report),
         report=request.report,
     )
     job = Job(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from musubi.config.memory import EncoderMemoryOptions
 from musubi.config.options import Options, Retired, option
 
 _DATA = "Data"
@@ -63,7 +64,7 @@ class CacheLatentsConfig(EncodingOptions):
     )
 
 
-class CacheTextConfig(EncodingOptions):
+class CacheTextConfig(EncoderMemoryOptions, EncodingOptions):
     """The model of `musubi cache text`."""
 
     text_encoder_dtype: str | None = option(

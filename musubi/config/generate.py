@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import model_validator
 from typing_extensions import Self
 
+from musubi.config.memory import GenerateMemoryOptions
 from musubi.config.options import Options, Retired, option
 from musubi.errors import ConfigError
 
@@ -152,7 +153,13 @@ class MachineOptions(Options):
 
 
 class GenerateConfig(
-    MachineOptions, OutputOptions, LoraOptions, SamplingOptions, VideoOptions, PromptOptions
+    GenerateMemoryOptions,
+    MachineOptions,
+    OutputOptions,
+    LoraOptions,
+    SamplingOptions,
+    VideoOptions,
+    PromptOptions,
 ):
     """Everything `musubi generate` takes, beside the architecture's own."""
 

@@ -93,6 +93,15 @@ class TrainMemoryOptions(NetworkMemoryOptions):
     dynamo_backend: Literal["no", "eager", "aot_eager", "inductor"] = option(
         "no", "The backend that compiles; inductor is the same as --compile.", group=_MEMORY
     )
+    dynamo_mode: Literal["default", "reduce-overhead", "max-autotune"] = option(
+        "default", "With --dynamo_backend: how long it may search for fast kernels.", group=_MEMORY
+    )
+    dynamo_fullgraph: bool = option(
+        False, "With --dynamo_backend: refuse what cannot be one graph.", group=_MEMORY
+    )
+    dynamo_dynamic: bool = option(
+        False, "With --dynamo_backend: the first compilation fits every size.", group=_MEMORY
+    )
 
 
 class GenerateMemoryOptions(NetworkMemoryOptions):
@@ -177,7 +186,14 @@ def compiler_words(config: Any) -> dict[str, Any]:
         ConfigError: A word is neither true nor false.
     """
     backend = getattr(config, "dynamo_backend", "no")
-    words: dict[str, Any] = {"backend": "inductor" if backend == "no" else backend}
+    words: dict[str, Any] = {"backend": "inductor"}
+    if backend != "no":
+        words = {
+            "backend": backend,
+            "mode": config.dynamo_mode,
+            "dynamic": True if config.dynamo_dynamic else None,
+            "fullgraph": config.dynamo_fullgraph,
+        }
     if config.compile_args is not None:
         backend, mode, dynamic, fullgraph = config.compile_args
         words = {

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 from typing_extensions import Self
 
+from musubi.config.memory import TrainMemoryOptions
 from musubi.config.optimization import (
     LoraOptions,
     OptimizerOptions,
@@ -109,6 +110,7 @@ class TrainConfig(
     ScheduleOptions,
     OptimizerOptions,
     LoraOptions,
+    TrainMemoryOptions,
     DtypeOptions,
     AttentionOptions,
     LengthOptions,
@@ -125,6 +127,12 @@ class TrainConfig(
             raise ConfigError(
                 f"--min_timestep {low} is not below --max_timestep {high}.",
                 fix="Give noise levels from 0 (clean) to 1000 (noise), the lower one first.",
+            )
+        if self.optimizer_offload and self.mixed_precision == "fp16":
+            raise ConfigError(
+                "--optimizer_offload cannot go with --mixed_precision fp16: its scaler works on the "
+                "device.",
+                fix="Use --mixed_precision bf16.",
             )
         wants = [n for n in ("sample_every_n_steps", "sample_every_n_epochs") if getattr(self, n)]
         wants += ["sample_at_first"] if self.sample_at_first else []
@@ -183,6 +191,7 @@ def _check_lora(config: TrainConfig) -> None:
     if config.full:
         names = ("network_dim", "network_dropout", "network_args", "network_weights")
         mixed = [n for n in (*names, "scale_weight_norms") if getattr(config, n) is not None]
+        mixed += [n for n in ("fp8_base", "fp8_scaled", "blocks_to_swap") if getattr(config, n)]
         if mixed:
             raise ConfigError(
                 f"--full trains the DiT itself, so --{mixed[0]} means nothing.",

@@ -14,6 +14,7 @@ from torch import nn
 
 from musubi.cache.tasks import device_of
 from musubi.config.generate import GenerateConfig
+from musubi.config.memory import compiler_words, encoder_policies
 from musubi.config.options import own_options, paths, tokenizers
 from musubi.config.task import Choice, choose_task
 from musubi.errors import ConfigError, MusubiError, RunError
@@ -23,8 +24,12 @@ from musubi.generate.interactive import ask
 from musubi.generate.loras import Chosen
 from musubi.generate.recipes import ENGINE_OPTIONS, build_recipe
 from musubi.generate.session import Session
+from musubi.memory.apply import placer
+from musubi.memory.compiled import Compiler
 from musubi.nn import attention
-from musubi.spec import Architecture, Recipe, Report, Task
+from musubi.plan.fit import policy_for
+from musubi.plan.rescue import rescued
+from musubi.spec import Architecture, Policy, Recipe, Report, Task
 from musubi.weights.dtypes import parse_dtype
 from musubi.weights.load import inspect
 from musubi.weights.nets import Nets
@@ -63,6 +68,7 @@ class _Job:
     chosen: Sequence[Chosen]
     folder: Path
     facts: Mapping[str, Any]
+    policy: Policy
     report: Report
     adapted: weakref.ref[nn.Module] | None = None  # a strong one would keep it in memory
 
@@ -96,8 +102,10 @@ class _Job:
         """
         failed: list[str] = []
         made: list[tuple[Recipe, Path]] = []
-        self.session.prepare(recipes)
-        self._adapt()
+        with rescued(self.config, self.architecture, "text", policy=self.policy):
+            self.session.prepare(recipes)
+        with rescued(self.config, self.architecture, "load", policy=self.policy):
+            self._adapt()
         for i, recipe in enumerate(recipes):
             self.report.note(_announce(recipe, i, len(recipes)))
             with _Collected(failed, recipe.prompt, self.report, len(recipes) > 1):
@@ -153,7 +161,8 @@ class _Job:
                 self.report.warn(str(error))
 
     def _denoise(self, recipe: Recipe) -> Path:
-        latents = self.session.latents(recipe)
+        with rescued(self.config, self.architecture, "sample", policy=self.policy):
+            latents = self.session.latents(recipe)
         name = write.stem(self.folder, recipe.seed)
         return write.write_latents(
             latents, self.folder / f"{name}_latent.safetensors", self._notes(recipe)
@@ -171,7 +180,8 @@ class _Job:
     def _write(
         self, latents: torch.Tensor, name: str, fps: float, notes: Mapping[str, str]
     ) -> None:
-        frames = self.session.frames(latents)
+        with rescued(self.config, self.architecture, "decode", policy=self.policy):
+            frames = self.session.frames(latents)
         kept = len(frames) - self.config.trim_tail_frames
         if kept < 1:
             raise ConfigError(
@@ -235,6 +245,7 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
     folder = _writable(Path(config.save_path))
     merged = bool(chosen) and config.lora_mode == "merge"
     device = device_of(config.device)
+    policy = policy_for(config, architecture, trains=False, buckets=(), report=report)
     nets = Nets(
         architecture,
         given,
@@ -242,6 +253,12 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
         dtypes=_dtypes(config, architecture),
         tokenizers=tokenizers(config, architecture),
         transforms={dit.name: loras.merging(chosen)} if merged else {},
+        place=placer(
+            {**encoder_policies(config, architecture), dit.name: policy},
+            device,
+            compiler=Compiler(**compiler_words(config)),
+            report=report,
+        ),
         report=report,
     )
     own = own_options(config, architecture)
@@ -252,7 +269,7 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
         "files": {name: path.name for name, path in given.items()},
         "loras": [{"file": c.file.path.name, "multiplier": c.multiplier} for c in chosen],
     }
-    return _Job(config, architecture, choice, session, nets, chosen, folder, facts, report)
+    return _Job(config, architecture, choice, session, nets, chosen, folder, facts, policy, report)
 
 
 def _needed(config: GenerateConfig, architecture: Architecture, task: Task) -> list[str]:

@@ -17,6 +17,7 @@ from musubi.flow import schedules, solvers
 from musubi.flow.times import mix
 from musubi.generate.guidance import guided, needs_negative
 from musubi.generate.inputs import check, clip_for, has_media
+from musubi.memory.apply import park
 from musubi.spec import (
     Architecture,
     Conditioning,
@@ -244,23 +245,28 @@ class Session:
     def _awake(self, name: str) -> nn.Module:
         network = self.nets[name]
         self._used.add(name)
-        return network.to(self.device) if self.park else network
+        return park(network, self.device) if self.park else network
 
     def _rest(self, name: str) -> None:
         if not self.park:
             self.nets.free(name)
         elif name in self._used:
-            self.nets[name].to("cpu")
+            park(self.nets[name], torch.device("cpu"))
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
 
 def compute_dtype(module: nn.Module) -> torch.dtype:
-    """The dtype that most of a network's weights are stored in; bfloat16 for 8-bit ones."""
+    """The dtype that most of a network's weights are stored in.
+
+    Weights in 8 bits compute in what the rest is stored in; in bfloat16 when there is no rest.
+    """
     counts: dict[torch.dtype, int] = {}
     for parameter in module.parameters():
-        counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
+        dtype = torch.bfloat16 if parameter.itemsize == 1 else parameter.dtype
+        weight = 0 if parameter.itemsize == 1 else parameter.numel()
+        counts[dtype] = counts.get(dtype, 0) + weight
     most = max(counts, key=lambda d: counts[d], default=torch.float32)
     return most if most in (torch.float32, torch.float16, torch.float64) else torch.bfloat16
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from musubi.memory import activations, compiled, fp8, recompute, residency
 from musubi.memory.blocks import stacks
 from musubi.memory.compiled import Compiler
 from musubi.memory.stream import Home, Stream, housed, layout, spread
+from musubi.spec.architecture import Component
 from musubi.spec.policy import Policy
 from musubi.spec.report import Quiet, Report
 from musubi.spec.traits import Traits
@@ -30,6 +31,7 @@ class Placement:
         traits: Of the network.
         policy: What is wanted.
         device: Where the network will run.
+        strict: Refuse to stream more blocks than there are; else all are.
         compiler: How its blocks are compiled, when the policy says so.
         report: Told what cannot be had here.
     """
@@ -40,9 +42,11 @@ class Placement:
         policy: Policy,
         device: torch.device,
         *,
+        strict: bool = True,
         compiler: Compiler | None = None,
         report: Report | None = None,
     ) -> None:
+        self.strict = strict
         self.traits = traits
         self.policy = policy
         self.device = device
@@ -116,11 +120,13 @@ class Placement:
         locked, first = True, 0
         for number, stack in enumerate(stacks(module, self.traits)):
             wanted = self.policy.streamed[number] if number < len(self.policy.streamed) else 0
+            if not self.strict:
+                wanted = min(wanted, len(stack))
             if wanted > len(stack):
                 raise ConfigError(
-                    f"{wanted} blocks are to be streamed, and {self.traits.stacks[number]} has "
-                    f"{len(stack)}.",
-                    fix=f"Give --blocks_to_swap {len(stack) - 1} at most.",
+                    f"--blocks_to_swap asks for {wanted} of {self.traits.stacks[number]}, and this "
+                    f"network has {len(stack)}.",
+                    fix="Swap fewer.",
                 )
             for place in spread(len(stack), wanted):
                 items, size = layout(stack[place], made)
@@ -135,6 +141,38 @@ class Placement:
                 "The memory of streamed blocks cannot be page-locked here: copies to the device "
                 "are several times slower. More free memory (or a higher `ulimit -l`) helps."
             )
+
+
+def placer(
+    policies: Mapping[str, Policy],
+    device: torch.device,
+    *,
+    compiler: Compiler | None = None,
+    report: Report | None = None,
+) -> Callable[[Component], Placement | None]:
+    """What `weights.nets.Nets` asks for each network that it loads.
+
+    Args:
+        policies: Component name → its policy; others are loaded plainly.
+        device: Where networks run.
+        compiler: For those that are compiled.
+        report: Told what cannot be had here.
+    """
+
+    def place(component: Component) -> Placement | None:
+        policy = policies.get(component.name)
+        if policy is None or policy == Policy():
+            return None
+        return Placement(
+            component.traits,
+            policy,
+            device,
+            strict=component.role == "dit",
+            compiler=compiler,
+            report=report,
+        )
+
+    return place
 
 
 def around(

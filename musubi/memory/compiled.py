@@ -26,6 +26,8 @@ from musubi.spec.traits import Traits
 NAME = "compile"
 # Kinds of blocks, sizes, and with or without gradients: each is a version of the same function.
 _VERSIONS = 64
+# CUDA graphs replay fixed addresses, and streamed weights have none.
+_WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class Compiler:
 
     Args:
         backend: "inductor", or one that PyTorch knows.
-        mode: "default", "max-autotune-no-cudagraphs", …
+        mode: "default", "max-autotune", …; CUDA graphs are always left out.
         dynamic: True makes the first compilation fit every size; None the second one; False none.
         fullgraph: Refuse what cannot be one graph.
     """
@@ -96,8 +98,9 @@ def _around(kind: type[nn.Module], compiler: Compiler, recomputed: Recompute) ->
         "dynamic": compiler.dynamic,
         "fullgraph": compiler.fullgraph,
     }
-    if compiler.mode not in (None, "default"):
-        words["mode"] = compiler.mode
+    mode = _WITHOUT_GRAPHS.get(compiler.mode or "default", compiler.mode)
+    if mode != "default":
+        words["mode"] = mode
     plain = torch.compile(kind.forward, **words)
     again = plain
     if recomputed != "none":

@@ -25,6 +25,9 @@ LIBRARIES = 64 << 20
 PROCESS = int(2.5 * 2**30)
 # How many blocks' worth of what waits on the host is on its way back at once.
 _IN_FLIGHT = 2
+# Seconds in which the host enqueues a compiled block's work, forward and backward; measured where
+# blocks are so small that the device waits for it.
+_ENQUEUED = 0.010
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +104,12 @@ def estimate(
         scratch = optimizers.scratch_bytes(optimizer.name, trained)
         stepping = {"gradients and the optimizer's step": gradients + scratch}
         activations = max(activations, stepping, key=lambda found: sum(found.values()))
+    if policy.compile and policy.storage != "kept":
+        # Measured: a compiled block holds copies of its 8-bit weights, turned or expanded, that
+        # take about what they take themselves.
+        steady["copies of 8-bit weights"] = max(
+            (max(s, default=0) for s in weights.blocks), default=0
+        )
     parts = {**steady, **activations}
     parked = sum(n * s.parked for n, s in zip(depths, pieces.stacks, strict=True))
     pinned = away + (parked if policy.offload_activations else 0)
@@ -128,12 +137,16 @@ def _timeline(pieces: Figures, depths: list[int], policy: Policy) -> dict[str, i
 
     live = pieces.start
     for count, stack in zip(depths, pieces.stacks, strict=True):
+        if not pieces.trains:  # nothing accumulates: every block is like the one that was run
+            see(stack.start, stack.forward, "activations")
+            continue
         grows = stack.kept - (stack.parked if away else 0)
         see(live + max(0, count - 1) * grows, stack.forward, "one block's forward pass")
         live += count * grows + stack.joint
-    see(live, pieces.after, "work after the blocks")
     if not pieces.trains:
+        see(pieces.done, pieces.after, "activations")
         return best
+    see(live, pieces.after, "work after the blocks")
     live += pieces.tail
     see(live, pieces.turn, "work after the blocks")
     live += pieces.turned
@@ -157,7 +170,8 @@ def _seconds(
     moved = passes * away
     if policy.offload_activations:
         moved += sum(n * s.parked for n, s in zip(depths, pieces.stacks, strict=True))
-    one = max(card.seconds(work), moved / card.link)
+    waits = sum(depths) * _ENQUEUED if policy.compile and pieces.trains else 0.0
+    one = max(card.seconds(work), moved / card.link, waits)
     return one if pieces.trains else case.calls * one
 
 

@@ -38,6 +38,7 @@ class Stack:
     """One block of a stack, in bytes.
 
     Attributes:
+        start: What is alive when it begins.
         forward: The most it needs for itself in its forward pass.
         kept: By how much what is kept for the backward pass grows.
         parked: The part of it that may wait on the host.
@@ -47,6 +48,7 @@ class Stack:
         work: Of one block, forward and backward.
     """
 
+    start: int
     forward: int
     kept: int
     parked: int
@@ -63,6 +65,7 @@ class Figures:
     Attributes:
         before: The peak before the first block.
         start: What is alive when the first block begins.
+        done: What is alive when the last block that was run is done.
         after: What the end of the forward pass needs over what is alive then.
         tail: By how much memory in use grows from the last block to the loss.
         turn: What the backward pass needs before it reaches a block.
@@ -72,6 +75,7 @@ class Figures:
 
     before: int
     start: int
+    done: int
     after: int
     tail: int
     turn: int
@@ -109,6 +113,7 @@ def figures(trace: Trace, depths: Sequence[int], *, compiled: bool) -> Figures:
     return Figures(
         before=_peak(trace.ops[: begin.at]),
         start=begin.live,
+        done=done.live,
         after=max(0, _peak(trace.ops[done.at : end.at]) - done.live),
         tail=end.live - done.live,
         turn=max(0, turn),
@@ -146,6 +151,7 @@ def _stack(
         given_back = read.given_back if trains else 0
         work = Work(work.flops, read.traffic)
     return Stack(
+        start=start.live,
         forward=forward,
         kept=kept,
         parked=parked,

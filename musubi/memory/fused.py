@@ -1,12 +1,13 @@
 """A recorded block as a compiler runs it: element-wise chains become one kernel with what they feed.
 
 A tensor is written to memory when a product makes it or reads it, when it leaves the block, or when
-that is cheaper than keeping alive what it is computed from. What is kept for the backward pass is
-the smallest set from which the rest follows without a product: a minimal cut.
+kernels on both sides of a product read it. What is kept for the backward pass is the smallest set
+from which the rest follows without a product: a minimal cut.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def read(trace: Trace, index: int, *, trains: bool) -> Block:
         parked = sum(s for s in saved.values() if s >= _LARGE)
     inner = _written_by(forward)
     there = _simulate(trace, forward, (set(saved) & inner) | leaving, {})
-    order = _on_demand(backward, optional)
+    order = [*again, *backward] if again else _on_demand(backward, optional)
     at = trace.find("back", index).at
     leaves = _outliving(trace, order, index)
     gone = {
@@ -136,12 +137,9 @@ class _Flow:
             for n in op.reads:
                 if n not in op.writes:
                     self.readers.setdefault(n, []).append(position)
-        self.held = {n for n in self.writers if self._must_be_held(n)}
+        self._stages = list(itertools.accumulate(op.kind != "elementwise" for op in ops))
+        self.held = {n for n in self.writers if self._must_be_held(n) or self._visited_twice(n)}
         self._ends: dict[int, int] = {}
-        for number in sorted(self.writers, key=lambda n: self.writers[n][0]):
-            if number not in self.held and self._worth_holding(number):
-                self.held.add(number)
-                self._ends.clear()
 
     def born(self, number: int) -> int:
         """Where it is first written."""
@@ -165,11 +163,7 @@ class _Flow:
 
     def traffic(self) -> float:
         """Bytes that element-wise kernels read and write."""
-        total = 0.0
-        stage, stages = 0, []
-        for op in self.ops:
-            stage += op.kind != "elementwise"
-            stages.append(stage)
+        total, stages = 0.0, self._stages
         for n in self.held | self.given | set(self.readers):
             size = self.trace.sizes[n]
             if n in self.writers and n not in self.held:
@@ -185,31 +179,10 @@ class _Flow:
         touching = (*self.writers[number], *self.readers.get(number, []))
         return number in self.leaving or any(self.ops[p].kind != "elementwise" for p in touching)
 
-    def _worth_holding(self, number: int) -> bool:
-        """Whether what it is computed from would otherwise live longer, and is larger."""
-        end = self.last(number)
-        kept = 0
-        for root in self._roots(number, set()):
-            own = max(
-                [p for p in self.readers.get(root, []) if number not in self.ops[p].writes],
-                default=-1,
-            )
-            if root in self.held and own < end:
-                kept += self.trace.sizes[root]
-        return self.trace.sizes[number] < kept
-
-    def _roots(self, number: int, seen: set[int]) -> set[int]:
-        found: set[int] = set()
-        for position in self.writers[number]:
-            for n in self.ops[position].reads:
-                if n in seen:
-                    continue
-                seen.add(n)
-                if n in self.held or n not in self.writers:
-                    found.add(n)
-                else:
-                    found |= self._roots(n, seen)
-        return found
+    def _visited_twice(self, number: int) -> bool:
+        """Whether kernels on both sides of a product read it: it is then written once."""
+        stages = {self._stages[position] for position in self.readers.get(number, [])}
+        return len(stages) > 1
 
 
 def _backward(trace: Trace, index: int) -> tuple[list[Op], list[Op]]:
@@ -284,11 +257,14 @@ def _cut(trace: Trace, index: int, forward: Sequence[Op], backward: Sequence[Op]
     inner = _written_by(forward)
     shared = _shared(trace, index)
     needed = _read_by(backward)
+    # PyTorch's partitioner computes nothing again that a product of the backward pass would read:
+    # it would have to be written to memory there as well.
+    written_again = _read_by(op for op in backward if op.kind != "elementwise")
     graph = _Graph()
     for number in inner | _read_by(forward):
         size = 0 if number in shared else trace.sizes[number]
         graph.add(("in", number), ("out", number), size)
-        if number not in inner:
+        if number not in inner or number in written_again:
             graph.add(_SOURCE, ("in", number), _ENDLESS)
         if number in needed:
             graph.add(("out", number), _SINK, _ENDLESS)
@@ -300,8 +276,6 @@ def _cut(trace: Trace, index: int, forward: Sequence[Op], backward: Sequence[Op]
             for number in op.reads:
                 if number != written:
                     graph.add(("out", number), ("in", written), _ENDLESS)
-            if not op.reads:
-                continue
     reached = graph.reached()
     kept = {
         n for n in inner | _read_by(forward)

@@ -103,8 +103,9 @@ def record(case: Case, policy: Policy) -> Trace:
     if given.latents is None:
         raise TypeError("condition() returned no latents for a training batch")
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    dit = _shallow(case, policy)
     with mode:
-        dit = _shallow(case, policy)
+        filled(dit)
         fake = functools.partial(walk, change=mode.from_tensor)
         given = Conditioning(fake(dict(given.inputs)), fake(given.latents))
         recorder = Recorder()
@@ -140,7 +141,7 @@ def _batch(case: Case) -> dict[str, Any]:
 
 
 def _shallow(case: Case, policy: Policy) -> nn.Module:
-    """The network with two blocks a stack, stored as the policy says."""
+    """The network with two blocks a stack, stored as the policy says; on the meta device."""
     component = case.architecture.dit
     module = on_meta(component, case.numbers, case.dtype)
     for path in component.traits.stacks:
@@ -149,18 +150,22 @@ def _shallow(case: Case, policy: Policy) -> nn.Module:
             del stack._modules[name]
     if policy.storage != "kept":
         fp8.convert(module, component.traits, products=policy.products)
+    return module
+
+
+def filled(module: nn.Module) -> None:
+    """Give a network on the meta device tensors of the mode that is on, and have it finish."""
     for owner in module.modules():
-        for table in (owner._parameters, owner._buffers):
-            for leaf, tensor in table.items():
-                if tensor is None:
-                    continue
-                made = torch.empty(tensor.shape, dtype=tensor.dtype)
-                is_parameter = isinstance(tensor, nn.Parameter)
-                table[leaf] = nn.Parameter(made, requires_grad=False) if is_parameter else made  # type: ignore[assignment]
+        for leaf, parameter in owner._parameters.items():
+            if parameter is not None:
+                made = torch.empty(parameter.shape, dtype=parameter.dtype)
+                owner._parameters[leaf] = nn.Parameter(made, requires_grad=False)
+        for leaf, buffer in owner._buffers.items():
+            if buffer is not None:
+                owner._buffers[leaf] = torch.empty(buffer.shape, dtype=buffer.dtype)
     finish = getattr(module, "finish", None)
     if callable(finish):
         finish()
-    return module
 
 
 def _watch(dit: nn.Module, component: Component, recorder: Recorder, policy: Policy) -> None:

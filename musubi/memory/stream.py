@@ -70,7 +70,7 @@ class Stream:
         self._ready: list[Any] = [None] * SLOTS
         self._side: Any = None
         for home in homes.values():
-            _empty(home)
+            _empty(home, device)
 
     def enter(self, index: int, *, backward: bool = False) -> None:
         """Have block `index` in place for what is enqueued next, and send for the one after it.
@@ -96,7 +96,7 @@ class Stream:
         """Give the slots back to the device; they are made again when a block runs."""
         for index in self._held:
             if index is not None:
-                _empty(self.homes[index])
+                _empty(self.homes[index], self.device)
         self._slots, self._held, self._ready = [], [None] * SLOTS, [None] * SLOTS
 
     def pack(self, tensor: torch.Tensor) -> Any:
@@ -145,7 +145,7 @@ class Stream:
     def _bring(self, index: int, slot: int) -> None:
         held = self._held[slot]
         if held is not None:
-            _empty(self.homes[held])
+            _empty(self.homes[held], self.device)
         home, buffer = self.homes[index], self._slots[slot]
         target = buffer[: home.buffer.numel()]
         if self._side is None:
@@ -217,7 +217,7 @@ def _tensors(block: nn.Module) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
                 yield owner, leaf, tensor
 
 
-def _empty(home: Home) -> None:
+def _empty(home: Home, device: torch.device) -> None:
+    # On the device, where its layer runs: what is put beside a layer asks where that is.
     for item in home.items:
-        tensor = item.tensor
-        tensor.data = torch.empty(0, dtype=item.dtype, device=tensor.device)
+        item.tensor.data = torch.empty(0, dtype=item.dtype, device=device)

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from musubi.memory.estimate import LIBRARIES, PROCESS, Estimate
 from musubi.memory.figures import Work
 from musubi.memory.speed import Card
-from musubi.memory.step import on_meta
+from musubi.memory.step import filled, on_meta
 from musubi.memory.trace import Recorder, Trace
 from musubi.memory.weights import weights_of
 from musubi.plan.subject import Bucket, Network
@@ -97,22 +97,11 @@ def _vae(network: Network, act: Any, card: Card | None) -> Estimate:
 
 def _record(network: Network, act: Any) -> Trace:
     recorder = Recorder()
+    module = on_meta(network.component, network.numbers, network.dtype)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        module = on_meta(network.component, network.numbers, network.dtype)
-        for owner in module.modules():
-            for leaf, p in owner._parameters.items():
-                if p is not None:
-                    made = torch.empty(p.shape, dtype=p.dtype)
-                    owner._parameters[leaf] = nn.Parameter(made, requires_grad=False)
-            for leaf, b in owner._buffers.items():
-                if b is not None:
-                    owner._buffers[leaf] = torch.empty(b.shape, dtype=b.dtype)
-        finish = getattr(module, "finish", None)
-        if callable(finish):
-            finish()
-        nets = _Nets(network.component.name, module)
+        filled(module)
         with recorder:
-            act(nets)
+            act(_Nets(network.component.name, module))
     return recorder.trace
 
 

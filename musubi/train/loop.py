@@ -40,7 +40,8 @@ def run(config: TrainConfig, architecture: Architecture, report: Report) -> None
             if accelerator.is_main_process:
                 _write_config(setup.config, architecture, names)
             try:
-                with stop:
+                with stop, setup.rescued("train"):
+                    ready.rehearse(setup.largest)
                     ready.train()
             finally:
                 setup.finish()

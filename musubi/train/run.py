@@ -111,6 +111,22 @@ class Run:
         self._bar: Progress | None = None
         self._stop_agreed = False
 
+    def rehearse(self, largest: Sequence[int]) -> None:
+        """Try the batch that needs the most memory, before an epoch is spent; nothing is learned.
+
+        Where memory has no bounds of its own, there is nothing to try.
+
+        Args:
+            largest: Its items.
+        """
+        if self.objective.device.type != "cuda" or self.position.step >= self.total:
+            return
+        self.trainee.mode(training=True)
+        batch = self.source.load(largest)
+        self.update.backward(self.objective.training_loss(batch, 0, 0))
+        for parameter in self.trainee.parameters():
+            parameter.grad = None
+
     def train(self) -> None:
         """Train to the end.
 

@@ -13,19 +13,22 @@ import torch
 from torch import nn
 
 from musubi.config.optimization import literals
-from musubi.config.options import own_options, paths, tokenizers
+from musubi.config.options import own_options, paths
 from musubi.config.task import Choice, choose_task
 from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
 from musubi.generate.session import Session, compute_dtype
 from musubi.lora.merge import Merging
-from musubi.memory import recompute
-from musubi.spec import Architecture, Report
+from musubi.plan import fit, rescue
+from musubi.plan.rescue import Where
+from musubi.plan.subject import Bucket
+from musubi.spec import Architecture, Policy, Report
 from musubi.train import (
     adapters,
     dataset,
     feed,
     log,
+    networks,
     optim,
     preview,
     processes,
@@ -36,6 +39,7 @@ from musubi.train import (
 from musubi.train import metadata as facts
 from musubi.train.checkpoints import Checkpoints, Names
 from musubi.train.dataset import Dataset
+from musubi.train.offload import Mirror
 from musubi.train.run import Run, snapshot
 from musubi.train.signals import Stop
 from musubi.train.step import Objective
@@ -89,6 +93,9 @@ class Setup:
         self.started = time.time()
         self.upload: Upload | None = None
         self.merging: Merging | None = None
+        self.policy = Policy()
+        self.buckets: tuple[Bucket, ...] = ()
+        self.largest: list[int] = []
         self.state, self.folder = self._find_state(config)
         self.config = self._with_seed(config)
 
@@ -111,15 +118,21 @@ class Setup:
                 pin=self.accelerator.device.type == "cuda",
                 device=self.accelerator.device,
             )
-        nets = self._nets()
+        self.buckets = fit.buckets_of(data.records.items)
+        self.largest = fit.largest_batch(data.records.items)
+        self.policy = fit.policy_for(
+            config, architecture, trains=True, buckets=self.buckets, report=self.report
+        )
+        nets, self.merging = networks.open_networks(
+            config, architecture, self.accelerator.device, self.policy, self.report
+        )
         gallery = self._gallery(choice, nets)
-        dit = nets[architecture.dit.name]
+        with self.rescued("load"):
+            dit = nets[architecture.dit.name]
         self._check_merged()
         if gallery is not None:
             gallery.session.dit = dit
         trainee = self._trainee(dit)
-        if config.gradient_checkpointing:
-            recompute.apply(dit, architecture.dit.traits)
         batches = data.batches(seed)
         per_epoch = feed.steps_per_epoch(
             len(batches(1)), config.gradient_accumulation_steps, self.accelerator.num_processes
@@ -176,6 +189,12 @@ class Setup:
         self._start_trackers(trackers, position.step)
         self._tell(trainee, data, per_epoch, total)
         return run
+
+    def rescued(self, where: Where) -> AbstractContextManager[None]:
+        """Inside, running out of device memory becomes an error that says what to change."""
+        return rescue.rescued(
+            self.config, self.architecture, where, policy=self.policy, buckets=self.buckets
+        )
 
     def finish(self) -> None:
         """Wait for uploads."""
@@ -251,30 +270,6 @@ class Setup:
             )
         numbers = inspect(dit, given[dit.name]).numbers
         return choose_task(self.architecture, self.config.task, numbers, given[dit.name])
-
-    def _nets(self) -> Nets:
-        config, architecture = self.config, self.architecture
-        flags = {
-            "vae": config.vae_dtype,
-            "text": config.text_encoder_dtype,
-            "dit": config.dit_dtype,
-        }
-        if config.full and config.dit_dtype is None:
-            flags["dit"] = "float32"
-        given = {c.name: flags.get(c.role) for c in architecture.components}
-        if config.base_weights:
-            self.merging = adapters.base_weights(
-                config.base_weights, config.base_weights_multiplier or [], architecture
-            )
-        return Nets(
-            architecture,
-            paths(config, architecture),
-            device=self.accelerator.device,
-            dtypes={name: parse_dtype(text) for name, text in given.items() if text is not None},
-            tokenizers=tokenizers(config, architecture),
-            transforms={} if self.merging is None else {architecture.dit.name: self.merging},
-            report=self.report,
-        )
 
     def _check_merged(self) -> None:
         unused = [] if self.merging is None else list(self.merging.unused)
@@ -352,11 +347,13 @@ class Setup:
     def _update(self, trainee: Trainee, total: int) -> Update:
         config = self.config
         rate = config.learning_rate_or_default
+        groups = trainee.groups(rate)
+        mirror = None
+        if config.optimizer_offload:
+            mirror = Mirror(trainee.parameters())
+            groups = mirror.groups(groups)
         optimizer = optim.create(
-            config.optimizer_type,
-            trainee.groups(rate),
-            lr=rate,
-            arguments=self._optimizer_arguments(),
+            config.optimizer_type, groups, lr=rate, arguments=self._optimizer_arguments()
         )
         group = processes.processes(self.accelerator)
         return Update(
@@ -367,6 +364,7 @@ class Setup:
             config.max_grad_norm,
             group.world,
             group.total,
+            mirror,
         )
 
     def _validation(self, objective: Objective, data: Dataset) -> Validation | None:

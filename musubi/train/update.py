@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from musubi.train.offload import Mirror
 from musubi.train.schedule import Schedule
 
 Sum = Callable[[torch.Tensor], torch.Tensor]
@@ -27,6 +28,7 @@ class Update:
         max_norm: Gradients are clipped to this norm; 0 leaves them.
         world: Number of processes.
         total: Sums a tensor over the processes, in place or not.
+        mirror: Where the optimizer's parameters are, when it lives in host memory.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -36,6 +38,7 @@ class Update:
     max_norm: float
     world: int = 1
     total: Sum = lambda tensor: tensor
+    mirror: Mirror | None = None
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add to the gradients; float16's are scaled."""
@@ -51,6 +54,8 @@ class Update:
         if self.max_norm > 0:
             nn.utils.clip_grads_with_norm_(self.parameters, self.max_norm, norm)
         moved = True
+        if self.mirror is not None:
+            self.mirror.collect()
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -58,9 +63,12 @@ class Update:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             moved = self.scaler.get_scale() >= before
+        if self.mirror is not None:
+            self.mirror.hand_back()
         if moved:
             self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         return norm
 
     def _gather(self) -> None:

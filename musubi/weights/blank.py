@@ -41,10 +41,14 @@ class _Uninitialised(TorchFunctionMode):
         if func in _RANDOM and kwargs.get("device") is None:
             kwargs.pop("generator", None)
             func = torch.empty
-        if func in _SCALED and _is_blank(args[0]) and isinstance(args[1], (int, float)):
+        if func in _SCALED and len(args) == 2 and _is_blank(args[0]) and _is_number(args[1]):
             return torch.empty(args[0].shape, dtype=args[0].dtype)
         return func(*args, **kwargs)
 
 
 def _is_blank(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_meta and value.is_floating_point()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))

@@ -9,15 +9,15 @@ import torch
 
 from musubi.weights.dtypes import FP8
 
-# dtype → an unsigned integer of its size, and the least pattern without its sign, shifted left by
-# one, that is NaN or an infinity.
+# dtype → an unsigned integer of its size, and the least pattern without its sign that is NaN or an
+# infinity.
 _LIMITS: dict[torch.dtype, tuple[Any, int]] = {
-    torch.float64: (np.uint64, 0xFFE0 << 48),
-    torch.float32: (np.uint32, 0xFF00 << 16),
-    torch.bfloat16: (np.uint16, 0xFF00),
-    torch.float16: (np.uint16, 0xF800),
-    torch.float8_e5m2: (np.uint8, 0xF8),
-    torch.float8_e4m3fn: (np.uint8, 0xFE),
+    torch.float64: (np.uint64, 0x7FF0 << 48),
+    torch.float32: (np.uint32, 0x7F80 << 16),
+    torch.bfloat16: (np.uint16, 0x7F80),
+    torch.float16: (np.uint16, 0x7C00),
+    torch.float8_e5m2: (np.uint8, 0x7C),
+    torch.float8_e4m3fn: (np.uint8, 0x7F),
 }
 
 
@@ -44,7 +44,8 @@ def finite_bytes(stored: memoryview, dtype: torch.dtype) -> bool:
     if dtype not in _LIMITS:
         return bool(finite(torch.frombuffer(stored, dtype=dtype)))
     kind, limit = _LIMITS[dtype]
-    return bool(np.left_shift(np.frombuffer(stored, dtype=kind), kind(1)).max() < limit)
+    unsigned = np.bitwise_and(np.frombuffer(stored, dtype=kind), kind(np.iinfo(kind).max >> 1))
+    return bool(unsigned.max() < limit)
 
 
 class Truths:

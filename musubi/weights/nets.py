@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -14,7 +14,16 @@ from musubi.errors import ConfigError
 from musubi.spec.architecture import Architecture, Component
 from musubi.spec.report import Quiet, Report
 from musubi.weights.load import Transform, load
+from musubi.weights.placing import Placing
 from musubi.weights.tokenizer import load_tokenizer
+
+
+class Place(Placing, Protocol):
+    """A `Placing` that has the last word on a network that is in place."""
+
+    def finish(self, module: nn.Module) -> nn.Module:
+        """Put what goes around its blocks around them."""
+        ...
 
 
 class Nets:
@@ -27,6 +36,7 @@ class Nets:
         dtypes: Component name to dtype, where it differs from the component's own.
         tokenizers: Component name to the tokenizer that the user gave.
         transforms: Component name to what is done to its tensors while loading.
+        place: Says for a component how it is stored and where; None where nothing is special.
         report: Is told what is loaded.
     """
 
@@ -39,6 +49,7 @@ class Nets:
         dtypes: Mapping[str, torch.dtype] | None = None,
         tokenizers: Mapping[str, Path] | None = None,
         transforms: Mapping[str, Transform] | None = None,
+        place: Callable[[Component], Place | None] = lambda component: None,
         report: Report | None = None,
     ) -> None:
         self.architecture = architecture
@@ -47,6 +58,7 @@ class Nets:
         self._dtypes = dict(dtypes or {})
         self._given_tokenizers = dict(tokenizers or {})
         self._transforms = dict(transforms or {})
+        self._place = place
         self._report: Report = report or Quiet()
         self._modules: dict[str, nn.Module] = {}
         self._tokenizers: dict[str, Any] = {}
@@ -62,14 +74,17 @@ class Nets:
             component = self._component(name)
             path = self._path(component)
             self._report.note(f"Loading the {name} from {path}.")
-            self._modules[name] = load(
+            place = self._place(component)
+            module = load(
                 component,
                 path,
                 device=self.device,
                 dtype=self._dtypes.get(name),
                 transform=self._transforms.get(name),
                 others=self.architecture.components,
+                placing=place,
             )
+            self._modules[name] = module if place is None else place.finish(module)
         return self._modules[name]
 
     def __contains__(self, name: object) -> bool:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 
 from musubi.errors import CheckpointError
@@ -17,6 +19,8 @@ from musubi.weights.dtypes import FP8
 
 _MARKER = "scaled_fp8"
 _WEIGHT_SCALES = ("scale_weight", "weight_scale")
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BLOCK_HOST, _BLOCK_DEVICE = 2**17, 2**24  # numbers that are converted at once
 _OTHER = ("scale_input", "input_scale", "comfy_quant", "weight_scale_2")
 
 
@@ -38,34 +42,40 @@ def split_scales(names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     return weights, scales
 
 
-def expand(name: str, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    """What an 8-bit or scaled weight stands for, in float32; any other tensor as it is.
+def expand(
+    name: str,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """What an 8-bit or scaled weight stands for; any other tensor as it is.
 
     Args:
         name: For messages.
         weight: (rows, …).
         scale: One number, or one for each row.
+        dtype: Of what comes back: products are made in float32, then cast.
 
     Raises:
         CheckpointError: It is quantised in a way that is not read.
     """
     if scale is None:
-        return weight.float() if weight.dtype in FP8 else weight
+        return _cast(weight, None, dtype) if weight.dtype in FP8 else weight
     if not weight.is_floating_point():
         raise CheckpointError(
             f"{name!r} is quantised as {weight.dtype}, which is not read here.",
             fix="Use the file in bfloat16, float16 or fp8.",
         )
     factor = scale.to(weight.device).float()
+    if not _fits(tuple(weight.shape), tuple(factor.shape)):
+        raise CheckpointError(
+            f"The scale of {name!r} has the shape {tuple(scale.shape)}, where {tuple(weight.shape)} "
+            "takes one number or one a row.",
+            fix="Use the file in bfloat16, float16 or with one scale a tensor.",
+        )
     if factor.numel() == 1:
-        return weight.float() * factor.reshape(())
-    if _fits(tuple(weight.shape), tuple(factor.shape)):
-        return weight.float() * factor.reshape(-1, *(1,) * (weight.ndim - 1))
-    raise CheckpointError(
-        f"The scale of {name!r} has the shape {tuple(scale.shape)}, where {tuple(weight.shape)} takes "
-        f"one number or {weight.shape[0]}.",
-        fix="Use the file in bfloat16, float16 or with one scale a tensor.",
-    )
+        return _cast(weight, factor.reshape(()), dtype)
+    return _cast(weight, factor.reshape(-1, *(1,) * (weight.ndim - 1)), dtype)
 
 
 def joinable(
@@ -101,4 +111,53 @@ def scale_rows(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor
 
 def _fits(weight: tuple[int, ...], scale: tuple[int, ...]) -> bool:
     count = math.prod(scale)
-    return count == 1 or (count == weight[0] and scale[0] == weight[0])
+    return count == 1 or (bool(weight) and count == weight[0] == scale[0])
+
+
+def _cast(weight: torch.Tensor, factor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """Weight * factor by way of float32, of which only a block exists at a time.
+
+    Args:
+        weight: (rows, …).
+        factor: (), or (rows, 1, …).
+        dtype: Of the result.
+    """
+    if not weight.ndim:
+        return _product(weight.float(), factor).to(dtype)
+    out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    size = _BLOCK_HOST if weight.is_cpu else _BLOCK_DEVICE
+    step = max(1, size * weight.shape[0] // max(1, weight.numel()))
+    blocks = [slice(i, i + step) for i in range(0, weight.shape[0], step)]
+    by_row = factor is not None and factor.ndim > 0
+    if weight.is_cpu and weight.dtype in FP8 and not by_row:
+        _look_up(weight, factor, out, blocks)
+    else:
+        for block in blocks:
+            rows = factor[block] if factor is not None and by_row else factor
+            out[block].copy_(_product(weight[block].float(), rows))
+    return out
+
+
+def _product(weight: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
+    return weight if factor is None else weight * factor
+
+
+def _look_up(
+    weight: torch.Tensor, factor: torch.Tensor | None, out: torch.Tensor, blocks: list[slice]
+) -> None:
+    """Look up what each byte stands for: on a processor a tenth of the time of converting it."""
+    numbers = torch.arange(256, dtype=torch.uint8).view(weight.dtype).float()
+    kind = _INTEGERS[out.dtype.itemsize]
+    table = _product(numbers, factor).to(out.dtype).view(kind).numpy()
+    stored, room = weight.view(torch.uint8).numpy(), out.view(kind).numpy()
+
+    def fill(block: slice) -> None:
+        np.take(table, stored[block], out=room[block], mode="clip")
+
+    threads = min(torch.get_num_threads(), len(blocks))
+    if threads > 1:
+        with ThreadPoolExecutor(threads, thread_name_prefix="expand") as pool:
+            list(pool.map(fill, blocks))
+    else:
+        for block in blocks:
+            fill(block)

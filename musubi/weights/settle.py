@@ -10,7 +10,7 @@ import torch
 
 from musubi.errors import CheckpointError
 from musubi.weights.contents import Inspection
-from musubi.weights.dtypes import dtype_name
+from musubi.weights.dtypes import FP8, dtype_name
 from musubi.weights.files import Weights
 from musubi.weights.finite import Truths, finite
 from musubi.weights.jobs import Job, Whole, plan_job
@@ -99,7 +99,7 @@ class Settler:
             assert whole is not None
             made = self._kept(job, whole, found)
         if made is None:
-            tensor = self._expanded(job, whole, found)
+            tensor = self._expanded(job, whole, found, None if job.stored else job.dtype)
             whole = None
             if job.stored and not job.kept:
                 assert self._placing is not None
@@ -137,15 +137,25 @@ class Settler:
         return self._placing.store(job.ours, whole, torch.cat(rows))
 
     def _expanded(
-        self, job: Job, whole: torch.Tensor | None, found: dict[str, torch.Tensor]
+        self,
+        job: Job,
+        whole: torch.Tensor | None,
+        found: dict[str, torch.Tensor],
+        dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """The tensor in numbers that can be computed with; takes what it uses out of `found`."""
+        """The tensor in numbers that can be computed with; takes what it uses out of `found`.
+
+        With a dtype, 8-bit weights become that at once where nothing is computed with them.
+        """
+        kinds = {self._weights.dtypes[name] for name in job.source.names}
+        if dtype is None or job.transformed or not kinds <= FP8:
+            dtype = torch.float32
         if whole is not None and not job.kept:
             found.clear()
             tensor = whole
         else:
             parts = [
-                expand(name, found.pop(name), found.pop(scale) if scale is not None else None)
+                expand(name, found.pop(name), found.pop(scale) if scale else None, dtype)
                 for name, scale in zip(job.source.names, job.scales, strict=True)
             ]
             if job.source.operation == "swap":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from types import MethodType
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class TextEncoder(nn.Module):
     ) -> None:
         super().__init__()
         from transformers import UMT5Config
-        from transformers.models.umt5.modeling_umt5 import UMT5Stack
+        from transformers.models.umt5.modeling_umt5 import UMT5DenseGatedActDense, UMT5Stack
 
         config = UMT5Config(
             vocab_size=vocab_size,
@@ -57,6 +58,9 @@ class TextEncoder(nn.Module):
         )
         self.shared = nn.Embedding(vocab_size, dim)
         self.encoder = UMT5Stack(config)
+        for module in self.encoder.modules():
+            if isinstance(module, UMT5DenseGatedActDense):
+                module.forward = MethodType(_feed_forward, module)  # type: ignore[method-assign]
         del self.encoder.embed_tokens  # a second name of the same table
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -67,6 +71,13 @@ class TextEncoder(nn.Module):
             mask: 1 where there is a token, B L.
         """
         return self.encoder(inputs_embeds=self.shared(ids), attention_mask=mask).last_hidden_state
+
+
+def _feed_forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    """The gated feed-forward layer; transformers' own rounds its input to the dtype that the last
+    matrix is stored in, which may be 8 bits.
+    """
+    return self.wo(self.act(self.wi_0(hidden_states)) * self.wi_1(hidden_states))
 
 
 def build(**numbers: int) -> TextEncoder:

@@ -1,0 +1,63 @@
+"""The networks of a run: which files, in what dtype, and where their weights live."""
+
+from __future__ import annotations
+
+import torch
+
+from musubi.config.memory import compiler_words, encoder_policies
+from musubi.config.options import paths, tokenizers
+from musubi.config.train import TrainConfig
+from musubi.lora.merge import Merging
+from musubi.memory.apply import placer
+from musubi.memory.compiled import Compiler
+from musubi.spec import Architecture, Policy, Report
+from musubi.train import adapters
+from musubi.weights.dtypes import parse_dtype
+from musubi.weights.nets import Nets
+
+
+def open_networks(
+    config: TrainConfig,
+    architecture: Architecture,
+    device: torch.device,
+    policy: Policy,
+    report: Report,
+) -> tuple[Nets, Merging | None]:
+    """The networks, loaded when first asked for, and what is merged into the DiT meanwhile.
+
+    Args:
+        config: Of the run.
+        architecture: Whose networks.
+        device: Where they run.
+        policy: Of the DiT.
+        report: Told what is loaded.
+    """
+    flags = {
+        "vae": config.vae_dtype,
+        "text": config.text_encoder_dtype,
+        "dit": config.dit_dtype,
+    }
+    if config.full and config.dit_dtype is None:
+        flags["dit"] = "float32"
+    given = {c.name: flags.get(c.role) for c in architecture.components}
+    merging = None
+    if config.base_weights:
+        merging = adapters.base_weights(
+            config.base_weights, config.base_weights_multiplier or [], architecture
+        )
+    nets = Nets(
+        architecture,
+        paths(config, architecture),
+        device=device,
+        dtypes={name: parse_dtype(text) for name, text in given.items() if text is not None},
+        tokenizers=tokenizers(config, architecture),
+        transforms={} if merging is None else {architecture.dit.name: merging},
+        place=placer(
+            {**encoder_policies(config, architecture), architecture.dit.name: policy},
+            device,
+            compiler=Compiler(**compiler_words(config)),
+            report=report,
+        ),
+        report=report,
+    )
+    return nets, merging
