@@ -20,6 +20,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from musubi.cli.report import safe_streams
 
     safe_streams()
+    if sys.platform == "linux":
+        # Segments that can grow: what is freed in pieces is used again, and less memory lies idle.
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

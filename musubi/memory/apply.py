@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from musubi.errors import ConfigError
-from musubi.memory import activations, compiled, fp8, recompute, residency
+from musubi.memory import activations, compiled, fp8, recompute, residency, slices
 from musubi.memory.blocks import stacks
 from musubi.memory.compiled import Compiler
 from musubi.memory.stream import Home, Stream, housed, layout, spread
@@ -184,6 +184,8 @@ def around(
     stream: Stream | None = None,
 ) -> None:
     """Put a policy's recomputation, compilation and residency around a network's blocks."""
+    if policy.slices > 1:
+        slices.apply(module, traits, policy.slices, compiled=policy.compile)
     if policy.compile:
         compiled.apply(module, traits, compiler, recomputed=policy.recompute)
     elif policy.recompute != "none":

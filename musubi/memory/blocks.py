@@ -57,7 +57,7 @@ def unwrap(block: nn.Module, name: str) -> None:
 
 def _run(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     own = block.__dict__[_FORWARD]
-    call = types.MethodType(type(block).forward, block) if own is None else own
+    call = functools.partial(type(block).forward, block) if own is None else own
     for around in block.__dict__[_POLICIES].values():
         call = functools.partial(around, block, call)
     return call(*args, **kwargs)

@@ -1,7 +1,8 @@
 """The fastest settings that fit a card: what keeps every number as it is comes first.
 
 Tried in the order of what they cost: nothing computed again, then all but attention, then whole
-blocks; for each as few streamed blocks as fit, with activations on the device and then on the host.
+blocks; for each as few streamed blocks as fit, with activations on the device and then on the host;
+where none of that fits, feed-forward layers in slices.
 Weights in 8 bits change the numbers a little: they are taken when nothing exact fits, or when the
 exact settings would wait for the link.
 """
@@ -25,6 +26,7 @@ MARGIN_PART = 0.05
 MARGIN = 256 << 20
 # Exact settings may be this much slower than those in 8 bits.
 _WORTH = 1.15
+_SLICES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +83,10 @@ class _Search:
     def best(self) -> Chosen:
         found: list[Chosen] = []
         for storage, products in self._storages():
-            fitting = [
-                one for policy in self._modes(storage, products) if (one := self._fit(policy))
-            ]
+            fitting: list[Chosen] = []
+            for slices in self._slices():
+                modes = self._modes(storage, products, slices)
+                fitting = fitting or [one for policy in modes if (one := self._fit(policy))]
             if fitting:
                 found.append(min(fitting, key=self._time))
             exact = [c for c in found if c.policy.storage == "kept"]
@@ -105,7 +108,15 @@ class _Search:
         if self.case.architecture.dit.traits.quantize and self._frozen():
             yield "fp8_scaled", False
 
-    def _modes(self, storage: Storage, products: bool) -> Iterator[Policy]:
+    def _slices(self) -> tuple[int, ...]:
+        """In how many slices feed-forward layers are tried: in one, then in several."""
+        if "slices" in self.fixed:
+            return (self.fixed["slices"],)
+        if self.case.attach is None or not self.case.architecture.dit.traits.tokenwise:
+            return (1,)
+        return (1, _SLICES)
+
+    def _modes(self, storage: Storage, products: bool, slices: int) -> Iterator[Policy]:
         compiled = self.fixed.get("compile", self.may_compile)
         again: tuple[Recompute, ...] = ("none", "attention", "blocks")
         if self.case.attach is None:
@@ -122,6 +133,7 @@ class _Search:
                     products=products,
                     recompute=recompute,
                     offload_activations=offload,
+                    slices=slices,
                     compile=compiled,
                 )
 
@@ -174,7 +186,8 @@ class _Search:
         tried = [
             self._with(policy, self._counts(policy)[-1])
             for storage, products in self._storages()
-            for policy in self._modes(storage, products)
+            for slices in self._slices()
+            for policy in self._modes(storage, products, slices)
         ]
         least = min(tried, key=lambda one: one.estimate.device)
         size = f"{self.case.width}x{self.case.height}, {self.case.frames} frames"

@@ -27,7 +27,7 @@ PROCESS = int(2.5 * 2**30)
 _IN_FLIGHT = 2
 # Seconds in which the host enqueues a compiled block's work, forward and backward; measured where
 # blocks are so small that the device waits for it.
-_ENQUEUED = 0.010
+_ENQUEUED = 0.006
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,11 +179,15 @@ def _key(case: Case) -> Hashable:
     return (
         id(case.architecture),
         case.task.name,
-        tuple((k, str(v)) for k, v in sorted(case.numbers.items())),
+        _numbers(case),
         (case.width, case.height, case.frames, case.batch),
         (case.dtype, case.compute, case.attach),
         tuple((k, str(v)) for k, v in sorted(case.options.items())),
     )
+
+
+def _numbers(case: Case) -> Hashable:
+    return tuple((k, str(v)) for k, v in sorted(case.numbers.items()))
 
 
 # Recordings of this process: (case, how it is stored, what is computed again) → recording.
@@ -193,7 +197,8 @@ _attached: dict[Hashable, tuple[list[int], int]] = {}
 
 def _figures(case: Case, policy: Policy) -> Figures:
     again = policy.recompute if case.attach is not None else "none"
-    key = (_key(case), policy.storage != "kept", policy.products, again)
+    sliced = (policy.slices, policy.compile) if policy.slices > 1 else ()
+    key = (_key(case), policy.storage != "kept", policy.products, again, sliced)
     if key not in _traces:
         _traces[key] = record(case, policy)
     return _read(key, _depths(case), policy.compile)
@@ -213,7 +218,7 @@ def _trained(case: Case) -> tuple[list[int], int]:
     """Numbers in each trained tensor, and how many are not the network's own."""
     if case.attach is None:
         return [], 0
-    key = _key(case)
+    key = (id(case.architecture), _numbers(case), case.dtype, case.attach)
     if key not in _attached:
         module = on_meta(case.architecture.dit, case.numbers, case.dtype)
         own = {id(p) for p in module.parameters()}

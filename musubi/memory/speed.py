@@ -106,7 +106,9 @@ def named(name: str) -> Card:
     Raises:
         ConfigError: None is called so.
     """
-    found = _find(name)
+    asked = _words(name)
+    parts = [card for card in CARDS if asked and asked <= _words(card.name)]
+    found = _find(name) or min(parts, key=lambda card: len(card.name), default=None)
     if found is None:
         raise ConfigError(
             f"No speed is known for a card {name!r}.",
@@ -125,11 +127,11 @@ def of_device(index: int = 0) -> Card | None:
 
 
 def _find(name: str) -> Card | None:
-    words = re.sub(r"[^a-z0-9]+", " ", name.lower()).split()
-    for card in CARDS:
-        if set(card.name.lower().split()) <= set(words):
-            return card
-    return None
+    return next((card for card in CARDS if _words(card.name) <= _words(name)), None)
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall(r"[a-z]*[0-9]*[a-z]*", name.lower())) - {""}
 
 
 def _measured(name: str, device: torch.device) -> Card:

@@ -18,7 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from musubi.errors import ConfigError
-from musubi.memory import fp8, recompute
+from musubi.memory import fp8, recompute, slices
 from musubi.memory.blocks import stacks, wrap
 from musubi.memory.example import example_batch
 from musubi.memory.trace import Recorder, Trace, walk
@@ -89,7 +89,7 @@ def on_meta(component: Component, numbers: Mapping[str, Any], dtype: torch.dtype
 def record(case: Case, policy: Policy) -> Trace:
     """Run a step with two blocks of each stack, and note what it allocates and multiplies.
 
-    Of the policy, storage, products and recompute count; the rest follows from the figures.
+    Of the policy, storage, products, recompute and slices count; the rest follows from the figures.
 
     Marks: "in" and "out" of each block, "loss" after the forward pass of a training step, "back"
     before the backward pass of each block, "run" and "ran" around a block's own forward pass, which
@@ -172,6 +172,8 @@ def _watch(dit: nn.Module, component: Component, recorder: Recorder, policy: Pol
     every = [block for stack in stacks(dit, component.traits) for block in stack]
     for index, block in enumerate(every):
         wrap(block, "inside", functools.partial(_inside, recorder=recorder, index=index))
+    if policy.slices > 1:
+        slices.apply(dit, component.traits, policy.slices, compiled=policy.compile)
     if policy.recompute != "none":
         recompute.apply(dit, component.traits, keep_attention=policy.recompute == "attention")
     for index, block in enumerate(every):

@@ -135,6 +135,8 @@ def decided(config: Any, policy: Policy) -> dict[str, Any]:
         fixed["recompute"] = policy.recompute
     if policy.offload_activations:
         fixed["offload_activations"] = True
+    if policy.slices > 1:
+        fixed["slices"] = policy.slices
     if policy.compile:
         fixed["compile"] = True
     return fixed

@@ -11,6 +11,9 @@ from musubi.plan import networks
 from musubi.plan.subject import Bucket, Subject
 from musubi.spec.policy import Policy
 
+# Buckets that are looked at, the largest ones; the others need less.
+SHOWN = 6
+
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
@@ -48,7 +51,7 @@ def phases(
     dit = subject.networks[subject.architecture.dit.name]
     found.append(Phase(name="load the dit", bucket=None, estimate=networks.loading(dit, policy)))
     name = "a training step" if subject.trains else "a denoising step"
-    for bucket in subject.buckets:
+    for bucket in subject.buckets[:SHOWN]:
         need = estimate(subject.at(bucket), policy, optimizer=subject.optimizer, card=card)
         found.append(Phase(name=name, bucket=bucket, estimate=need))
     if not subject.trains:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import torch
 
-from musubi.errors import MusubiError, RunError
+from musubi.config.memory import encoder_policies
+from musubi.errors import RunError
 from musubi.memory.choose import needed, stream_counts
 from musubi.memory.estimate import estimate
 from musubi.memory.weights import weights_of
@@ -87,10 +88,11 @@ def explain(
         about = subject(
             config, architecture, trains=trains, report=Quiet(), buckets=buckets or None
         )
-        rows = table(phases(about, policy))
+        encoders = encoder_policies(config, architecture)
+        rows = table(phases(about, policy, encoders=encoders))
         what += "\n" + plain("What is needed", HEADS, rows)
         fix = advice(about, policy, where, room)
-    except MusubiError:  # it cannot be planned; the fact stays
+    except Exception:  # whatever is wrong with the plan must not hide the fact
         first = " ".join(str(error).split()).partition(" If reserved")[0]
         return RunError(f"{what} {first}", fix="Lower the size, the frames or the batch.")
     return RunError(what, fix=fix)
@@ -145,6 +147,8 @@ def _changes(about: Subject, policy: Policy) -> Iterator[Policy]:
         yield replace(policy, offload_activations=True)
     if not whole and policy.storage == "kept" and dit.traits.quantize:
         yield replace(policy, storage="fp8_scaled")
+    if policy.slices == 1 and dit.traits.tokenwise:
+        yield replace(policy, slices=4)
     if not policy.compile:
         yield replace(policy, compile=True)
 

@@ -14,7 +14,7 @@ from musubi.memory.choose import Chosen, needed
 from musubi.memory.speed import Card
 from musubi.plan import words
 from musubi.plan.fit import device_bytes, fitting
-from musubi.plan.phases import Phase, phases
+from musubi.plan.phases import SHOWN, Phase, phases
 from musubi.plan.subject import Subject, subject
 from musubi.plan.table import HEADS, table
 from musubi.plan.words import gib
@@ -66,6 +66,9 @@ def _tell(
     dit = about.architecture.dit
     flags = words.settings(policy, dit, trains=about.trains)
     report.table(f"{title(about)}, with {flags}", HEADS, table(found))
+    rest = len(about.buckets) - SHOWN
+    if rest > 0:
+        report.note(f"{rest} smaller bucket{'s' if rest > 1 else ''} need less.")
     most = max(found, key=lambda phase: phase.estimate.device)
     size = f" at {most.bucket}" if most.bucket is not None else ""
     report.note(

@@ -34,6 +34,8 @@ def flags(policy: Policy, component: Component, *, trains: bool) -> list[str]:
             said.append("--gradient_checkpointing_cpu_offload")
             if policy.recompute == "none":
                 said.append("--recompute none")
+    if policy.slices > 1:
+        said.append(f"--ffn_slices {policy.slices}")
     if policy.compile:
         said.append("--compile")
     return said

@@ -321,9 +321,8 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
 def _new_buffer(size: int, device: torch.device) -> _Buffer:
     if device.type == "cuda":
         try:
-            return _Buffer(
-                torch.empty(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()
-            )
+            memory = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+            return _Buffer(memory, torch.cuda.Event(blocking=True))  # who waits for it sleeps
         except RuntimeError:  # no more memory may be pinned; slower, and works
             pass
     return _Buffer(torch.empty(size, dtype=torch.uint8))

@@ -131,6 +131,10 @@ def _cast(weight: torch.Tensor, factor: torch.Tensor | None, dtype: torch.dtype)
     by_row = factor is not None and factor.ndim > 0
     if weight.is_cpu and weight.dtype in FP8 and not by_row:
         _look_up(weight, factor, out, blocks)
+    elif dtype is torch.float32:
+        out.copy_(weight)
+        if factor is not None:
+            out.mul_(factor)
     else:
         for block in blocks:
             rows = factor[block] if factor is not None and by_row else factor

@@ -176,14 +176,11 @@ def test_activations_on_the_host_are_pinned_there():
 
 
 def test_compiled_blocks_keep_less():
-    for again in ("none", "attention", "blocks"):
-        plain = estimate(case(), Policy(recompute=again))
-        fused = estimate(case(), Policy(recompute=again, compile=True))
-        assert (
-            fused.parts["kept for the backward pass"] <= plain.parts["kept for the backward pass"]
-        )
-    least = [estimate(case(), Policy(recompute="none", compile=c)).device for c in (True, False)]
-    assert least[0] < least[1]
+    half = replace(case(), dtype=torch.bfloat16, compute=torch.bfloat16)
+    plain, fused = (
+        estimate(half, Policy(compile=c)).parts["kept for the backward pass"] for c in (False, True)
+    )
+    assert 0.5 * plain < fused < 0.9 * plain
 
 
 def test_seconds_grow_with_what_is_computed_again_and_with_the_link():

@@ -74,11 +74,12 @@ def test_only_so_much_is_read_ahead(tmp_path):
         inner = weights.readinto
         weights.readinto = lambda name, *rest: (begun.append(name), inner(name, *rest))
         with Reading(weights, _orders(values, False), CPU, readers=3) as reading:
-            for taken in (0, 1, 40):
-                reading.take(taken)
-                _settled(begun)
-                done = taken and (1 if taken == 1 else 41)
-                assert done < len(begun) <= done + 2 * 3 + 2
+            for more, done in ((0, 0), (1, 1), (40, 41)):
+                reading.take(more)
+                most = done + 2 * 3 + 2
+                _wait_until(lambda most=most: len(begun) >= most)
+                time.sleep(0.02)
+                assert len(begun) == most
     assert len(begun) < 100
     assert not _left()
 
@@ -243,9 +244,7 @@ def _left():
     return [thread for thread in threading.enumerate() if thread.name.startswith("weights-")]
 
 
-def _settled(events):
-    """Wait until nothing has happened for a while."""
-    seen = -1
-    while seen != len(events):
-        seen = len(events)
-        time.sleep(0.05)
+def _wait_until(true):
+    end = time.monotonic() + 30
+    while not true() and time.monotonic() < end:
+        time.sleep(0.005)

@@ -41,6 +41,7 @@ DIT = Component(
             r"blocks\.\d+\.(self_attn|cross_attn)\.(q|k|v|o|k_img|v_img)\.weight",
             r"blocks\.\d+\.ffn\.[02]\.weight",
         ),
+        tokenwise=(r"blocks\.\d+\.ffn",),
         lora=LoraTargets(
             include=(r"blocks\.\d+\..*",),
             exclude=(
