@@ -14,8 +14,8 @@ import torch
 
 from musubi.memory.host import host_bytes
 
-# Smaller ones cost more to send than to keep.
-_SMALLEST = 1 << 20
+SMALLEST = 1 << 20
+"""Bytes: smaller tensors cost more to send than to keep."""
 
 
 @dataclass
@@ -47,9 +47,11 @@ class Lot:
 
     Args:
         device: Where the network runs.
+        smallest: In bytes; what is smaller stays.
     """
 
     device: torch.device
+    smallest: int = SMALLEST
     locked: bool = True
     _free: dict[int, list[torch.Tensor]] = field(default_factory=dict)
     _here: dict[int, list[Parked]] = field(default_factory=dict)
@@ -63,7 +65,10 @@ class Lot:
             index: Of its block.
             kept: Addresses of the storages that stay.
         """
-        if tensor.device.type != self.device.type or tensor.numel() * tensor.itemsize < _SMALLEST:
+        if (
+            tensor.device.type != self.device.type
+            or tensor.numel() * tensor.itemsize < self.smallest
+        ):
             return None
         if tensor.untyped_storage().data_ptr() in kept or not _dense(tensor):
             return None

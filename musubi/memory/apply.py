@@ -33,6 +33,7 @@ class Placement:
         device: Where the network will run.
         strict: Refuse to stream more blocks than there are; else all are.
         compiler: How its blocks are compiled, when the policy says so.
+        smallest: Bytes of the smallest activation that is parked.
         report: Told what cannot be had here.
     """
 
@@ -44,8 +45,10 @@ class Placement:
         *,
         strict: bool = True,
         compiler: Compiler | None = None,
+        smallest: int = activations.SMALLEST,
         report: Report | None = None,
     ) -> None:
+        self.smallest = smallest
         self.strict = strict
         self.traits = traits
         self.policy = policy
@@ -97,7 +100,8 @@ class Placement:
         if self._homes:
             stream = Stream(self._homes, self._count, self.device)
             module.__dict__[_STREAM] = stream
-        around(module, self.traits, self.policy, self.device, self.compiler, stream)
+        lot = activations.Lot(self.device, self.smallest)
+        around(module, self.traits, self.policy, self.compiler, stream, lot)
         return module
 
     def _products(self) -> bool:
@@ -179,9 +183,9 @@ def around(
     module: nn.Module,
     traits: Traits,
     policy: Policy,
-    device: torch.device,
     compiler: Compiler,
-    stream: Stream | None = None,
+    stream: Stream | None,
+    lot: activations.Lot,
 ) -> None:
     """Put a policy's recomputation, compilation and residency around a network's blocks."""
     if policy.slices > 1:
@@ -190,9 +194,9 @@ def around(
         compiled.apply(module, traits, compiler, recomputed=policy.recompute)
     elif policy.recompute != "none":
         recompute.apply(module, traits, keep_attention=policy.recompute == "attention")
-    lot = activations.Lot(device) if policy.offload_activations else None
-    if stream is not None or lot is not None:
-        residency.apply(module, traits, stream=stream, lot=lot)
+    if stream is not None or policy.offload_activations:
+        parked = lot if policy.offload_activations else None
+        residency.apply(module, traits, stream=stream, lot=parked)
 
 
 def park(module: nn.Module, device: torch.device) -> nn.Module:

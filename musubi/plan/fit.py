@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
-from musubi.config.memory import dit_policy
+from musubi.config.memory import dit_policy, encoder_policies
 from musubi.config.sizes import parse_bytes
 from musubi.errors import ConfigError
 from musubi.memory import speed
-from musubi.memory.choose import Chosen, choose
+from musubi.memory.choose import Chosen, choose, needed, stream_counts
 from musubi.memory.speed import Card
+from musubi.memory.weights import weights_of
 from musubi.plan import words
-from musubi.plan.subject import Bucket, Subject, largest, subject
+from musubi.plan.networks import text
+from musubi.plan.subject import Bucket, Network, Subject, largest, networks_of, subject
 from musubi.spec import Architecture, Report
 from musubi.spec.policy import Policy
 
@@ -74,6 +77,48 @@ def policy_for(
         f"{about.buckets[0]}, and {words.gib(chosen.estimate.host)} GiB of host memory."
     )
     return chosen.policy
+
+
+def encoders_for(
+    config: Any, architecture: Architecture, networks: Mapping[str, Network] | None = None
+) -> dict[str, Policy]:
+    """Policies of the other networks: the options', and with `--vram` as many blocks streamed as
+    it takes for each text encoder to fit.
+
+    Args:
+        config: The options of any command that has them.
+        architecture: Whose networks.
+        networks: Those of known size, where they were looked at.
+
+    Raises:
+        ConfigError: `--vram` is no size.
+    """
+    found = encoder_policies(config, architecture)
+    if getattr(config, "vram", None) is None:
+        return found
+    room = device_bytes(config.vram)
+    known = networks_of(config, architecture) if networks is None else networks
+    for name, network in known.items():
+        policy = found.get(name, Policy())
+        if network.component.role != "text" or any(policy.streamed):
+            continue
+        swapped = _fewest(network, policy, room)
+        if swapped:
+            found[name] = replace(policy, streamed=swapped)
+    return found
+
+
+def _fewest(network: Network, policy: Policy, room: int) -> tuple[int, ...]:
+    """The fewest blocks of a text encoder to stream; nearly all when that is too few."""
+    component = network.component
+    sizes = weights_of(component, network.numbers, dtype=network.dtype, storage=policy.storage)
+    counts = stream_counts(component, [len(stack) for stack in sizes.blocks])
+    whole = text(network, policy, None)
+    for streamed in counts:
+        saved = sizes.total - sizes.placed(streamed)[0]
+        if needed(replace(whole, device=whole.device - saved)) <= room:
+            return streamed
+    return counts[-1]
 
 
 def fitting(config: Any, about: Subject, card: Card | None) -> Chosen:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from musubi.config.memory import dit_policy, encoder_policies
+from musubi.config.memory import dit_policy
 from musubi.config.plan import PlanConfig
 from musubi.memory import speed
 from musubi.memory.choose import Chosen, needed
 from musubi.memory.speed import Card
 from musubi.plan import words
-from musubi.plan.fit import device_bytes, fitting
+from musubi.plan.fit import device_bytes, encoders_for, fitting
 from musubi.plan.phases import SHOWN, Phase, phases
 from musubi.plan.subject import Subject, subject
 from musubi.plan.table import HEADS, table
@@ -37,14 +38,15 @@ def run(config: PlanConfig, architecture: Architecture, report: Report) -> None:
     if config.vram is not None:
         chosen = fitting(config, about, card)
         policy = chosen.policy
-    found = phases(about, policy, encoders=encoder_policies(config, architecture), card=card)
+    encoders = encoders_for(config, architecture, about.networks)
+    found = phases(about, policy, encoders=encoders, card=card)
     figures = _figures(about, policy, found, card)
     if config.json_file is not None and not quiet:
         Path(config.json_file).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if quiet:
         report.note(json.dumps(figures))
         return
-    _tell(about, policy, found, card, chosen, config, report)
+    _tell(about, policy, found, card, chosen, encoders, config, report)
 
 
 def title(about: Subject) -> str:
@@ -60,6 +62,7 @@ def _tell(
     found: list[Phase],
     card: Card | None,
     chosen: Chosen | None,
+    encoders: Mapping[str, Policy],
     config: PlanConfig,
     report: Report,
 ) -> None:
@@ -80,7 +83,9 @@ def _tell(
     if card is not None:
         report.note(f"Seconds are those of the {card.name}, and may be off by a quarter.")
     if chosen is not None:
-        report.note(f"The fastest settings that fit {config.vram}: {flags}")
+        swaps = [p.streamed[0] for p in encoders.values() if any(p.streamed)]
+        more = f" --text_encoder_swap {max(swaps)}" if swaps else ""
+        report.note(f"The fastest settings that fit {config.vram}: {flags}{more}")
         for phase in found:
             if needed(phase.estimate) > device_bytes(config.vram or "0"):
                 report.warn(_too_large(phase, about))

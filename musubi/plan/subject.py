@@ -164,7 +164,7 @@ def subject(
         CheckpointError: A file that is something else.
         DataError: A dataset that gives nothing.
     """
-    networks = _networks(config, architecture)
+    networks = networks_of(config, architecture)
     named = getattr(config, "task", None) or _variant(
         architecture, getattr(config, "variant", None)
     )
@@ -200,7 +200,7 @@ def subject(
         dtype=dit.dtype,
         compute=mixed[asked] or half if asked else half,
         attach=_attach(config, architecture, full) if trains else None,
-        calls=1 if (getattr(config, "guidance_scale", None) == 1) else 2,
+        calls=_calls(config, choice),
         options=own_options(config, architecture),
     )
     return Subject(
@@ -232,7 +232,12 @@ def _size(bucket: Bucket) -> tuple[int, int, int, int, int]:
     return (volume * bucket.batch, volume, bucket.frames, bucket.width, bucket.height)
 
 
-def _networks(config: Any, architecture: Architecture) -> dict[str, Network]:
+def networks_of(config: Any, architecture: Architecture) -> dict[str, Network]:
+    """Component name → network: from its file, else as published; those of unknown size are missing.
+
+    Raises:
+        CheckpointError: A file is something else.
+    """
     given = paths(config, architecture)
     found = {}
     for component in architecture.components:
@@ -329,6 +334,11 @@ def _of_dataset(
             f"{path} gives no clip to plan for.", fix="`musubi cache check` says why."
         )
     return tuple(made)
+
+
+def _calls(config: Any, choice: Choice) -> int:
+    scale = getattr(config, "guidance_scale", None)
+    return 1 if (choice.sampling.guidance_scale if scale is None else scale) == 1 else 2
 
 
 def _attach(config: Any, architecture: Architecture, full: bool) -> NewLora | Whole:

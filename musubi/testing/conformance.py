@@ -19,8 +19,10 @@ from torch import nn
 
 from musubi.errors import CheckpointError
 from musubi.lora.adapter import Adapters
-from musubi.memory import recompute
-from musubi.spec import Architecture, Clip, Conditioning, Recipe, Record, Runtime, Task
+from musubi.memory.blocks import stacks
+from musubi.memory.compiled import Compiler
+from musubi.spec import Architecture, Clip, Conditioning, Policy, Recipe, Record, Runtime, Task
+from musubi.spec.policy import Recompute
 from musubi.testing import twins
 from musubi.testing.subject import CAPTIONS, Subject, noisy
 from musubi.weights.files import open_weights
@@ -200,25 +202,38 @@ def policies_agree(subject: Subject) -> None:
     assert targets is not None
     for task in subject.tasks:
         records = subject.records(task, 2)
-        results = []
-        for chosen in _combinations():
-            dit = subject.dit()
-            torch.manual_seed(0)
-            adapters = Adapters.create(dit, targets, rank=2, alpha=1.0)
-            with torch.no_grad():
-                for parameter in adapters.parameters():
-                    parameter.copy_(0.05 * torch.randn_like(parameter))
-            adapters.attach()
-            for policy in chosen:
-                policy(dit, subject.architecture.dit.traits)
-            out = subject.prediction(task, dit, records)
-            out.square().mean().backward()
-            results.append((out.detach(), [p.grad for p in adapters.parameters()]))
-        (out, grads), others = results[0], results[1:]
-        for other_out, other_grads in others:
-            assert torch.equal(out, other_out)
-            for a, b in zip(grads, other_grads, strict=True):
-                assert a is not None and b is not None and torch.equal(a, b)
+        plain = _outcome(subject, task, records, Policy())
+        for policy in _combinations(subject):
+            for a, b in zip(plain, _outcome(subject, task, records, policy), strict=True):
+                assert torch.equal(a, b), f"{policy} changes the answer"
+        for a, b in zip(plain, _outcome(subject, task, records, _compiled(subject)), strict=True):
+            _close(b, a, 1e-5, "a compiled network")
+
+
+def _outcome(
+    subject: Subject, task: Task, records: list[Record], policy: Policy
+) -> list[torch.Tensor]:
+    """A sample, a prediction, its gradients, and a sample once more."""
+    targets = subject.architecture.dit.traits.lora
+    assert targets is not None
+    # Compiled for real where that needs no C compiler: traced, differentiated and split.
+    dit = subject.dit(policy, Compiler(backend="aot_eager", fullgraph=True))
+    torch.manual_seed(0)
+    adapters = Adapters.create(dit, targets, rank=2, alpha=1.0)
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.copy_(0.05 * torch.randn_like(parameter))
+        adapters.attach()
+        found = [subject.prediction(task, dit, records)]
+    out = subject.prediction(task, dit, records)
+    out.square().mean().backward()
+    found.append(out.detach())
+    for parameter in adapters.parameters():
+        assert parameter.grad is not None
+        found.append(parameter.grad)
+    with torch.no_grad():
+        found.append(subject.prediction(task, dit, records))
+    return found
 
 
 def a_rollout_has_the_size_asked_for(subject: Subject) -> None:
@@ -291,10 +306,29 @@ def _close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: 
     assert difference < tolerance, f"{what} differs by {difference:.1e}"
 
 
-def _combinations() -> Iterator[tuple[Callable[..., Any], ...]]:
-    policies = (recompute.apply,)
-    for count in range(len(policies) + 1):
-        yield from itertools.combinations(policies, count)
+def _combinations(subject: Subject) -> Iterator[Policy]:
+    """Every policy that changes where numbers are, and not the numbers."""
+    modes: tuple[Recompute, ...] = ("none", "attention", "blocks")
+    for recompute, streamed, offload in itertools.product(
+        modes, ((), _streamed(subject)), (False, True)
+    ):
+        yield Policy(recompute=recompute, streamed=streamed, offload_activations=offload)
+
+
+def _compiled(subject: Subject) -> Policy:
+    """Everything at once."""
+    return Policy(
+        recompute="attention",
+        streamed=_streamed(subject),
+        offload_activations=True,
+        slices=2,
+        compile=True,
+    )
+
+
+def _streamed(subject: Subject) -> tuple[int, ...]:
+    dit = subject.dit()
+    return tuple(len(stack) for stack in stacks(dit, subject.architecture.dit.traits))
 
 
 def _recipe(arch: Architecture, task: Task) -> Recipe:

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from musubi import registry
-from musubi.spec import Clip, Conditioning, Record, Runtime, Task
+from musubi.memory.apply import Placement
+from musubi.memory.compiled import Compiler
+from musubi.spec import Clip, Conditioning, Policy, Record, Runtime, Task
 from musubi.testing import media, twins
 from musubi.weights.load import load
 from musubi.weights.nets import Nets
@@ -51,14 +53,16 @@ class Subject:
         options = {o.name: o.default for o in self.architecture.options}
         return self.architecture.runtime(self.architecture, task, options)
 
-    def dit(self) -> nn.Module:
-        """A fresh copy of the denoiser."""
-        return load(
-            self.architecture.dit,
-            self.paths["dit"],
-            device=torch.device("cpu"),
-            dtype=torch.float32,
+    def dit(self, policy: Policy | None = None, compiler: Compiler | None = None) -> nn.Module:
+        """A fresh copy of the denoiser, with a memory policy when one is given."""
+        device, component = torch.device("cpu"), self.architecture.dit
+        place = None
+        if policy is not None:
+            place = Placement(component.traits, policy, device, compiler=compiler, smallest=1)
+        module = load(
+            component, self.paths["dit"], device=device, dtype=torch.float32, placing=place
         )
+        return module if place is None else place.finish(module)
 
     @property
     def tasks(self) -> list[Task]:

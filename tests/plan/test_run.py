@@ -9,7 +9,7 @@ from musubi.config.memory import dit_policy, streamed
 from musubi.errors import ConfigError
 from musubi.memory.choose import needed
 from musubi.plan import words
-from musubi.plan.fit import buckets_of, decided, largest_batch, policy_for
+from musubi.plan.fit import buckets_of, decided, encoders_for, largest_batch, policy_for
 from musubi.plan.subject import Bucket, largest, subject
 from musubi.spec import Policy, Quiet
 
@@ -128,6 +128,16 @@ def test_other_phases_that_do_not_fit_are_named(plan, models):
     dit = str(models["dit"])
     _, report = plan(dit=dit, **SIZE, vram="2GiB", recompute="blocks", compile=True)
     assert any("text by the t5" in w and "--fp8_t5" in w for w in report.warnings)
+
+
+def test_text_encoders_are_streamed_as_far_as_they_must(config):
+    for vram, blocks in (("16GiB", 0), ("8GiB", 10), ("6GiB", 15)):
+        found = encoders_for(config(vram=vram), WAN)
+        streamed = found["t5"].streamed[0] if "t5" in found else 0
+        assert abs(streamed - blocks) <= 3, (vram, streamed)
+    given = encoders_for(config(vram="8GiB", text_encoder_swap=20, fp8_t5=True), WAN)
+    assert given["t5"] == Policy(storage="fp8_scaled", streamed=(20,))
+    assert encoders_for(config(), WAN) == {}
 
 
 @pytest.mark.parametrize(

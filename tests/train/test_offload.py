@@ -1,0 +1,50 @@
+"""An optimizer in host memory makes the steps that one on the device makes."""
+
+import pytest
+import torch
+from torch import nn
+
+from musubi.train.offload import Mirror
+from musubi.train.update import Update
+
+
+class Constant:
+    def step(self) -> None:
+        pass
+
+
+def trained(*, offload: bool, steps: int = 4) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(5))]
+    groups = [{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:], "lr": 0.01}]
+    mirror = Mirror(parameters) if offload else None
+    optimizer = torch.optim.AdamW(groups if mirror is None else mirror.groups(groups))
+    update = Update(parameters, optimizer, Constant(), None, 1.0, mirror=mirror)
+    for step in range(steps):
+        loss = sum((p * (step + 1)).square().sum() for p in parameters)
+        if step == 2:
+            loss = parameters[0].square().sum()  # the other has no gradient this time
+        update.backward(loss)
+        update.step()
+        with torch.no_grad():
+            parameters[1].clamp_(-1, 1)  # as a limit on norms does, behind the optimizer's back
+    assert all(p.grad is None for p in parameters)
+    return [p.detach() for p in parameters]
+
+
+def test_the_steps_are_the_same() -> None:
+    for here, there in zip(trained(offload=False), trained(offload=True), strict=True):
+        assert torch.equal(here, there)
+
+
+def test_weights_that_never_moved_would_be_noticed() -> None:
+    assert not torch.equal(trained(offload=True)[0], trained(offload=True, steps=0)[0])
+
+
+@pytest.mark.parametrize("bad", [{"mixed_precision": "fp16"}])
+def test_the_scaler_of_float16_is_refused(bad: dict) -> None:
+    from musubi.config.train import TrainConfig
+    from musubi.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="--optimizer_offload cannot go with"):
+        TrainConfig(optimizer_offload=True, **bad)
