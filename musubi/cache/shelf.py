@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from musubi.cache.header import Header
 from musubi.cache.store import Stored, possible_stems, read_head
 from musubi.errors import DataError
 from musubi.spec.architecture import Architecture
@@ -77,6 +79,47 @@ def read_shelf(
         by_stem=by_stem,
         foreign=frozenset(foreign),
     )
+
+
+def as_cached(
+    directories: Iterable[Path], architecture: Architecture, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The architecture's own options, with those that shape records as the records were made.
+
+    Training need not be told again what caching was told: an option that has its default takes the
+    value that the first record names. So does one that generation has as well, since in training it
+    says how previews are decoded.
+
+    Args:
+        directories: Of the records.
+        architecture: Declares the options.
+        options: Its own options and their values.
+    """
+    shaping = [
+        o
+        for o in architecture.options
+        if o.recorded and ("generate" in o.commands or options.get(o.name) == o.default)
+    ]
+    found = dict(options)
+    if not shaping:
+        return found
+    made: dict[str, Any] = {}
+    for directory in directories:
+        for header in _first_headers(directory, architecture):
+            made = {**header.options, **made}
+    return found | {o.name: made[o.name] for o in shaping if o.name in made}
+
+
+def _first_headers(directory: Path, architecture: Architecture) -> Iterator[Header]:
+    """The first header of a media record and of a text record."""
+    names = sorted(os.listdir(directory)) if directory.is_dir() else []  # noqa: PTH208 - as above
+    for ending in (f"_{architecture.suffix}.safetensors", f"_{architecture.suffix}_te.safetensors"):
+        for name in names:
+            if name.endswith(ending):
+                head = _heads(directory, [name], architecture)[name]
+                if head is not None and head.header is not None and not head.header.adopted:
+                    yield head.header
+                    break
 
 
 def _heads(

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from musubi.cache.header import Header, parse
 from musubi.errors import DataError
 from musubi.spec.architecture import Architecture
-from musubi.spec.record import Field
+from musubi.spec.record import Field, is_mask
 from musubi.spec.runtime import Record
 from musubi.weights.write import save
 
@@ -131,7 +131,7 @@ def field_name(key: str) -> str:
     ('latents_image', 't5')
     """
     name = key.removeprefix("varlen_")
-    if not name.endswith("_mask"):
+    if not is_mask(name):
         name = name.rpartition("_")[0]
         if name.startswith("latents_"):
             name = name.rpartition("_")[0]

@@ -186,6 +186,8 @@ class GenerateConfig(
 def _check_request(config: GenerateConfig) -> None:
     names = ("prompt", "from_file", "interactive", "latent_path")
     given = [name for name in names if getattr(config, name)]
+    if given == ["prompt", "latent_path"]:  # older tools demanded a prompt; the latents are there
+        given.remove("prompt")
     if not given:
         raise ConfigError(
             "Nothing says what to make.",
@@ -234,7 +236,7 @@ def _check_lora(config: GenerateConfig) -> None:
 
 RETIRED: tuple[Retired, ...] = (
     Retired("lycoris", "the form of a LoRA file is recognised by its content.", 0),
-    Retired("video_path", "no task of this architecture starts from a video."),
+    Retired("video_path", "this architecture starts from no video; it never read this flag."),
     Retired(
         "img_in_txt_in_offloading", "the embedders stay on the device: they are a small part.", 0
     ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from musubi.config.options import Options, option
 from musubi.errors import ConfigError
@@ -11,6 +13,11 @@ from musubi.spec.policy import Recompute, Storage
 
 _MEMORY = "Memory and speed"
 _SIZE = "A size such as 12GiB, 12000MiB or 12 (GiB)"
+
+
+def lowered(value: Any) -> Any:
+    """Text in lower case: older tools wrote the names of compilers in capitals."""
+    return value.lower() if isinstance(value, str) else value
 
 
 class CompileOptions(Options):
@@ -97,9 +104,9 @@ class TrainMemoryOptions(NetworkMemoryOptions):
     optimizer_offload: bool = option(
         False, "The optimizer and its states live in host memory.", group=_MEMORY
     )
-    dynamo_backend: Literal["no", "eager", "aot_eager", "inductor"] = option(
-        "no", "The backend that compiles; inductor is the same as --compile.", group=_MEMORY
-    )
+    dynamo_backend: Annotated[
+        Literal["no", "eager", "aot_eager", "inductor"], BeforeValidator(lowered)
+    ] = option("no", "The backend that compiles; inductor is the same as --compile.", group=_MEMORY)
     dynamo_mode: Literal["default", "reduce-overhead", "max-autotune"] = option(
         "default", "With --dynamo_backend: how long it may search for fast kernels.", group=_MEMORY
     )

@@ -142,6 +142,12 @@ def tokenizers(config: Options, architecture: Architecture) -> dict[str, Path]:
     return {name: Path(path) for name, path in given.items() if path}
 
 
+def spared(config: Options, architecture: Architecture) -> tuple[str, ...]:
+    """Patterns of the layers that the architecture's own flags keep from LoRA files."""
+    own = own_options(config, architecture)
+    return tuple(o.spares for o in architecture.options if o.spares and own[o.name])
+
+
 def own_options(config: Options, architecture: Architecture) -> dict[str, Any]:
     """The architecture's own options, as its runtime takes them.
 

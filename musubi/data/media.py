@@ -85,7 +85,7 @@ def read_image(path: Path, *, alpha: bool = False) -> np.ndarray:
                 upright = Image.alpha_composite(page, upright).convert("RGB")
         else:
             upright = upright.convert("RGB")
-        return np.asarray(upright)
+        return np.array(upright)  # a copy: what Pillow lends may not be written to
 
 
 @contextlib.contextmanager
@@ -226,7 +226,7 @@ def _folder(path: Path) -> VideoInfo:
     known = image_extensions()
     images = tuple(sorted(p for p in path.iterdir() if p.suffix.lower() in known and p.is_file()))
     if not images:
-        raise DataError(f"The folder {path.name} has no images.", fix="Remove it.")
+        raise DataError(f"The folder {path.name} has no images.", fix="Put images in it.")
     width, height = image_size(images[0])
     count = len(images)
     return VideoInfo(

@@ -45,6 +45,29 @@ def sigmas(solver: str, steps: int, shift: float) -> torch.Tensor:
     return shifted(line, shift).to(torch.float32)
 
 
+def steps_taken(steps: int, strength: float) -> int:
+    """How many of `steps` are taken, the last ones, from clean latents that noise is mixed into.
+
+    >>> steps_taken(50, 0.8)
+    40
+
+    Raises:
+        ConfigError: `strength` is not above 0 and at most 1, or leaves no step.
+    """
+    if not 0 < strength <= 1:
+        raise ConfigError(
+            f"A strength of {strength:g} is not possible.",
+            fix="Give --strength above 0, which keeps the most, up to 1, which keeps nothing.",
+        )
+    taken = int(steps * strength)
+    if taken < 1:
+        raise ConfigError(
+            f"A strength of {strength:g} takes none of {steps} steps.",
+            fix=f"Give --strength {1 / steps:.2g} or more, or more --infer_steps.",
+        )
+    return taken
+
+
 def timesteps(solver: str, levels: torch.Tensor) -> torch.Tensor:
     """What the network is told at each step, float64 (steps,), on the scale 0 to 1000.
 

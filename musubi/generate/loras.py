@@ -11,7 +11,7 @@ from torch import nn
 
 from musubi.config.generate import GenerateConfig
 from musubi.config.lora import LoraMergeConfig
-from musubi.config.options import for_architecture
+from musubi.config.options import for_architecture, spared
 from musubi.errors import ConfigError
 from musubi.lora.adapter import Adapters
 from musubi.lora.files import LoraFile, read_lora
@@ -54,10 +54,11 @@ def choose(
         if complaint is not None:
             report.warn(complaint)
         file = whole.selected(_at(config.include_patterns, i), _at(config.exclude_patterns, i))
+        file = file.sparing(spared(config, architecture))
         if not file.pairs:
             raise ConfigError(
                 f"The patterns leave none of the {len(whole.pairs)} modules of {name}.",
-                fix="Widen --include_patterns, or narrow --exclude_patterns.",
+                fix="Widen --include_patterns, or exclude less.",
             )
         multiplier = _at(config.lora_multiplier, i)
         chosen.append(Chosen(file, 1.0 if multiplier is None else multiplier))

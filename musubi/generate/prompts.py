@@ -59,6 +59,12 @@ LETTERS: Mapping[Grammar, Mapping[str, _Letter]] = {
     },
 }
 
+# What prompt files in TOML and JSON may set and a line has no letter for.
+_UNLETTERED: Mapping[Grammar, tuple[_Letter, ...]] = {
+    "batch": (_Letter("video_path"), _Letter("strength", float)),
+    "preview": (),
+}
+
 # Keys of prompt files in TOML and JSON → what a line's letters set.
 _FILE_KEYS: Mapping[Grammar, Mapping[str, str]] = {
     "preview": {
@@ -175,7 +181,8 @@ def _from_json(text: str, path: Path, grammar: Grammar) -> list[dict[str, Any]]:
 def _from_table(table: Any, path: Path, grammar: Grammar) -> dict[str, Any]:
     if not isinstance(table, Mapping) or not isinstance(table.get("prompt"), str):
         raise ConfigError(f"{path} has an entry without a prompt.", fix='Add prompt = "…" to it.')
-    kinds = {letter.key: letter for letter in LETTERS[grammar].values()}
+    letters = (*LETTERS[grammar].values(), *_UNLETTERED[grammar])
+    kinds = {letter.key: letter for letter in letters}
     aliases = _FILE_KEYS[grammar]
     found: dict[str, Any] = {}
     for key, value in table.items():

@@ -19,6 +19,7 @@ from musubi.config.options import own_options, paths, tokenizers
 from musubi.config.task import Choice, choose_task
 from musubi.errors import ConfigError, MusubiError, RunError
 from musubi.generate import loras, prompts, write
+from musubi.generate.inputs import has_media
 from musubi.generate.interactive import ask
 from musubi.generate.loras import Chosen
 from musubi.generate.recipes import ENGINE_OPTIONS, build_recipe
@@ -46,6 +47,8 @@ def run(config: GenerateConfig, architecture: Architecture, report: Report) -> N
     job = _open(config, architecture, report)
     with attention.use(config.attn_mode, split=config.split_attn):
         if config.latent_path:
+            if config.prompt is not None:
+                report.note("--prompt is not read: --latent_path has its latents already.")
             job.decode([Path(p) for p in config.latent_path])
         elif config.interactive:
             job.converse()
@@ -275,7 +278,8 @@ def _needed(config: GenerateConfig, architecture: Architecture, task: Task) -> l
     if config.latent_path:
         return vae
     text = [c.name for c in architecture.of_role("text", task)]
-    return [*text, *(vae if config.output_type != "latent" or task.inputs else ())]
+    started = has_media(own_options(config, architecture), task)
+    return [*text, *(vae if config.output_type != "latent" or started else ())]
 
 
 def _path(architecture: Architecture, name: str, given: Mapping[str, Path]) -> Path:

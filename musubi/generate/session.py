@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,10 +14,22 @@ from torch import nn
 
 from musubi.errors import RunError
 from musubi.flow import schedules, solvers
+from musubi.flow.times import mix
 from musubi.generate.guidance import guided, needs_negative
-from musubi.generate.inputs import clip_for
+from musubi.generate.inputs import check, clip_for, has_media
 from musubi.memory.apply import park
-from musubi.spec import Architecture, Conditioning, Quiet, Recipe, Record, Report, Runtime, Task
+from musubi.spec import (
+    Architecture,
+    Conditioning,
+    Quiet,
+    Recipe,
+    Record,
+    Report,
+    Runtime,
+    Section,
+    Task,
+    is_mask,
+)
 
 
 class FreeableNetworks(Protocol):
@@ -83,7 +96,13 @@ class Session:
 
     @torch.no_grad()
     def prepare(self, recipes: Sequence[Recipe]) -> None:
-        """Encode what these recipes need and is not encoded yet: each encoder is loaded once."""
+        """Encode what these recipes need and is not encoded yet: each encoder is loaded once.
+
+        Raises:
+            MusubiError: What a recipe starts from is missing or cannot be read.
+        """
+        for recipe in recipes:
+            check(recipe, self.task)
         texts = dict.fromkeys(text for recipe in recipes for text in _texts(recipe))
         for component in self.architecture.of_role("text", self.task):
             missing = [text for text in texts if (component.name, text) not in self._texts]
@@ -119,7 +138,7 @@ class Session:
             while True:
                 given = positive.plus(**section.inputs)
                 against = None if negative is None else negative.plus(**section.inputs)
-                x = self._solve(dit, recipe, section.noise, given, against)
+                x = self._solve(dit, recipe, section, given, against)
                 try:
                     section = rollout.send(x)
                 except StopIteration as finished:
@@ -151,23 +170,26 @@ class Session:
         self,
         dit: nn.Module,
         recipe: Recipe,
-        noise: torch.Tensor,
+        section: Section,
         positive: Conditioning,
         negative: Conditioning | None,
     ) -> torch.Tensor:
         levels = schedules.sigmas(recipe.solver, recipe.steps, recipe.flow_shift)
         times = schedules.timesteps(recipe.solver, levels)
+        x = section.noise
+        if section.clean is not None:
+            taken = schedules.steps_taken(recipe.steps, section.strength)
+            levels, times = levels[-taken - 1 :], times[-taken:]
+            x = mix(section.clean, x, levels[:1].to(x.device))
         dtype = self.dit_dtype if self.dit_dtype is not None else compute_dtype(dit)
 
         def call(x: torch.Tensor, t: torch.Tensor, given: Conditioning) -> torch.Tensor:
             with _autocast(self.device, dtype):
                 return self.runtime.predict(dit, x, t, given).float()
 
-        predict = guided(call, positive, negative, recipe)
-        with self.report.progress("Denoising", recipe.steps, unit="step") as bar:
-            x = solvers.solve(
-                recipe.solver, predict, noise, levels, times, lambda i, x: bar.advance()
-            )
+        predict = guided(call, positive, negative, replace(recipe, steps=len(times)))
+        with self.report.progress("Denoising", len(times), unit="step") as bar:
+            x = solvers.solve(recipe.solver, predict, x, levels, times, lambda i, x: bar.advance())
         if not x.isfinite().all():
             raise RunError(
                 f"The latents of {_short(recipe.prompt)!r} (seed {recipe.seed}) are not finite.",
@@ -181,15 +203,15 @@ class Session:
             record |= self._texts[component.name, text]
         record |= self._media.get(_media_key(recipe), {})
         varlen = {f.name for f in (*self.task.schema.text, *self.task.schema.media) if f.varlen}
-        record = _on(record, self.device)
+        masks = {name: tensor for name, tensor in record.items() if is_mask(name)}
+        record = Record(_on(record, self.device) | masks)
         batch = {k: [v] if k in varlen else v[None] for k, v in record.items()}
         with torch.no_grad():
             return self.runtime.condition(batch)
 
     def _prepare_media(self, recipes: Sequence[Recipe]) -> None:
-        if not self.task.inputs:
-            return
-        missing = {k: r for r in recipes if (k := _media_key(r)) not in self._media}
+        given = [recipe for recipe in recipes if has_media(recipe.options, self.task)]
+        missing = {k: r for r in given if (k := _media_key(r)) not in self._media}
         encoders = (
             c for role in ("vae", "image") for c in self.architecture.of_role(role, self.task)
         )

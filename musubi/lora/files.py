@@ -71,6 +71,16 @@ class LoraFile:
 
         return replace(self, pairs={p: pair for p, pair in self.pairs.items() if stays(p)})
 
+    def sparing(self, patterns: Iterable[str]) -> LoraFile:
+        """Without the layers whose whole dotted name one of these patterns matches."""
+        spared = compiled(patterns)
+        kept = {
+            path: pair
+            for path, pair in self.pairs.items()
+            if not any(pattern.fullmatch(path) for pattern in spared)
+        }
+        return replace(self, pairs=kept)
+
 
 def read_lora(
     path: Path | str,

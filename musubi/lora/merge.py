@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from musubi.config.lora import LoraMergeConfig
-from musubi.config.options import paths
+from musubi.config.options import paths, spared
 from musubi.errors import ConfigError, RunError
 from musubi.lora.files import LoraFile, read_lora
 from musubi.lora.pair import Pair
@@ -129,13 +129,13 @@ def _merging(
         complaint = file.complaint()
         if complaint:
             report.warn(complaint)
-        files.append((file, multiplier))
+        files.append((file.sparing(spared(config, architecture)), multiplier))
     merging = merging_transform(
         files, include=config.include_patterns or (), exclude=config.exclude_patterns or ()
     )
     if not any(merging.touches(f"{layer}.weight") for layer in layers):
         raise ConfigError(
-            "No layer is left to merge.", fix="Change --include_patterns or --exclude_patterns."
+            "No layer is left to merge.", fix="Widen --include_patterns, or exclude less."
         )
     return merging
 
@@ -203,6 +203,8 @@ class Merge:
         assert change is not None
         if source.operation == "swap":
             change = torch.cat(change.chunk(2)[::-1])
+        elif source.operation == "squeeze":
+            change = change[(..., *(None,) * source.ones)]
         elif source.operation == "concat":
             start = sum(self.weights.shapes[n][0] for n in source.names[:part])
             change = change[start : start + weight.shape[0]]

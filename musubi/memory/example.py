@@ -32,7 +32,7 @@ def example_batch(  # noqa: PLR0913 - a size has many numbers
         height: Of the video, in pixels.
         frames: Of the video.
         batch: How many records.
-        device: Where they are put; the meta device too.
+        device: Where they are put, but for masks; the meta device too.
         dtype: Of what is not a mask.
 
     Raises:
@@ -54,7 +54,7 @@ def example_batch(  # noqa: PLR0913 - a size has many numbers
             continue
         shape = _shape(field, numbers, latent)
         if field.is_mask:
-            made[field.name] = torch.ones((batch, *shape), dtype=torch.int64, device=device)
+            made[field.name] = torch.ones((batch, *shape), dtype=torch.int64)  # on the host
             continue
         values = torch.randn((batch, *shape), generator=generator, device=device, dtype=dtype)
         made[field.name] = list(values) if field.varlen else values

@@ -15,10 +15,10 @@ from musubi.spec.architecture import (
     Tokenizer,
     Variant,
 )
-from musubi.spec.keys import Fuse, KeyMap, Rename, Source, Swap, renamed
+from musubi.spec.keys import Fuse, KeyMap, Rename, Source, Squeeze, Swap, renamed
 from musubi.spec.option import Option
 from musubi.spec.policy import Policy
-from musubi.spec.record import Field, Schema
+from musubi.spec.record import Field, Schema, is_mask
 from musubi.spec.report import Progress, Quiet, Report
 from musubi.spec.runtime import Clip, Conditioning, Networks, Recipe, Record, Runtime, Section
 from musubi.spec.traits import LoraNames, LoraTargets, Preset, Traits
@@ -52,10 +52,12 @@ __all__ = [
     "Section",
     "Shapes",
     "Source",
+    "Squeeze",
     "Swap",
     "Task",
     "Tokenizer",
     "Traits",
     "Variant",
+    "is_mask",
     "renamed",
 ]

@@ -72,7 +72,9 @@ class Component:
         help: One sentence for `--help`.
         build: `(**numbers) -> nn.Module`. Called under `torch.device("meta")`; its parameter and
             persistent buffer names are *our* names. A module that needs more than its file
-            (position tables, say) defines `finish()`, called once its tensors are in place.
+            (position tables, say) defines `finish()`, called once its tensors are in place. One
+            that needs less (there are layers whose output is not used) defines `trim()`, called
+            before anything is read: what it drops is left in the file.
         infer: `(shapes) -> numbers`, from our names to what `build` takes, or a `CheckpointError`
             that says what the file is instead.
         dialects: The layouts it is published in, tried in order.
@@ -136,6 +138,7 @@ class Task:
         name: "t2v", "i2v", "control".
         title: One line.
         inputs: What a prompt needs beside its text: "image", "end_image", "control".
+        optional: What a prompt may have beside its text: "video", to start denoising from.
         components: Names of the components that caching and generation load, the DiT excluded.
         requires: Numbers (of the DiT's `infer`) that a checkpoint for this task must show.
         schema: What its records hold.
@@ -152,6 +155,7 @@ class Task:
     schema: Schema
     sampling: Sampling
     inputs: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()
     adjust: Lazy | None = None
     usable_frames: Lazy | None = None
 

@@ -32,6 +32,18 @@ class Swap:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Squeeze:
+    """Their name becomes ours, and trailing axes of length 1 go: a convolution that is a matrix.
+
+    `ones` says how many: 3 for a 1x1x1 convolution.
+    """
+
+    theirs: str
+    ours: str
+    ones: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fuse:
     """Several of theirs, joined along axis 0 in this order, are one of ours.
 
@@ -48,8 +60,8 @@ class Fuse:
         return self.ratio or (1,) * len(self.theirs)
 
 
-Rule = Rename | Swap | Fuse
-Operation = Literal["copy", "swap", "concat", "split"]
+Rule = Rename | Swap | Squeeze | Fuse
+Operation = Literal["copy", "swap", "squeeze", "unsqueeze", "concat", "split"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +70,19 @@ class Source:
 
     Args:
         names: The tensors it is made of.
-        operation: `copy`; `swap` the halves of axis 0; `concat` along axis 0; or `split`: take
-            part number `part` of axis 0 cut in the proportions `ratio`.
+        operation: `copy`; `swap` the halves of axis 0; `squeeze` away the last `ones` axes, or
+            `unsqueeze`: put them there; `concat` along axis 0; or `split`: take part number `part`
+            of axis 0 cut in the proportions `ratio`.
         ratio: Relative lengths for `concat` and `split`.
         part: Which part, for `split`.
+        ones: How many axes of length 1, for `squeeze` and `unsqueeze`.
     """
 
     names: tuple[str, ...]
     operation: Operation = "copy"
     ratio: tuple[int, ...] = ()
     part: int = 0
+    ones: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +131,7 @@ class KeyMap:
                 parts.setdefault(ours, {})[index] = name
             else:
                 clash = ours in found or ours in parts
-                found[ours] = Source(
-                    names=(name,), operation="swap" if isinstance(rule, Swap) else "copy"
-                )
+                found[ours] = _whole(name, rule, reading=True)
             if clash:
                 raise CheckpointError(
                     f"Two tensors of the {self.name} layout, {name!r} among them, are both {ours!r}.",
@@ -175,9 +188,18 @@ class KeyMap:
                     )
                     for i, t in enumerate(rule.theirs)
                 ]
-            operation: Operation = "swap" if isinstance(rule, Swap) else "copy"
-            return [(rule.theirs.format(**values), Source(names=(name,), operation=operation))]
+            return [(rule.theirs.format(**values), _whole(name, rule, reading=False))]
         return [(name, Source(names=(name,)))]
+
+
+def _whole(name: str, rule: Rename | Swap | Squeeze | None, *, reading: bool) -> Source:
+    """The source of a tensor that is made of one whole other."""
+    if isinstance(rule, Swap):
+        return Source(names=(name,), operation="swap")
+    if isinstance(rule, Squeeze):
+        operation = "squeeze" if reading else "unsqueeze"
+        return Source(names=(name,), operation=operation, ones=rule.ones)
+    return Source(names=(name,))
 
 
 def renamed(pairs: dict[str, str], *, theirs: str = "", ours: str = "") -> tuple[Rename, ...]:

@@ -19,7 +19,11 @@ class Option:
         help: One sentence.
         commands: The commands that take it.
         choices: The allowed values, when they are few.
-        recorded: It changes what is cached: records made with another value are stale.
+        recorded: It changes what is cached: records made with another value are stale when caching.
+            Training takes records as they are, unless it is told another value; what "generate" has
+            as well is about previews there.
+        spares: For a plain flag of "generate" and "lora merge": the layers that it keeps from LoRA
+            files, as a full-match pattern of their dotted names.
     """
 
     name: str
@@ -29,3 +33,4 @@ class Option:
     default: Any = None
     choices: tuple[str, ...] = ()
     recorded: bool = False
+    spares: str = ""

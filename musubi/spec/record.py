@@ -34,8 +34,16 @@ class Field:
 
     @property
     def is_mask(self) -> bool:
-        """Whether its file key carries no dtype."""
-        return self.name.endswith("_mask")
+        """Whether it says which parts of others are real."""
+        return is_mask(self.name)
+
+
+def is_mask(name: str) -> bool:
+    """Whether a field of that name says which parts of others are real, by ones and zeros.
+
+    Its file key carries no dtype, and in batches it stays on the host, where lengths are needed.
+    """
+    return name.endswith("_mask")
 
 
 @dataclass(frozen=True, kw_only=True)

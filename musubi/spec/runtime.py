@@ -31,6 +31,7 @@ class Clip:
             (the start image, say).
         length: Frames of the whole clip; equal to len(frames) when `target` is true.
         controls: uint8, each F H W 3 or F H W 4.
+        video: uint8, F H W 3: when generating, the video that denoising starts from.
         target: Whether the frames are what the model should learn; false when generating, where
             the record needs only what conditions the model.
         options: The architecture's own keys of the dataset file.
@@ -40,6 +41,7 @@ class Clip:
     frames: np.ndarray
     length: int
     controls: tuple[np.ndarray, ...] = ()
+    video: np.ndarray | None = None
     target: bool = True
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -90,10 +92,16 @@ class Section:
     Args:
         noise: The starting point, B C F H W, float32.
         inputs: Laid over the inputs of both the positive and the negative conditioning.
+        clean: Latents to start from instead, shaped like `noise`, in the model's scale: the engine
+            mixes the noise into them, up to the level of the first step that is taken.
+        strength: With `clean`, the part of the steps that is taken, the last ones; above 0, and 1
+            takes all of them and so leaves nothing of `clean`.
     """
 
     noise: torch.Tensor
     inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    clean: torch.Tensor | None = None
+    strength: float = 1.0
 
 
 class Networks(Protocol):
@@ -138,6 +146,8 @@ class Runtime(Protocol):
     def condition(self, batch: Mapping[str, Any]) -> Conditioning:
         """A batch of records (stacked tensors with a batch axis; lists where varlen), already on
         the device, → what `predict` needs, and the clean latents when the batch has latents.
+
+        Masks are on the host: reading a length from the device would hold up every step.
         """
         ...
 

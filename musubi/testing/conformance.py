@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from musubi.errors import CheckpointError
 from musubi.lora.adapter import Adapters
 from musubi.memory.blocks import stacks
 from musubi.memory.compiled import Compiler
-from musubi.spec import Clip, Conditioning, Policy, Recipe, Record, Runtime, Task
+from musubi.spec import Architecture, Clip, Conditioning, Policy, Recipe, Record, Runtime, Task
 from musubi.spec.policy import Recompute
 from musubi.testing import twins
 from musubi.testing.subject import CAPTIONS, Subject, noisy
@@ -245,20 +246,7 @@ def a_rollout_has_the_size_asked_for(subject: Subject) -> None:
     for task in subject.tasks:
         runtime, dit = subject.runtime(task), subject.dit()
         given = runtime.condition(_generating(subject, task))
-        recipe = Recipe(
-            prompt=CAPTIONS[0],
-            negative_prompt="",
-            width=3 * arch.spatial_multiple,
-            height=2 * arch.spatial_multiple,
-            frames=arch.temporal_multiple + 1,
-            fps=arch.frame_rate,
-            seed=7,
-            steps=2,
-            solver=task.sampling.solver,
-            flow_shift=1.0,
-            guidance_scale=1.0,
-            cpu_noise=True,
-        )
+        recipe = _recipe(arch, task)
         with torch.no_grad(), _repeatable():
             first, second = (_roll(runtime, dit, recipe, given) for _ in range(2))
             assert torch.equal(first, second), "one seed gave two videos"
@@ -268,13 +256,34 @@ def a_rollout_has_the_size_asked_for(subject: Subject) -> None:
         assert frames.min() >= 0 and frames.max() <= 1
 
 
+def a_video_to_start_from_is_encoded_as_for_training(subject: Subject) -> None:
+    """Denoising that starts from a video starts from the latents that training has of it."""
+    for task in subject.tasks:
+        if "video" not in task.optional:
+            continue
+        runtime = subject.runtime(task)
+        recipe = replace(_recipe(subject.architecture, task), options={"strength": 0.5})
+        given = runtime.condition(_generating(subject, task, video=True))
+        section = next(runtime.rollout(recipe, given, torch.device("cpu")))
+        assert section.clean is not None and section.strength == 0.5
+        learned = runtime.condition(subject.batch(task, subject.records(task, 1))).latents
+        assert learned is not None
+        _close(section.clean, learned, 1e-3, "the video to start from")
+
+
 def files_hold_no_more_than_is_read(subject: Subject) -> None:
-    """Every tensor of a twin's file is used: what is loaded has as many numbers as the file."""
+    """Every tensor of a twin's file is used, or declared not to be: the numbers in it are counted."""
     for component in subject.architecture.components:
         module = load(component, subject.paths[component.name], device=torch.device("cpu"))
         with open_weights(subject.paths[component.name]) as weights:
             stored = sum(int(np.prod(shape)) for shape in weights.shapes.values())
-        assert stored == sum(t.numel() for t in module.state_dict().values()), component.name
+        with torch.device("meta"):
+            built = component.build(**component.tiny)
+        whole = sum(tensor.numel() for tensor in built.state_dict().values())
+        getattr(built, "trim", int)()  # what a network drops on purpose
+        dropped = whole - sum(tensor.numel() for tensor in built.state_dict().values())
+        used = sum(tensor.numel() for tensor in module.state_dict().values())
+        assert stored == used + dropped, component.name
 
 
 CHECKS: tuple[Callable[[Subject], None], ...] = (
@@ -292,6 +301,7 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     adapters_reach_every_target,
     policies_agree,
     a_rollout_has_the_size_asked_for,
+    a_video_to_start_from_is_encoded_as_for_training,
 )
 
 
@@ -325,19 +335,37 @@ def _streamed(subject: Subject) -> tuple[int, ...]:
     return tuple(len(stack) for stack in stacks(dit, subject.architecture.dit.traits))
 
 
-def _generating(subject: Subject, task: Task) -> dict[str, Any]:
+def _recipe(arch: Architecture, task: Task) -> Recipe:
+    return Recipe(
+        prompt=CAPTIONS[0],
+        negative_prompt="",
+        width=3 * arch.spatial_multiple,
+        height=2 * arch.spatial_multiple,
+        frames=arch.temporal_multiple + 1,
+        fps=arch.frame_rate,
+        seed=7,
+        steps=2,
+        solver=task.sampling.solver,
+        flow_shift=1.0,
+        guidance_scale=1.0,
+        cpu_noise=True,
+    )
+
+
+def _generating(subject: Subject, task: Task, *, video: bool = False) -> dict[str, Any]:
     clip = subject.clip()
     asked = Clip(
         name=clip.name,
         frames=clip.frames[:1],
         length=clip.length,
         controls=clip.controls,
+        video=clip.frames if video else None,
         target=False,
     )
     record: Record = {}
     runtime = subject.runtime(task)
     with torch.no_grad():
-        if task.inputs:
+        if task.inputs or video:
             record.update(runtime.encode_media(subject.nets, [asked])[0][0])
         for component in subject.architecture.of_role("text", task):
             record.update(runtime.encode_text(subject.nets, component.name, CAPTIONS[:1])[0])

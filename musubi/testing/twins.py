@@ -112,6 +112,8 @@ def _made(source, ours: dict[str, torch.Tensor]) -> torch.Tensor:
     tensor = ours[source.names[0]]
     if source.operation == "swap":
         return torch.cat(tensor.chunk(2)[::-1])
+    if source.operation == "unsqueeze":
+        return tensor[(..., *(None,) * source.ones)].contiguous()
     if source.operation == "split":
         unit = tensor.shape[0] // sum(source.ratio)
         return tensor.split([unit * r for r in source.ratio])[source.part].contiguous()

@@ -9,6 +9,7 @@ from typing import Any
 
 from musubi.cache.encode import ensure
 from musubi.cache.open import TrainingSet, open_training_set
+from musubi.cache.shelf import as_cached
 from musubi.config.dataset import DatasetFile, read_dataset_config
 from musubi.config.options import own_options, paths, tokenizers
 from musubi.config.train import TrainConfig
@@ -74,7 +75,8 @@ def prepare(
         report.note(note)
     files = paths(config, architecture)
     encoders = {n: p for n, p in files.items() if n != architecture.dit.name}
-    options = own_options(config, architecture)
+    places = [entry.cache_directory for entry in file.datasets]
+    options = as_cached(places, architecture, own_options(config, architecture))
     ensure(
         file,
         architecture,

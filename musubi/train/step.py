@@ -13,7 +13,7 @@ from torch import nn
 
 from musubi.config.optimization import TimestepOptions
 from musubi.flow import times
-from musubi.spec import Runtime
+from musubi.spec import Runtime, is_mask
 from musubi.train import seeds
 
 Batch = Mapping[str, Any]
@@ -121,7 +121,7 @@ def without_caption(rate: float, n: int, seed: int) -> list[bool]:
 
 
 def move(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """The batch on the device; copies from pinned memory do not wait."""
+    """The batch on the device, but for masks; copies from pinned memory do not wait."""
 
     def moved(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -130,4 +130,4 @@ def move(batch: Batch, device: torch.device) -> dict[str, Any]:
             return type(value)(moved(v) for v in value)
         return value
 
-    return {name: moved(value) for name, value in batch.items()}
+    return {name: value if is_mask(name) else moved(value) for name, value in batch.items()}

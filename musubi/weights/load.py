@@ -64,6 +64,10 @@ def load(
         slots = Slots(module)
         _check_names(component, contents, slots)
         _check_shapes(component, contents, slots)
+        trim = getattr(module, "trim", None)
+        if callable(trim):
+            trim()
+            slots = Slots(module)
         dtypes = _dtypes(component, contents, slots, dtype)
         if placing is not None:
             placing.prepare(module, dtypes)

@@ -162,6 +162,8 @@ class Settler:
                 tensor = torch.cat(parts[0].chunk(2)[::-1])
             elif job.source.operation == "concat":
                 tensor = torch.cat(parts)
+            elif job.source.operation == "squeeze":
+                tensor = parts[0].flatten(-job.source.ones - 1).contiguous()
             else:
                 tensor = parts[0].contiguous()
         if job.transformed:

@@ -62,7 +62,8 @@ KNOWN_TOO = {
     """,
     "generate": """
         dit_in_channels text_encoder1 text_encoder2 embedded_cfg_scale image_path split_uncond
-        vae_chunk_size vae_spatial_tile_sample_min_size lycoris
+        vae_chunk_size vae_spatial_tile_sample_min_size lycoris video_path strength
+        exclude_single_blocks
     """,
 }
 # What only Wan's commands have.

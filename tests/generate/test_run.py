@@ -66,7 +66,8 @@ def test_latents_decode_to_the_same_images(go):
     made = go(prompt="a", seed=7, output_type="latent_images")
     pictures = {p.name[-7:]: p.read_bytes() for p in made if p.suffix == ".png"}
     (saved,) = (p for p in made if p.suffix == ".safetensors")
-    again = go(latent_path=[str(saved)], output_type="images", dit=None, words=None)
+    given = {"latent_path": [str(saved)], "prompt": "not read"}
+    again = go(**given, output_type="images", dit=None, words=None)
     assert all(saved.stem in p.name for p in again)
     assert {p.name[-7:]: p.read_bytes() for p in again} == pictures
 

@@ -144,6 +144,38 @@ def test_generating_with_the_lora_and_with_guidance_differs(run, world, trained)
     assert not torch.equal(plain, guided)
 
 
+def test_single_blocks_can_be_spared(run, world, trained):
+    lora = ("--lora_weight", world.out / "cat.safetensors")
+    double = made(run, world, "double", *lora, "--exclude_single_blocks")
+    patterns = ("--exclude_patterns", "single_blocks")
+    assert torch.equal(double, made(run, world, "patterns", *lora, *patterns))
+    dit = ("--dit", world.models["dit"])
+    target = world.folder / "merged.safetensors"
+    run("lora", "merge", *ARCH, *dit, *lora, "--save_merged_model", target,
+        "--exclude_single_blocks")  # fmt: skip
+    before, after = load_file(world.models["dit"]), load_file(target)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith("double_blocks.") for name in changed)
+    with_all = world.folder / "all.safetensors"
+    run(*generate_words(world, world.folder / "unused", *lora, "--exclude_single_blocks",
+                        "--save_merged_model", with_all))  # fmt: skip
+    again = load_file(with_all)
+    assert all(torch.equal(again[name], after[name]) for name in after)
+
+
+def test_a_video_is_changed_the_more_the_stronger(run, world):
+    source = next((world.folder / "data").rglob("*.mp4"))
+    start = ("--video_path", source, "--infer_steps", "4")
+    weak = made(run, world, "weak", *start, "--strength", "0.25")
+    strong = made(run, world, "strong", *start)
+    fresh = made(run, world, "fresh", "--infer_steps", "4")
+    assert torch.equal(fresh, made(run, world, "all", *start, "--strength", "1.0"))
+    assert (strong - fresh).norm() < (weak - fresh).norm()
+    words = ("--video_path", source, "--video_length", "129")
+    refused = run(*generate_words(world, world.folder / "no", *words), ok=False)
+    assert refused.returncode == 2 and "129 are asked for" in refused.stderr + refused.stdout
+
+
 def test_skyreels_trains_and_starts_from_an_image(run, world, cached):
     run(*train_words(world, "sky", "--task", "skyreels-i2v", dit="i2v"))
     image = next((world.folder / "data").rglob("*.png"))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musubi.errors import CheckpointError
-from musubi.spec import Fuse, KeyMap, Rename, Swap
+from musubi.spec import Fuse, KeyMap, Rename, Squeeze, Swap
 
 MAP = KeyMap(
     name="theirs",
@@ -18,6 +18,7 @@ MAP = KeyMap(
             ours="layers.{n}.qkv.{kind}",
         ),
         Swap(theirs="head.mod.{kind}", ours="final.mod.{kind}"),
+        Squeeze(theirs="mid.q.weight", ours="mid.to_q.weight", ones=3),
         Rename(theirs="blocks.{n}.{rest}", ours="layers.{n}.{rest}"),
     ),
 )
@@ -55,6 +56,13 @@ def test_writing_undoes_reading():
     assert sorted(written) == sorted(NAMES)
     assert [written[n].part for n in NAMES[:3]] == [0, 1, 2]
     assert all(written[n].operation == "split" for n in NAMES[:3])
+
+
+def test_a_convolution_that_is_a_matrix_loses_its_axes_and_gets_them_back():
+    read = MAP.reading(["model.mid.q.weight"])["mid.to_q.weight"]
+    assert (read.operation, read.ones) == ("squeeze", 3)
+    written = MAP.writing(["mid.to_q.weight"])["model.mid.q.weight"]
+    assert (written.operation, written.ones) == ("unsqueeze", 3)
 
 
 @given(

@@ -115,6 +115,8 @@ CLIP = Component(
 )
 
 LATENTS = Field(name="latents", dims="CFHW", sizes=(("C", 16),))
+# The video that generation starts from; no cache file holds it.
+VIDEO = Field(name="latents_video", dims="CFHW", sizes=(("C", 16),), optional=True)
 TEXT = (
     Field(name="llm", dims="LD", sizes=(("L", 256),), usual=(("D", "text_dim"),)),
     Field(name="llm_mask", dims="L", sizes=(("L", 256),)),
@@ -148,8 +150,9 @@ TASKS = (
         title="Text to video",
         requires={"in_channels": 16},
         components=("vae", "text_encoder1", "text_encoder2"),
-        schema=Schema(media=(LATENTS,), text=TEXT),
+        schema=Schema(media=(LATENTS, VIDEO), text=TEXT),
         sampling=HUNYUAN,
+        optional=frozenset({"video"}),
     ),
     Task(
         name="i2v",
@@ -161,11 +164,13 @@ TASKS = (
             media=(
                 LATENTS,
                 Field(name="latents_image", dims="CFHW", sizes=(("C", 16),), optional=True),
+                VIDEO,
             ),
             text=TEXT,
         ),
         sampling=SKYREELS,
         inputs=frozenset({"image"}),
+        optional=frozenset({"video"}),
     ),
 )
 
@@ -233,6 +238,29 @@ OPTIONS = (
         help="The image that the video starts from, for the task i2v.",
         commands=("generate",),
     ),
+    Option(
+        name="video_path",
+        type=str,
+        help="A video, or a folder of images in the order of their names, to change: denoising "
+        "starts from its first frames, with noise mixed in.",
+        commands=("generate",),
+    ),
+    Option(
+        name="strength",
+        type=float,
+        default=0.8,
+        help="With video_path, the part of the steps that is taken: above 0; 1 keeps nothing of "
+        "the video.",
+        commands=("generate",),
+    ),
+    Option(
+        name="exclude_single_blocks",
+        type=bool,
+        default=False,
+        help="Use LoRA files in the double blocks only.",
+        commands=("generate", "lora merge"),
+        spares=r"single_blocks\..*",
+    ),
 )
 
 REPACKAGED = "Comfy-Org/HunyuanVideo_repackaged"
@@ -298,6 +326,9 @@ PUBLICATIONS = (
         "hunyuan-video-t2v-720p/vae/pytorch_model.pt",
         0.99,
         TENCENT,
+    ),
+    _published(
+        "vae", REPACKAGED, "split_files/vae/hunyuan_video_vae_bf16.safetensors", 0.49, TENCENT
     ),
     _published("vae", COMMUNITY, "vae/diffusion_pytorch_model.safetensors", 0.99, TENCENT),
     _published(

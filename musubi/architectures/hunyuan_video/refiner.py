@@ -44,7 +44,8 @@ class TextSummary(nn.Module):
         """B T D, zero beyond each length, to (B, D)."""
         counts = [text.shape[1]] * text.shape[0] if lengths is None else lengths
         total = text.float().sum(dim=1)
-        mean = total / torch.tensor(counts, dtype=torch.float32, device=text.device)[:, None]
+        # one by one: a tensor of counts would have to be waited for
+        mean = torch.stack([one / n for one, n in zip(total, counts, strict=True)])
         return self.linear_2(F.silu(self.linear_1(mean)))
 
 

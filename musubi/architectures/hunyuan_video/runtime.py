@@ -35,6 +35,7 @@ class HunyuanVideoRuntime:
         clipL: pooled text, B D.
         guidance: embedded guidance, a float; a rollout lays the recipe's over it.
         image: for image to video, the latents of the first frame, B C 1 H W, in the model's scale.
+        video: of a video to start from, if there is one, the latents, B C F H W, in the model's scale.
     """
 
     def __init__(self, architecture: Architecture, task: Task, options: Mapping[str, Any]) -> None:
@@ -63,24 +64,11 @@ class HunyuanVideoRuntime:
         return [{"clipL": pooled, "clipL_mask": mask} for pooled, mask in found]
 
     def encode_media(self, nets: Networks, clips: Sequence[Clip]) -> list[tuple[Record, ...]]:
-        learned = all(clip.target for clip in clips)
-        if not learned and "image" not in self.task.inputs:
-            return [({},) for _ in clips]  # nothing but the text conditions this task
-        vae: Any = nets["vae"]
-        name = "latents" if learned else "latents_image"
-        records: list[tuple[Record, ...]] = []
-        for clip in clips:  # one by one: a convolution rounds otherwise in company
-            frames = torch.from_numpy(clip.frames if learned else clip.frames[:1])
-            latents = vae.encode(
-                _pixels(frames[None], nets.device),
-                pieces=self._encoding,
-                generator=self._generator(clip) if learned else None,
-            )
-            records.append(({name: latents[0].to(vae.dtype)},))
-        return records
+        # one by one: a convolution rounds otherwise in company
+        return [(self._encoded(nets, clip),) for clip in clips]
 
     def condition(self, batch: Mapping[str, Any]) -> Conditioning:
-        lengths = batch["llm_mask"].sum(dim=1).tolist()
+        lengths = batch["llm_mask"].sum(dim=1).tolist()  # masks are on the host
         inputs: dict[str, Any] = {
             "llm": [one[:n] for one, n in zip(batch["llm"], lengths, strict=True)],
             "clipL": batch["clipL"],
@@ -93,6 +81,9 @@ class HunyuanVideoRuntime:
             given = batch.get("latents_image")  # when generating; training has the clip itself
             first = latents[:, :, :1] if latents is not None else None
             inputs["image"] = first if given is None else given * SCALING
+        video = batch.get("latents_video")
+        if video is not None:
+            inputs["video"] = video * SCALING
         return Conditioning(inputs, latents=latents)
 
     def predict(
@@ -133,12 +124,37 @@ class HunyuanVideoRuntime:
         guidance = recipe.options.get("embedded_cfg_scale")
         if guidance is None:
             guidance = self.task.sampling.options["embedded_cfg_scale"]
-        return (yield Section(noise=noise.to(device).float(), inputs={"guidance": guidance}))
+        section = Section(
+            noise=noise.to(device).float(),
+            inputs={"guidance": guidance},
+            clean=given.inputs.get("video"),
+            strength=recipe.options.get("strength", 1.0),
+        )
+        return (yield section)
 
     def decode(self, nets: Networks, latents: torch.Tensor) -> torch.Tensor:
         vae: Any = nets["vae"]
         frames = vae.decode(latents.to(nets.device) / SCALING, pieces=self._decoding)
         return frames.add_(1).div_(2)
+
+    def _encoded(self, nets: Networks, clip: Clip) -> Record:
+        wanted: list[tuple[str, np.ndarray, Pieces]] = []
+        if clip.target:
+            wanted.append(("latents", clip.frames, self._encoding))
+        elif "image" in self.task.inputs:
+            wanted.append(("latents_image", clip.frames[:1], self._encoding))
+        if clip.video is not None:
+            wanted.append(("latents_video", clip.video, self._decoding))  # long: always in tiles
+        record = Record()
+        for name, frames, pieces in wanted:
+            vae: Any = nets["vae"]
+            latents = vae.encode(
+                _pixels(torch.from_numpy(frames)[None], nets.device),
+                pieces=pieces,
+                generator=self._generator(clip) if clip.target else None,
+            )
+            record[name] = latents[0].to(vae.dtype)
+        return record
 
     def _generator(self, clip: Clip) -> torch.Generator | None:
         if self._seed is None:

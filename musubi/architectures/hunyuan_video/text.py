@@ -28,8 +28,8 @@ BEFORE = (
 AFTER = "<|eot_id|>"
 LLM_TOKENS = 256
 """Tokens that are kept of a caption, behind the template's own (95 of the real tokenizer)."""
-LLM_LAYER = -3
-"""Of the hidden states: two layers before the end, not normed."""
+LLM_UNUSED = 2
+"""Layers at the end whose output is not used: hidden states are taken before them, not normed."""
 CLIP_TOKENS = 77
 
 LLM_HEAD = 128
@@ -43,7 +43,7 @@ class Llm(nn.Module):
         vocab_size: Words in the table.
         dim: Width.
         ffn_dim: Width of the feed-forward layers.
-        num_layers: Number of blocks.
+        num_layers: Number of blocks in the file; the last two never run.
         num_heads: Heads of the queries, of size 128.
         num_kv_heads: Heads of the keys and values.
     """
@@ -78,6 +78,12 @@ class Llm(nn.Module):
             tie_word_embeddings=False,
         )
         self.model = LlamaModel(config)
+        self._used = config.num_hidden_layers = num_layers - LLM_UNUSED
+
+    def trim(self) -> None:
+        """Drop what comes after the layers that are used."""
+        del self.model.layers[self._used :]
+        self.model.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
 
     def finish(self) -> None:
         """Make the table of frequencies, which no file holds."""
@@ -92,8 +98,18 @@ class Llm(nn.Module):
             ids: Token numbers, B L.
             mask: 1 where there is a token, B L; padding is on the right.
         """
-        out = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-        return out.hidden_states[LLM_LAYER]
+        found: list[torch.Tensor] = []
+
+        def keep(_: nn.Module, __: object, out: Any) -> None:
+            found.append(out[0] if isinstance(out, tuple) else out)  # transformers 4 gives a tuple
+
+        # Asked for, hidden states of every layer would be kept, and the last one would be normed.
+        handle = self.model.layers[self._used - 1].register_forward_hook(keep)
+        try:
+            self.model(input_ids=ids, attention_mask=mask)
+        finally:
+            handle.remove()
+        return found[0]
 
 
 class ClipText(nn.Module):
@@ -229,11 +245,17 @@ def infer_llm(shapes: Shapes) -> dict[str, int]:
             "projections have biases.",
             fix=fix,
         )
+    depth = _depth(shapes, "model.layers.")
+    if depth <= LLM_UNUSED:
+        raise CheckpointError(
+            f"This Llama has {depth} layers; hidden states are taken {LLM_UNUSED} before the end.",
+            fix=fix,
+        )
     return {
         "vocab_size": shapes["model.embed_tokens.weight"][0],
         "dim": dim,
         "ffn_dim": shapes[f"{block}.mlp.gate_proj.weight"][0],
-        "num_layers": _depth(shapes, "model.layers."),
+        "num_layers": depth,
         "num_heads": queries // LLM_HEAD,
         "num_kv_heads": keys // LLM_HEAD,
     }

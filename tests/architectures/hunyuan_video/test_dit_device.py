@@ -1,15 +1,25 @@
-"""HunyuanVideo's denoiser on a CUDA device: the CPU's answers, half precision, compiled blocks."""
+"""HunyuanVideo on a CUDA device: the CPU's answers, half precision, compiled blocks, no waiting."""
 
 import pytest
 import torch
 
 from musubi.architectures.hunyuan_video import ARCHITECTURE
+from musubi.architectures.hunyuan_video.runtime import HunyuanVideoRuntime
+from musubi.architectures.hunyuan_video.vae import Pieces
 from musubi.testing.twins import build_twin
+from musubi.train.step import move
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # the compiler recommends what these tests must not have
+    pytest.mark.filterwarnings("ignore:TensorFloat32"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def exact_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def error(found, expected):
@@ -49,3 +59,49 @@ def test_compiled_blocks_agree(lengths):
         assert error(found, expected.cpu()) < 1e-5
     given = (torch.cat([img, txt], 1), vec, cos, sin, lengths)
     assert error(torch.compile(single, fullgraph=True)(*given), single(*given).cpu()) < 1e-5
+
+
+@pytest.mark.parametrize("pieces", [Pieces(), Pieces(tile=64), Pieces(columns=8)])
+def test_the_autoencoder_agrees_with_the_cpu(pieces):
+    vae = build_twin(ARCHITECTURE.component("vae"))
+    x = torch.rand(1, 3, 9, 64, 96) * 2 - 1
+    z = vae.encode(x, pieces=pieces)
+    frames = vae.decode(z, pieces=pieces)
+    vae.cuda()
+    assert error(vae.encode(x.cuda(), pieces=pieces), z) < 1e-4
+    assert error(vae.decode(z.cuda(), pieces=pieces), frames) < 1e-4
+    vae.half()
+    assert error(vae.decode(z.cuda(), pieces=pieces), frames) < 0.03
+
+
+def test_a_step_waits_for_nothing():
+    dit = build_twin(ARCHITECTURE.dit).cuda()
+    mask = torch.zeros(2, 256, dtype=torch.int64)
+    mask[0, :5], mask[1, :9] = 1, 1
+    records = move(
+        {
+            "latents": torch.randn(2, 16, 3, 8, 8),
+            "llm": torch.randn(2, 256, 32),
+            "llm_mask": mask,
+            "clipL": torch.randn(2, 16),
+            "clipL_mask": torch.ones(2, 77, dtype=torch.int64),
+        },
+        torch.device("cuda"),
+    )
+    runtime = HunyuanVideoRuntime(ARCHITECTURE, ARCHITECTURE.task("t2v"), {"guidance_scale": 6.0})
+    t = torch.tensor([0.9, 0.3]).cuda()
+
+    def step():
+        given = runtime.condition(records)
+        assert given.latents is not None
+        with torch.autocast("cuda", torch.bfloat16):
+            return runtime.predict(dit, given.latents, t, given)
+
+    expected = step()  # makes the tables of positions
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found, expected)

@@ -167,6 +167,21 @@ def test_llm(layout, tmp_path):
     assert mask.all()  # the second caption fills it
 
 
+def test_layers_that_do_not_speak_are_not_loaded(tmp_path):
+    oracle = llama()
+    state = {name: tensor.clone() for name, tensor in oracle.state_dict().items()}
+    for name, tensor in state.items():  # NaN is refused in what is read
+        if name.startswith(("model.layers.2.", "model.layers.3.", "model.norm.")):
+            tensor.fill_(float("nan"))
+    ours = loaded(LLM, state, tmp_path)
+    assert ours.musubi_numbers["num_layers"] == 4
+    assert not [n for n in ours.state_dict() if n.startswith(("model.layers.2.", "model.norm."))]
+    ids = torch.arange(12)[None] % 7
+    mask = torch.ones_like(ids)
+    expected = oracle.model(ids, mask, output_hidden_states=True).hidden_states[-3]
+    assert error(ours(ids, mask), expected) < 1e-5
+
+
 @pytest.mark.parametrize("layout", ["text_model", "bare", "whole"])
 def test_clip(layout, tmp_path):
     from transformers import CLIPTextConfig, CLIPTextModel

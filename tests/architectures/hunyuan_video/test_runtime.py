@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from musubi.generate.recipes import build_recipe
 from musubi.generate.write import metadata
 from musubi.spec import Clip, Conditioning, Quiet, Recipe
 from musubi.testing import twins
+from musubi.train.step import move
 
 CPU = torch.device("cpu")
 
@@ -146,6 +149,24 @@ def test_padding_is_cut_off():
     assert torch.equal(ear.text[1], records["llm"][1, :9])
 
 
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+def test_a_step_reads_nothing_back_from_the_device(task, monkeypatch):
+    # A tensor on "meta" has no values: to read one, as a length or a number, is an error.
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # it has no autocast
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    device = torch.device("meta")
+    numbers = {**ARCHITECTURE.dit.tiny, "in_channels": 32 if task == "i2v" else 16}
+    with device:
+        dit = ARCHITECTURE.dit.build(**numbers)
+    records = move(batch(2, latents=torch.zeros(2, 16, 3, 4, 6)), device)
+    assert records["llm"].device == device and records["llm_mask"].device == CPU
+    made = runtime(task)
+    given = made.condition(records)
+    assert given.latents is not None
+    velocity = made.predict(dit, given.latents, torch.rand(2, device=device), given)
+    assert velocity.device == device and velocity.shape == given.latents.shape
+
+
 def test_latents_are_scaled_on_the_way_to_the_model(nets):
     made = runtime()
     ((record,),) = made.encode_media(nets, [clip()])
@@ -171,6 +192,33 @@ def test_the_image_stands_in_the_first_frame(nets):
     assert given.latents is None
     made.predict(ear, x, torch.tensor([0.5]), given)
     assert torch.equal(ear.joined[:, :, :1], alone["latents"][None] * SCALING)
+
+
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+def test_a_video_to_start_from_is_encoded_and_handed_on(nets, task):
+    made, source = runtime(task), clip()
+    asked = Clip(name="", frames=source.frames[:1], length=5, target=False, video=source.frames)
+    ((record,),) = made.encode_media(nets, [asked])
+    assert set(record) == {"latents_video"} | ({"latents_image"} if task == "i2v" else set())
+    ((learned,),) = made.encode_media(nets, [source])
+    assert torch.equal(record["latents_video"], learned["latents"])
+    given = made.condition(batch(1, **{name: tensor[None] for name, tensor in record.items()}))
+    assert given.latents is None
+    start = next(made.rollout(recipe(5, strength=0.3), given, CPU))
+    assert start.clean is not None and start.strength == 0.3
+    assert torch.equal(start.clean, record["latents_video"][None] * SCALING)
+    assert section(made, recipe(5, strength=0.3)).clean is None
+
+
+def test_a_task_without_media_loads_no_autoencoder():
+    class Nothing:
+        device = CPU
+
+        def __getitem__(self, name):
+            raise AssertionError(name)
+
+    asked = Clip(name="", frames=clip().frames[:0], length=5, target=False)
+    assert runtime().encode_media(Nothing(), [asked]) == [({},)]
 
 
 def test_videos_of_one_seed_begin_alike():
