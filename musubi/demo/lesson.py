@@ -13,8 +13,8 @@ from musubi.demo.detector import detect
 from musubi.testing import media
 
 WORDS = {"colour": "green", "shape": "ball", "motion": "swings"}
-TITLE = "a green ball that swings"
-NAME = "swing"
+TITLE = "a {colour} {shape} that {motion}".format(**WORDS)
+NAME = "{motion}-{shape}".format(**WORDS)
 CLIPS = 12
 SETTLED = 1  # the tiny VAE draws the first frame, which has no past, too poorly to tell
 
