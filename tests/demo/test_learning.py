@@ -27,7 +27,7 @@ from musubi.train.step import Objective
 from musubi.weights.load import load
 from musubi.weights.nets import Nets
 
-STEPS = 10
+STEPS = 30
 CPU = torch.device("cpu")
 
 
@@ -65,11 +65,11 @@ def settings(world, data, folder, **more):
         "task": world.task,
         "dataset_config": str(data),
         "mixed_precision": "no",
-        "learning_rate": 4e-3,
+        "learning_rate": 8e-3,
         "network_dim": 16,
         "network_alpha": 16,
         "timestep_sampling": "shift",
-        "discrete_flow_shift": 5.0,
+        "discrete_flow_shift": 3.0,
         "seed": 1,
         "log_with": "none",
         "output_dir": str(folder),
@@ -140,7 +140,7 @@ def loss(world):
 
 
 def test_a_lora_learns_what_the_base_never_saw(lora, loss):
-    assert loss(lora) < 0.7 * loss()
+    assert loss(lora) < 0.6 * loss()
 
 
 def test_an_untrained_and_a_broken_lora_would_fail_by_far(lora, loss, tmp_path):
