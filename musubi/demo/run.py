@@ -21,7 +21,7 @@ from musubi.errors import ConfigError, RunError
 from musubi.spec import Report
 
 MARK = ".musubi-demo"
-STEPS, PROMPTS, EVERY = 160, 6, 40
+STEPS, PROMPTS, EVERY = 120, 6, 40
 FAST_STEPS, FAST_PROMPTS, FAST_EVERY = 4, 2, 2
 
 
