@@ -109,6 +109,15 @@ def test_options_named_in_pages_exist(page):
     assert named <= known
 
 
+def test_the_readme_lists_every_built_in_architecture_and_task():
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Try it")[0]
+    built_in = [p.name for p in (ROOT / "musubi" / "architectures").iterdir() if p.is_dir()]
+    for name in set(built_in) & set(registry.names()):
+        architecture = registry.find(name)
+        assert f"`{name}`" in table
+        assert [v.name for v in architecture.variants if f"`{v.name}`" not in table] == []
+
+
 def test_the_table_of_options_is_current():
     page = ROOT / "docs" / "options.md"
     assert page.read_text(encoding="utf-8") == reference(), "Run `nox -s reference`."

@@ -40,6 +40,15 @@ class Seen:
 
 def detect(frames: np.ndarray) -> Seen:
     """Look at uint8 frames, F 64 64 3."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on pictures so small, threads do little but wait for one another
+    try:
+        return _seen(frames)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _seen(frames: np.ndarray) -> Seen:
     pictures = torch.from_numpy(np.ascontiguousarray(frames)).float()
     floor_rgb = pictures[:, int(0.92 * SIDE) :].flatten(0, 2).median(dim=0).values
     floor = _nearest(floor_rgb, FLOORS)

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from musubi.demo import lesson, pictures, released, shapes
+from musubi.demo import pictures, released, shapes
 from musubi.demo.detector import detect
 
 PROMPTS = 48
@@ -28,7 +28,7 @@ def count(folder: Path) -> Counter[str]:
     found: Counter[str] = Counter()
     for number, scene in enumerate(prompt_set()):
         frames = pictures.read_clip(next(folder.glob(f"*_{1000 + number}.mp4")))
-        right = detect(frames[lesson.SETTLED :]).agrees(
+        right = detect(frames).agrees(
             colour=scene.colour, shape=scene.shape, motion=scene.motion, floor=scene.floor
         )
         found.update(name for name, agrees in right.items() if agrees)

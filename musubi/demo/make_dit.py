@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from musubi.demo import shapes
-from musubi.demo.graphs import Rated, captured, ticks
+from musubi.demo.graphs import Followed, Rated, captured, ticks
 from musubi.demo.make import architecture, save_component, untrained_dit
 from musubi.flow import times
 from musubi.spec import Conditioning, Quiet
@@ -26,6 +27,7 @@ from musubi.weights.nets import Nets
 
 PEAK, SHIFT, WORDS = 1e-3, 3.0, 512
 DROPPED = 0.12
+KEPT = 0.998  # of the running mean of the weights, a step
 LATENTS = (16, 5, 8, 8)
 
 
@@ -44,28 +46,33 @@ def train_dit(
         steps: How many at most.
         batch: Clips in a step.
         pool: Different clips.
-        seconds: End the schedule in this time; None does all the steps.
+        seconds: End in this time, the samples not counted; None does all the steps.
     """
+    began = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     world = _World(folder, device)
     latents, captions, texts = world.encoded(pool)
     sys.stdout.write(f"latents {latents.mean().item():.3f} ± {latents.std().item():.3f}\n")
     dit = untrained_dit().to(device).train()
+    followed = Followed(dit, kept=KEPT)
     rated = Rated(dit.parameters(), peak=PEAK, decay=0.01)
-    step, losses = _step(world, dit, rated, (latents, captions, texts), batch)
+    step, losses = _step(world, dit, followed, rated, (latents, captions, texts), batch)
     replay = captured(step, device)
+    left = None if seconds is None else seconds - (time.monotonic() - began)
     number, told = 0, 0.0
-    for number, done in ticks(steps, seconds, device):
+    for number, done in ticks(steps, left, device):
         rated.at(done)
         replay()
         if done >= told:
             told += 0.1
-            sys.stdout.write(f"dit {number} loss {losses.item():.4f}\n")
+            sys.stdout.write(
+                f"dit {time.monotonic() - began:.0f}s {number} loss {losses.item():.4f}\n"
+            )
             sys.stdout.flush()
-            save_component("dit", dit, folder / "dit.safetensors", torch.bfloat16)
+            save_component("dit", followed.mean, folder / "dit.safetensors", torch.bfloat16)
     sys.stdout.write(f"dit {number} loss {losses.item():.4f}\n")
-    save_component("dit", dit, folder / "dit.safetensors", torch.bfloat16)
-    world.samples(dit.eval(), texts, folder / "samples.npz")
+    save_component("dit", followed.mean, folder / "dit.safetensors", torch.bfloat16)
+    world.samples(followed.mean, texts, folder / "samples.npz")
 
 
 class _World:
@@ -149,6 +156,7 @@ class _World:
 def _step(
     world: _World,
     dit: nn.Module,
+    followed: Followed,
     rated: Rated,
     data: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     batch: int,
@@ -169,6 +177,7 @@ def _step(
             v = world.predict(dit, times.mix(x0, noise, t), t, text)
         loss = (v - times.velocity(x0, noise)).square().mean()
         rated.take(loss)
+        followed.move()
         losses.lerp_(loss.detach(), 0.02)
 
     return step, losses

@@ -21,7 +21,7 @@ from musubi.errors import ConfigError, RunError
 from musubi.spec import Report
 
 MARK = ".musubi-demo"
-STEPS, PROMPTS, EVERY = 60, 6, 20
+STEPS, PROMPTS, EVERY = 120, 6, 40
 FAST_STEPS, FAST_PROMPTS, FAST_EVERY = 4, 2, 2
 
 
@@ -110,9 +110,9 @@ class Demo:
     def _training(self) -> list[str]:
         preview = (self.folder / "preview.txt").as_posix()
         return [
-            *("--mixed_precision", "no", "--learning_rate", "4e-3"),
+            *("--mixed_precision", "no", "--learning_rate", "8e-3", "--lr_scheduler", "cosine"),
             *("--network_dim", "16", "--network_alpha", "16"),
-            *("--timestep_sampling", "shift", "--discrete_flow_shift", "5.0"),
+            *("--timestep_sampling", "shift", "--discrete_flow_shift", "3.0"),
             *("--max_train_steps", str(self.steps), "--seed", "1", "--log_with", "none"),
             *("--sample_prompts", preview, "--sample_at_first"),
             *("--sample_every_n_steps", str(self.every)),

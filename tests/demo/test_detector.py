@@ -51,5 +51,6 @@ def test_noise_and_an_empty_room_are_no_shape():
 def test_the_lesson_is_found_in_its_own_clips_and_in_no_others():
     shown = lesson.scenes(3, 4)
     assert lesson.learned(list(shapes.draw(shown).numpy())) == 4
-    others = [shapes.random_scene(random.Random(i), colour="green", shape="ball") for i in range(6)]
+    known = {"colour": lesson.WORDS["colour"], "shape": "ball"}
+    others = [shapes.random_scene(random.Random(i), **known) for i in range(6)]
     assert lesson.learned(list(shapes.draw(others).numpy())) == 0
