@@ -14,7 +14,7 @@ from torch import nn
 
 from musubi.cache.tasks import device_of
 from musubi.config.generate import GenerateConfig
-from musubi.config.memory import compiler_words, encoder_policies
+from musubi.config.memory import compiler_words
 from musubi.config.options import own_options, paths, tokenizers
 from musubi.config.task import Choice, choose_task
 from musubi.errors import ConfigError, MusubiError, RunError
@@ -27,7 +27,7 @@ from musubi.generate.session import Session
 from musubi.memory.apply import placer
 from musubi.memory.compiled import Compiler
 from musubi.nn import attention
-from musubi.plan.fit import policy_for
+from musubi.plan.fit import encoders_for, policy_for
 from musubi.plan.rescue import rescued
 from musubi.spec import Architecture, Policy, Recipe, Report, Task
 from musubi.weights.dtypes import parse_dtype
@@ -254,7 +254,7 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
         tokenizers=tokenizers(config, architecture),
         transforms={dit.name: loras.merging(chosen)} if merged else {},
         place=placer(
-            {**encoder_policies(config, architecture), dit.name: policy},
+            {**encoders_for(config, architecture), dit.name: policy},
             device,
             compiler=Compiler(**compiler_words(config)),
             report=report,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from musubi.config.memory import compiler_words, encoder_policies
+from musubi.config.memory import compiler_words
 from musubi.config.options import paths, tokenizers
 from musubi.config.train import TrainConfig
 from musubi.lora.merge import Merging
 from musubi.memory.apply import placer
 from musubi.memory.compiled import Compiler
+from musubi.plan.fit import encoders_for
 from musubi.spec import Architecture, Policy, Report
 from musubi.train import adapters
 from musubi.weights.dtypes import parse_dtype
@@ -53,7 +54,7 @@ def open_networks(
         tokenizers=tokenizers(config, architecture),
         transforms={} if merging is None else {architecture.dit.name: merging},
         place=placer(
-            {**encoder_policies(config, architecture), architecture.dit.name: policy},
+            {**encoders_for(config, architecture), architecture.dit.name: policy},
             device,
             compiler=Compiler(**compiler_words(config)),
             report=report,

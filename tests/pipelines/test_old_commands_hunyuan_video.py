@@ -17,8 +17,6 @@ from safetensors.torch import load_file
 
 from musubi import registry
 from musubi.cli import main
-from musubi.config.commands import typed
-from musubi.config.fields import flags, names
 from musubi.testing import media, twins
 
 SCRIPTS = {
@@ -41,21 +39,6 @@ TOY = (
     ("--blocks_to_swap 38", "--blocks_to_swap 2"),
 )
 DEPTHS = {"double_depth": 3, "single_depth": 6}  # enough to move some blocks of both kinds
-# Flags of memory and speed → how many words follow. They are left out where the command has none.
-MEMORY = {
-    "fp8_base": 0,
-    "fp8": 0,
-    "fp8_fast": 0,
-    "fp8_llm": 0,
-    "blocks_to_swap": 1,
-    "img_in_txt_in_offloading": 0,
-    "compile": 0,
-    "compile_args": 4,
-    "dynamo_backend": 1,
-    "dynamo_mode": 1,
-    "dynamo_fullgraph": 0,
-    "dynamo_dynamic": 0,
-}
 
 
 def compiling(more):
@@ -107,25 +90,14 @@ class World:
             media.write_image(self.places["frames"] / f"{i:04}.png", picture)
 
     def words(self, command: str) -> list[str]:
-        """The words behind `musubi`, at toy size, without memory flags that the command lacks."""
+        """The words behind `musubi`, at toy size."""
         for full, toy in TOY:
             command = command.replace(full, toy)
         script = re.search(r"\b\w+\.py\b", command)
         assert script is not None
         new = SCRIPTS[script[0]].split()
         old = [w.format(**self.places) for w in shlex.split(command[script.end() :])]
-        place = typed(new)
-        assert place is not None
-        architecture = None if place.place is None else registry.find("hunyuan_video")
-        known = set(names(flags(place.options(architecture)).values()))
-        kept: list[str] = []
-        while old:
-            word = old.pop(0)
-            name = word.removeprefix("--")
-            if word.startswith("--") and name in MEMORY and name not in known:
-                del old[: MEMORY[name]]
-            else:
-                kept.append(word)
+        kept = list(old)
         if "--vae" in kept and "--vae_dtype" not in kept:
             kept += ["--vae_dtype", "float32"]  # a CPU takes minutes for float16
         return [*new, *kept]
