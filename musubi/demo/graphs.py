@@ -19,7 +19,7 @@ class Rated:
 
     AdamW, and for matrices the nearest orthogonal one of their momentum, by the Newton-Schulz
     iteration of the Muon optimizer (K. Jordan et al., 2024), in steps as large as AdamW's
-    (J. Liu et al., arXiv 2502.16982): it takes a third of the steps.
+    (J. Liu et al., arXiv 2502.16982). The autoencoder learns several times faster by it.
 
     Args:
         parameters: What is trained.
