@@ -18,10 +18,11 @@ class BenchConfig(TrainMemoryOptions):
         "The published variant, or the end of its name: 14B; the first one when not given.",
         group=_CASE,
     )
-    phase: Literal["train", "sample", "text", "encode", "decode"] = option(
+    phase: Literal["train", "sample", "error", "text", "encode", "decode"] = option(
         "train",
-        "A training step of a LoRA; a denoising step with classifier-free guidance; the first text "
-        "encoder on a caption; the VAE on a video, or on its latents.",
+        "A training step of a LoRA; a denoising step with classifier-free guidance; how far the "
+        "settings move the answers and gradients of the model as loaded; the first text encoder on "
+        "a caption; the VAE on a video, or on its latents.",
         group=_CASE,
     )
     width: int = option(832, "Of the video, in pixels.", group=_CASE, ge=16)

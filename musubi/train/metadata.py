@@ -132,7 +132,7 @@ class Facts:
             "num_epochs": -(-self.total // self.steps_per_epoch),
             "max_train_steps": self.total,
             "optimizer": self.optimizer,
-            "fp8_base": False,
+            "fp8_base": config.fp8_base or config.fp8_scaled,
             "full_fp16": False,
             "full_bf16": False,
             "datasets": self._datasets(),

@@ -67,6 +67,38 @@ def test_settings_are_those_of_training(tmp_path: Path) -> None:
     }
 
 
+class Told(Quiet):
+    """Keeps the tables."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, float] = {}
+
+    def table(self, title, columns, rows) -> None:
+        self.rows |= {name: float(error) for name, error in rows}
+
+
+@pytest.mark.parametrize("name", ["wan", "hunyuan_video"])
+def test_8_bits_move_answers_and_gradients_by_a_bounded_part(name: str) -> None:
+    errors = {}
+    for products in (False, True):
+        told = Told()
+        config = BenchConfig(phase="error", fp8_scaled=True, fp8_fast=products, **SETTINGS)
+        bench.run(config, toy(name), told)
+        errors[products] = told.rows
+        # A weight is off by 2.6%; a toy of two blocks adds up a few of these.
+        assert 1e-3 < told.rows["velocity"] < 0.10
+        assert 1e-3 < told.rows["gradients"] < 0.15
+        assert told.rows["loss"] < 0.10
+    assert errors[True]["velocity"] > errors[False]["velocity"]
+
+
+def test_settings_that_move_no_number_have_no_error() -> None:
+    told = Told()
+    config = BenchConfig(phase="error", blocks_to_swap=2, recompute="attention", **SETTINGS)
+    bench.run(config, toy("wan"), told)
+    assert told.rows == {"velocity": 0.0, "loss": 0.0, "gradients": 0.0}
+
+
 def test_a_size_is_named_by_its_end_and_a_wrong_one_refused() -> None:
     wan = registry.find("wan")
     assert bench._variant(wan, None) is wan.variants[0]

@@ -56,6 +56,8 @@ def test_two_processes_equal_accumulation(tmp_path: Path) -> None:
         ),
         *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
         *("--main_process_port", str(port), *words, "two"),
+        # Each process streams blocks of its own: the answers stay.
+        *("--blocks_to_swap", "2", "--recompute", "attention", "--optimizer_offload"),
     ]
     subprocess.run(launch, env=env, check=True, capture_output=True, timeout=300)
     one = load_file(tmp_path / "out" / "one.safetensors")
