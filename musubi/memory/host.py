@@ -27,6 +27,7 @@ def host_bytes(size: int, device: torch.device) -> tuple[torch.Tensor, bool]:
     found = block[start : start + size]
     if device.type != "cuda" or not size:
         return found, False
+    found.fill_(0)  # by all threads: locking would touch the pages one by one
     return found, _lock(found)
 
 
