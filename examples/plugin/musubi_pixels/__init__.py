@@ -70,7 +70,14 @@ ARCHITECTURE = Architecture(
             components=("vae", "words"),
             schema=Schema(
                 media=(Field(name="latents", dims="CFHW", sizes=(("C", 8),)),),
-                text=(Field(name="words", dims="LD", varlen=True),),
+                text=(
+                    Field(
+                        name="words",
+                        dims="LD",
+                        varlen=True,
+                        usual=(("L", 64), ("D", "text_width")),  # for `musubi plan`
+                    ),
+                ),
             ),
             sampling=Sampling(
                 steps=8,
