@@ -94,9 +94,12 @@ class Stream:
 
     def leave(self) -> None:
         """Give the slots back to the device; they are made again when a block runs."""
-        for index in self._held:
+        for index, ready in zip(self._held, self._ready, strict=True):
             if index is not None:
                 _empty(self.homes[index], self.device)
+            if ready is not None:
+                # A copy may still be under way into memory that is about to be someone else's.
+                torch.cuda.current_stream(self.device).wait_event(ready)
         self._slots, self._held, self._ready = [], [None] * SLOTS, [None] * SLOTS
 
     def pack(self, tensor: torch.Tensor) -> Any:
