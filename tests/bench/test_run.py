@@ -86,8 +86,8 @@ def test_8_bits_move_answers_and_gradients_by_a_bounded_part(name: str) -> None:
         bench.run(config, toy(name), told)
         errors[products] = told.rows
         # A weight is off by 2.6%; a toy of two blocks adds up a few of these.
-        assert 1e-3 < told.rows["velocity"] < 0.10
-        assert 1e-3 < told.rows["gradients"] < 0.15
+        assert 1e-3 < told.rows["velocity"] < 0.15
+        assert 1e-3 < told.rows["gradients"] < 0.30
         assert told.rows["loss"] < 0.10
     assert errors[True]["velocity"] > errors[False]["velocity"]
 
