@@ -32,15 +32,16 @@ def random_network(
         module: nn.Module = component.build(**numbers)
     module.requires_grad_(False)
     fp32 = re.compile("|".join(f"(?:{p})" for p in component.traits.fp32) or r"(?!)")
-    dtypes = {
-        name: torch.float32 if fp32.fullmatch(name) else dtype
+    shapes = {
+        name: tensor.shape
         for name, tensor in module.state_dict(keep_vars=True).items()
         if tensor.is_floating_point()
     }
+    dtypes = {name: torch.float32 if fp32.fullmatch(name) else dtype for name in shapes}
     placement.prepare(module, dtypes)
     generator = torch.Generator(placement.device).manual_seed(0)
     for name, kind in dtypes.items():
-        made = _random(module.state_dict(keep_vars=True)[name].shape, generator, kind)
+        made = _random(shapes[name], generator, kind)
         for stored, tensor in (placement.store(name, made, None) or {name: made}).items():
             _put(module, stored, tensor, placement.home(stored))
     finish = getattr(module, "finish", None)

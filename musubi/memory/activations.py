@@ -33,7 +33,6 @@ class Parked:
     shape: torch.Size
     stride: tuple[int, ...]
     host: torch.Tensor
-    gone: Any = None
     back: torch.Tensor | None = None
     ready: Any = None
 
@@ -52,7 +51,6 @@ class Lot:
 
     device: torch.device
     smallest: int = SMALLEST
-    locked: bool = True
     _free: dict[int, list[torch.Tensor]] = field(default_factory=dict)
     _here: dict[int, list[Parked]] = field(default_factory=dict)
     _side: Any = None
@@ -86,7 +84,6 @@ class Lot:
             with torch.cuda.stream(self._side):
                 self._side.wait_event(before)
                 parked.host.copy_(flat, non_blocking=True)
-                parked.gone = self._side.record_event()
             tensor.record_stream(self._side)
         self._here.setdefault(index, []).append(parked)
         return parked
@@ -131,9 +128,7 @@ class Lot:
         free = self._free.get(size)
         if free:
             return free.pop()
-        buffer, locked = host_bytes(size, self.device)
-        self.locked = self.locked and (locked or self.device.type != "cuda")
-        return buffer
+        return host_bytes(size, self.device)[0]
 
 
 def _dense(tensor: torch.Tensor) -> bool:

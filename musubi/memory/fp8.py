@@ -147,7 +147,7 @@ class _Multiplied(torch.autograd.Function):
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
         ctx.save_for_backward(weight, scale)
-        rows, row_scale = _by_rows(x.flatten(0, -2))
+        rows, row_scale = quantized(x.flatten(0, -2))
         y = _product8(rows, weight.t(), row_scale, scale.t(), bias, x.dtype)
         return y.unflatten(0, x.shape[:-1])
 
@@ -156,18 +156,12 @@ class _Multiplied(torch.autograd.Function):
         weight, scale = ctx.saved_tensors
         # The scales of the rows belong to the length that is summed over here: they go into the
         # gradient, which is then scaled by token.
-        rows, row_scale = _by_rows(gradient.flatten(0, -2).float() * scale.t())
+        rows, row_scale = quantized(gradient.flatten(0, -2).float() * scale.t())
         ones = torch.ones_like(row_scale[:1]).expand(1, weight.shape[1])
         # The units read the second matrix along the summed length: a copy in 8 bits, turned.
         turned = weight.t().contiguous().t()
         y = _product8(rows, turned, row_scale, ones.contiguous(), None, gradient.dtype)
         return y.unflatten(0, gradient.shape[:-1]), None, None, None
-
-
-def _by_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    x = x.float()
-    scale = x.abs().amax(1, keepdim=True).clamp(min=_SMALLEST_SCALE) / LARGEST
-    return (x / scale).to(E4M3), scale
 
 
 def _product8(

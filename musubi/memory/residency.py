@@ -14,7 +14,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from musubi.memory.activations import Lot
-from musubi.memory.blocks import blocks, unwrap, wrap
+from musubi.memory.blocks import blocks, wrap
 from musubi.memory.stream import Stream
 from musubi.spec.traits import Traits
 
@@ -32,12 +32,6 @@ def apply(
     traveller = _Traveller(stream, lot, every)
     for index, block in enumerate(every):
         wrap(block, NAME, functools.partial(_around, traveller=traveller, index=index))
-
-
-def remove(module: nn.Module, traits: Traits) -> None:
-    """Undo `apply`."""
-    for block in blocks(module, traits):
-        unwrap(block, NAME)
 
 
 class _Traveller:
