@@ -19,7 +19,8 @@ from musubi.cache.tasks import device_of
 from musubi.config.bench import BenchConfig
 from musubi.config.memory import compiler_words, dit_policy
 from musubi.config.sizes import gibibytes, parse_bytes
-from musubi.errors import ConfigError, did_you_mean
+from musubi.config.task import published
+from musubi.errors import ConfigError
 from musubi.memory.apply import Placement
 from musubi.memory.compiled import Compiler
 from musubi.spec import Architecture, Component, Policy, Report, Variant
@@ -100,16 +101,7 @@ def run(config: BenchConfig, architecture: Architecture, report: Report) -> None
 
 
 def _variant(architecture: Architecture, asked: str | None) -> Variant:
-    variants = architecture.variants
-    if asked is None:
-        return variants[0]
-    for variant in variants:
-        if variant.name == asked or variant.name.endswith(f"-{asked}"):
-            return variant
-    raise ConfigError(
-        f"{architecture.title} has no size {asked!r}.",
-        fix=did_you_mean(asked, [v.name for v in variants]),
-    )
+    return architecture.variants[0] if asked is None else published(architecture, asked)
 
 
 def _dtype(component: Component, device: torch.device) -> torch.dtype:

@@ -66,6 +66,21 @@ def choose_task(
     return choice
 
 
+def published(architecture: Architecture, size: str) -> Variant:
+    """The published variant of that name, or the first whose name ends so: `14B` for `t2v-14B`.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    for variant in architecture.variants:
+        if variant.name == size or variant.name.endswith(f"-{size}"):
+            return variant
+    raise ConfigError(
+        f"{architecture.title} has no size {size!r}.",
+        fix=did_you_mean(size, [v.name for v in architecture.variants]),
+    )
+
+
 def _named(architecture: Architecture, text: str) -> Choice:
     for variant in architecture.variants:
         if variant.name == text:

@@ -15,9 +15,9 @@ from torch import nn
 
 from musubi.config.dataset import read_dataset_config
 from musubi.config.options import own_options, paths
-from musubi.config.task import Choice, choose_task
+from musubi.config.task import Choice, choose_task, published
 from musubi.data.survey import survey
-from musubi.errors import ConfigError, did_you_mean
+from musubi.errors import ConfigError
 from musubi.lora.adapter import Adapters
 from musubi.memory.estimate import Optimizer
 from musubi.memory.step import Case
@@ -272,15 +272,7 @@ def _dtype(config: Any, component: Component, stored: torch.dtype | None) -> tor
 
 
 def _variant(architecture: Architecture, asked: str | None) -> str | None:
-    if asked is None:
-        return None
-    for variant in architecture.variants:
-        if variant.name == asked or variant.name.endswith(f"-{asked}"):
-            return variant.name
-    raise ConfigError(
-        f"{architecture.title} has no size {asked!r}.",
-        fix=did_you_mean(asked, [v.name for v in architecture.variants]),
-    )
+    return None if asked is None else published(architecture, asked).name
 
 
 def _buckets(
