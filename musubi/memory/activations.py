@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from musubi.memory.host import host_bytes
+from musubi.spec.report import Quiet, Report
 
 SMALLEST = 1 << 20
 """Bytes: smaller tensors cost more to send than to keep."""
@@ -47,10 +48,12 @@ class Lot:
     Args:
         device: Where the network runs.
         smallest: In bytes; what is smaller stays.
+        report: Told when the memory cannot be page-locked.
     """
 
     device: torch.device
     smallest: int = SMALLEST
+    report: Report = field(default_factory=Quiet)
     _free: dict[int, list[torch.Tensor]] = field(default_factory=dict)
     _here: dict[int, list[Parked]] = field(default_factory=dict)
     _side: Any = None
@@ -128,7 +131,7 @@ class Lot:
         free = self._free.get(size)
         if free:
             return free.pop()
-        return host_bytes(size, self.device)[0]
+        return host_bytes(size, self.device, self.report)
 
 
 def _dense(tensor: torch.Tensor) -> bool:

@@ -100,7 +100,7 @@ class Placement:
         if self._homes:
             stream = Stream(self._homes, self._count, self.device)
             module.__dict__[_STREAM] = stream
-        lot = activations.Lot(self.device, self.smallest)
+        lot = activations.Lot(self.device, self.smallest, self.report)
         around(module, self.traits, self.policy, self.compiler, stream, lot)
         return module
 
@@ -121,7 +121,7 @@ class Placement:
             made[id(module.get_parameter(name))] = fp8.E4M3
             layer = module.get_submodule(name.rpartition(".")[0])
             made[id(layer.get_buffer(fp8.SCALE))] = torch.float32
-        locked, first = True, 0
+        first = 0
         for number, stack in enumerate(stacks(module, self.traits)):
             wanted = self.policy.streamed[number] if number < len(self.policy.streamed) else 0
             if not self.strict:
@@ -134,17 +134,11 @@ class Placement:
                 )
             for place in spread(len(stack), wanted):
                 items, size = layout(stack[place], made)
-                home, pinned = housed(items, size, self.device)
+                home = housed(items, size, self.device, self.report)
                 self._homes[first + place] = home
                 self._views |= {names[id(i.tensor)]: i.view(home.buffer) for i in items}
-                locked = locked and pinned
             first += len(stack)
         self._count = first
-        if not locked and self.device.type == "cuda":
-            self.report.warn(
-                "The memory of streamed blocks cannot be page-locked here: copies to the device "
-                "are several times slower. More free memory (or a higher `ulimit -l`) helps."
-            )
 
 
 def placer(

@@ -9,15 +9,18 @@ import weakref
 
 import torch
 
+from musubi.spec.report import Report
+
 _PAGE = 4096
 
 
-def host_bytes(size: int, device: torch.device) -> tuple[torch.Tensor, bool]:
-    """`size` bytes of host memory, and whether they are page-locked.
+def host_bytes(size: int, device: torch.device, report: Report) -> torch.Tensor:
+    """`size` bytes of host memory, page-locked where that can be had.
 
     Args:
         size: In bytes.
         device: The device that will read or write them; locked for a CUDA device only.
+        report: Warned when they should be locked and are not.
 
     Returns:
         A uint8 tensor whose first byte starts a page. It is unlocked when its memory is freed.
@@ -26,9 +29,14 @@ def host_bytes(size: int, device: torch.device) -> tuple[torch.Tensor, bool]:
     start = -block.data_ptr() % _PAGE
     found = block[start : start + size]
     if device.type != "cuda" or not size:
-        return found, False
+        return found
     found.fill_(0)  # by all threads: locking would touch the pages one by one
-    return found, _lock(found)
+    if not _lock(found):
+        report.warn(
+            "Host memory cannot be page-locked here: copies to and from the device are several "
+            "times slower. More free memory (or a higher `ulimit -l`) helps."
+        )
+    return found
 
 
 def _lock(memory: torch.Tensor) -> bool:

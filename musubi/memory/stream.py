@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from musubi.memory.host import host_bytes
+from musubi.spec.report import Report
 
 SLOTS = 2
 # Copies want whole cache lines, and products in 8 bits 16 bytes.
@@ -204,10 +205,9 @@ def layout(
     return items, offset
 
 
-def housed(items: Sequence[Item], size: int, device: torch.device) -> tuple[Home, bool]:
-    """A place in host memory for a block, empty as yet, and whether it is page-locked."""
-    buffer, locked = host_bytes(size, device)
-    return Home(tuple(items), buffer), locked
+def housed(items: Sequence[Item], size: int, device: torch.device, report: Report) -> Home:
+    """A place in host memory for a block, empty as yet."""
+    return Home(tuple(items), host_bytes(size, device, report))
 
 
 def _tensors(block: nn.Module) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from musubi.memory.host import host_bytes
+from musubi.spec.report import Quiet, Report
 
 
 class Mirror:
@@ -16,13 +17,15 @@ class Mirror:
 
     Args:
         parameters: On the device.
+        report: Told when the memory cannot be page-locked.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], *, report: Report | None = None) -> None:
+        self._report = report or Quiet()
         self._device = list(parameters)
-        self._host = [nn.Parameter(_like(p)) for p in self._device]
-        for own in self._host:
-            own.grad = _like(own)
+        self._host = [nn.Parameter(self._like(p)) for p in self._device]
+        for own, p in zip(self._host, self._device, strict=True):
+            own.grad = self._like(p)
         self._twins = {id(p): own for p, own in zip(self._device, self._host, strict=True)}
 
     def groups(self, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -40,7 +43,7 @@ class Mirror:
                 own.grad = None
                 continue
             if own.grad is None:
-                own.grad = _like(own)
+                own.grad = self._like(p)
             own.grad.copy_(p.grad, non_blocking=True)
         if self._device and self._device[0].device.type == "cuda":
             torch.cuda.current_stream(self._device[0].device).synchronize()
@@ -51,7 +54,6 @@ class Mirror:
         for p, own in zip(self._device, self._host, strict=True):
             p.copy_(own, non_blocking=True)
 
-
-def _like(tensor: torch.Tensor) -> torch.Tensor:
-    memory, _ = host_bytes(tensor.numel() * tensor.itemsize, tensor.device)
-    return memory.view(tensor.dtype).view(tensor.shape)
+    def _like(self, tensor: torch.Tensor) -> torch.Tensor:
+        memory = host_bytes(tensor.numel() * tensor.itemsize, tensor.device, self._report)
+        return memory.view(tensor.dtype).view(tensor.shape)

@@ -350,7 +350,7 @@ class Setup:
         groups = trainee.groups(rate)
         mirror = None
         if config.optimizer_offload:
-            mirror = Mirror(trainee.parameters())
+            mirror = Mirror(trainee.parameters(), report=self.report)
             groups = mirror.groups(groups)
         optimizer = optim.create(
             config.optimizer_type, groups, lr=rate, arguments=self._optimizer_arguments()

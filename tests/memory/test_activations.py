@@ -1,9 +1,16 @@
 """What waits in host memory between the forward and the backward pass."""
 
+import pytest
 import torch
+from torch import nn
 
+from musubi.memory import activations, host, stream
 from musubi.memory.activations import Lot
+from musubi.memory.apply import Placement
 from musubi.memory.host import host_bytes
+from musubi.spec import Policy, Quiet, Traits
+from musubi.train import offload
+from musubi.train.offload import Mirror
 
 CPU = torch.device("cpu")
 
@@ -49,7 +56,60 @@ def test_buffers_are_used_again() -> None:
 
 
 def test_host_memory_is_as_large_as_asked_and_starts_a_page() -> None:
-    memory, locked = host_bytes(12345, CPU)
+    memory = host_bytes(12345, CPU, Quiet())
     assert memory.numel() == 12345
     assert memory.data_ptr() % 4096 == 0
-    assert not locked
+
+
+CUDA = torch.device("cuda")
+
+
+def test_memory_that_cannot_be_page_locked_is_said_once(monkeypatch) -> None:
+    report, locks = Quiet(), iter((True, False, False))
+    monkeypatch.setattr(host, "_lock", lambda memory: next(locks))
+    host_bytes(10, CUDA, report)
+    assert not report.warnings
+    assert host_bytes(10, CUDA, report).tolist() == [0] * 10
+    host_bytes(10, CUDA, report)
+    (said,) = report.warnings
+    assert said.startswith("Host memory cannot be page-locked here:")
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def parks(report: Quiet) -> None:
+    policy = Policy(offload_activations=True)
+    net = Placement(Traits(stacks=("blocks",)), policy, CPU, smallest=1, report=report)
+    net.finish(Net())(torch.randn(2, 4, requires_grad=True)).sum().backward()
+
+
+def streams(report: Quiet) -> None:
+    placement = Placement(Traits(stacks=("blocks",)), Policy(streamed=(1,)), CPU, report=report)
+    placement.prepare(Net(), {})
+
+
+def mirrors(report: Quiet) -> None:
+    Mirror([nn.Parameter(torch.randn(2, 2))], report=report)
+
+
+@pytest.mark.parametrize(
+    ("user", "room"), [(parks, activations), (streams, stream), (mirrors, offload)]
+)
+def test_each_user_of_host_memory_says_so(user, room, monkeypatch) -> None:
+    def unlocked(size: int, device: torch.device, report: Quiet) -> torch.Tensor:
+        return host_bytes(size, CUDA, report)  # as if the processor were a device
+
+    monkeypatch.setattr(host, "_lock", lambda memory: False)
+    monkeypatch.setattr(room, "host_bytes", unlocked)
+    report = Quiet()
+    user(report)
+    assert len(report.warnings) == 1

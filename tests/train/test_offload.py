@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from musubi.spec import Quiet
+from musubi.train import offload
 from musubi.train.offload import Mirror
 from musubi.train.update import Update
 
@@ -13,11 +15,11 @@ class Constant:
         pass
 
 
-def trained(*, offload: bool, steps: int = 4) -> list[torch.Tensor]:
+def trained(*, mirrored: bool, steps: int = 4) -> list[torch.Tensor]:
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(5))]
     groups = [{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:], "lr": 0.01}]
-    mirror = Mirror(parameters) if offload else None
+    mirror = Mirror(parameters) if mirrored else None
     optimizer = torch.optim.AdamW(groups if mirror is None else mirror.groups(groups))
     update = Update(parameters, optimizer, Constant(), None, 1.0, mirror=mirror)
     for step in range(steps):
@@ -33,12 +35,24 @@ def trained(*, offload: bool, steps: int = 4) -> list[torch.Tensor]:
 
 
 def test_the_steps_are_the_same() -> None:
-    for here, there in zip(trained(offload=False), trained(offload=True), strict=True):
+    for here, there in zip(trained(mirrored=False), trained(mirrored=True), strict=True):
         assert torch.equal(here, there)
 
 
 def test_weights_that_never_moved_would_be_noticed() -> None:
-    assert not torch.equal(trained(offload=True)[0], trained(offload=True, steps=0)[0])
+    assert not torch.equal(trained(mirrored=True)[0], trained(mirrored=True, steps=0)[0])
+
+
+def test_weights_and_gradients_are_page_locked_for_the_device(monkeypatch) -> None:
+    asked = []
+
+    def host_bytes(size: int, device: torch.device, report: Quiet) -> torch.Tensor:
+        asked.append((size, device.type))
+        return torch.zeros(size, dtype=torch.uint8)
+
+    monkeypatch.setattr(offload, "host_bytes", host_bytes)
+    Mirror([nn.Parameter(torch.empty(3, device="meta"))])
+    assert asked == [(12, "meta"), (12, "meta")]
 
 
 @pytest.mark.parametrize("bad", [{"mixed_precision": "fp16"}])
