@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 
 from musubi.cache.freshness import Wanted
 from musubi.cache.header import Kind
-from musubi.cache.shelf import read_shelf
-from musubi.cache.store import text_name
-from musubi.cache.survey import NO_RECORD, Origin, judge_media, judge_text, settings_of
+from musubi.cache.shelf import Shelf, read_shelf
+from musubi.cache.survey import (
+    NO_RECORD,
+    OTHER_SETTINGS,
+    Origin,
+    Settings,
+    judge_alone,
+    judge_media,
+    judge_text,
+    settings_of,
+    text_head,
+)
 from musubi.cache.tasks import choose_task, encoders_of
 from musubi.config.cache import CacheCheckConfig
 from musubi.config.dataset import read_dataset_config
 from musubi.config.options import paths
 from musubi.data import check as data_check
-from musubi.data.sources import scan
+from musubi.data.sources import Source, scan
 from musubi.spec.architecture import Architecture
 from musubi.spec.report import Report
 from musubi.weights.identity import identity
@@ -51,20 +61,42 @@ def record_states(
     rows: list[tuple[int, str, str, int]] = []
     dataset = read_dataset_config(config.dataset_config, architecture)
     for number, entry in enumerate(dataset.datasets, start=1):
-        if not entry.place.exists():
-            continue
         shelf = read_shelf(entry.cache_directory, architecture)
         settings = settings_of(entry, architecture, task)
-        media: Counter[str] = Counter()
-        text: Counter[str] = Counter()
-        for source in scan(entry).sources:
-            verdict = judge_media(source, Origin(source), shelf, wanted["media"], settings)
-            media[_state(verdict.reason)] += 1
-            head = shelf.text.get(text_name(source.stem, architecture.suffix))
-            text[_state(judge_text(head, source.caption, wanted["text"]))] += 1
-        for what, counts in (("latents", media), ("text", text)):
+        if entry.place.exists():
+            found = list(_judged(scan(entry).sources, shelf, wanted, settings, architecture))
+        else:
+            found = list(_alone(shelf, wanted, settings, architecture))
+        for place, what in enumerate(("latents", "text")):
+            counts = Counter(_state(pair[place]) for pair in found)
             rows += [(number, what, state, count) for state, count in counts.most_common()]
     return rows
+
+
+def _judged(
+    sources: Iterable[Source],
+    shelf: Shelf,
+    wanted: Mapping[Kind, Wanted],
+    settings: Settings,
+    architecture: Architecture,
+) -> Iterator[tuple[str | None, str | None]]:
+    """Why the latents and the text of each source are not fresh."""
+    for source in sources:
+        media = judge_media(source, Origin(source), shelf, wanted["media"], settings)
+        head = text_head(source.stem, shelf, architecture)
+        yield media.reason, judge_text(head, source.caption, wanted["text"])
+
+
+def _alone(
+    shelf: Shelf, wanted: Mapping[Kind, Wanted], settings: Settings, architecture: Architecture
+) -> Iterator[tuple[str | None, str | None]]:
+    """The same of sources that are gone, known by their records."""
+    for stem, names in shelf.by_stem.items():
+        headers = [h.header for name in names if (h := shelf.media[name]) and h.header]
+        reasons = {judge_alone(header, wanted["media"], settings) for header in headers}
+        current = reasons - {OTHER_SETTINGS}  # beside what is left over from other settings
+        media = next(filter(None, current), None) if current else OTHER_SETTINGS
+        yield media, judge_text(text_head(stem, shelf, architecture), None, wanted["text"])
 
 
 def _state(reason: str | None) -> str:

@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musubi.cache.failures import read_failures
-from musubi.cache.freshness import Wanted, made_otherwise, odd_ones, recorded, text_digest
+from musubi.cache.freshness import Wanted, odd_ones, recorded, text_digest
 from musubi.cache.header import Header, Kind
 from musubi.cache.job import listed
 from musubi.cache.shelf import Shelf, collector_off, read_shelf
 from musubi.cache.store import Stored, text_name
-from musubi.cache.survey import Origin, judge_media, judge_text, renew, settings_of
+from musubi.cache.survey import (
+    OTHER_SETTINGS,
+    Origin,
+    judge_alone,
+    judge_media,
+    judge_text,
+    renew,
+    settings_of,
+    text_head,
+)
 from musubi.cache.tasks import encoders_of
 from musubi.cache.text import NO_PLAN
 from musubi.cache.training_set import Item, Problem, TrainingSet, by_reason
@@ -175,7 +184,7 @@ class _Opening:
                 continue
             if verdict.renewed:
                 renew(shelf, verdict.names, origin)
-            head = shelf.text.get(text_name(source.stem, self.architecture.suffix))
+            head = text_head(source.stem, shelf, self.architecture)
             reason = judge_text(head, source.caption, text)
             if reason is not None:
                 known = failures["text"].get(name)
@@ -190,23 +199,19 @@ class _Opening:
     def without_sources(self, entry: DatasetEntry, shelf: Shelf) -> None:
         """Use the records of a dataset whose images or videos are no longer there."""
         settings = settings_of(entry, self.architecture, self.wanted.task)
-        schema = self.wanted.task.schema
         media = self.wanted.only(self.names("media"))
         text = self.wanted.only(self.names("text"))
         used = 0
         for name, head in shelf.media.items():
             header = None if head is None else head.header
-            if header is None or header.plan != settings.plan:
+            if header is None:
                 continue
-            text_record = shelf.text.get(text_name(header.stem, self.architecture.suffix))
-            reason = made_otherwise(header, media, schema.media)
-            what = "latents"
+            text_record = text_head(header.stem, shelf, self.architecture)
+            what, reason = "latents", judge_alone(header, media, settings)
+            if reason == OTHER_SETTINGS:  # left over from before the dataset file was changed
+                continue
             if reason is None:
-                what = "text"
-                if text_record is None or text_record.header is None:
-                    reason = "no record"
-                else:
-                    reason = made_otherwise(text_record.header, text, schema.text)
+                what, reason = "text", judge_text(text_record, None, text)
             if reason is not None:
                 self.left_out(header.source or name, what, reason, found=True)
                 continue

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from musubi.data.sources import Source
 
 NO_RECORD = "no record"
+OTHER_SETTINGS = "made with other settings in the dataset file"
 FOREIGN = "a record that another tool wrote"
 
 
@@ -132,7 +133,7 @@ def judge_media(
         return Verdict(reason=FOREIGN if foreign else NO_RECORD, found=foreign)
     current = {n: h.header for n, h in heads.items() if h.header and h.header.plan == settings.plan}
     if not current:
-        return Verdict(reason="made with other settings in the dataset file", found=True)
+        return Verdict(reason=OTHER_SETTINGS, found=True)
     if not all(origin.same_as(header) for header in current.values()):
         return Verdict(reason="the file has changed", found=True)
     for header in current.values():
@@ -151,14 +152,21 @@ def judge_media(
     return Verdict(names=tuple(names), renewed=renewed, found=True)
 
 
+def judge_alone(header: Header, wanted: Wanted, settings: Settings) -> str | None:
+    """Why a media record whose source is gone cannot be used; None when it can."""
+    if header.plan != settings.plan:
+        return OTHER_SETTINGS
+    return made_otherwise(header, wanted, wanted.task.schema.media)
+
+
 def judge_text(
-    head: Stored | None, caption: str, wanted: Wanted, *, complete: bool = True
+    head: Stored | None, caption: str | None, wanted: Wanted, *, complete: bool = True
 ) -> str | None:
     """Why a text record is not fresh; None when it is.
 
     Args:
         head: Of the record, or None when there is none.
-        caption: The caption there is now.
+        caption: The caption there is now; None when its file is gone.
         wanted: What it should be made with; may be limited to one component.
         complete: Whether every field of the schema must be there.
     """
@@ -166,15 +174,15 @@ def judge_text(
         return NO_RECORD
     if head.header is None:
         return FOREIGN
-    if head.header.caption != text_digest(caption):
+    if caption is not None and head.header.caption != text_digest(caption):
         return "the caption has changed"
     fields = wanted.task.schema.text if complete else ()
     return made_otherwise(head.header, wanted, fields)
 
 
-def text_head(source: Source, shelf: Shelf, architecture: Architecture) -> Stored | None:
-    """The head of a source's text record."""
-    return shelf.text.get(text_name(source.stem, architecture.suffix))
+def text_head(stem: str, shelf: Shelf, architecture: Architecture) -> Stored | None:
+    """The head of the text record of the source with that stem."""
+    return shelf.text.get(text_name(stem, architecture.suffix))
 
 
 def renew(shelf: Shelf, names: tuple[str, ...], origin: Origin) -> None:

@@ -6,12 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from musubi.config.dataset import read_dataset_config
-from musubi.config.options import own_options
-from musubi.config.task import choose_task
 from musubi.data import clips
 from musubi.data.clips import ClipPlan
-from musubi.data.survey import Surveyed, survey
+from musubi.data.survey import Surveyed, survey_of
 from musubi.errors import DataError
 from musubi.spec.architecture import Architecture
 from musubi.spec.report import Report
@@ -23,6 +20,8 @@ _SHOWN = 3
 def run(config: Any, architecture: Architecture, report: Report) -> None:
     """Account for every file: what is used, and the one reason of what is not.
 
+    Of datasets whose files are gone, and which are trained on from their records, only that is said.
+
     Args:
         config: A `CacheCheckConfig`.
         architecture: Whose sizes and lengths are meant.
@@ -32,20 +31,10 @@ def run(config: Any, architecture: Architecture, report: Report) -> None:
         ConfigError: The dataset file cannot be used.
         DataError: It gives nothing to train on.
     """
-    dataset = read_dataset_config(
-        config.dataset_config, architecture, command_line={"batch_size": config.batch_size}
-    )
-    for note in dataset.notes:
-        report.note(note)
-    task = choose_task(architecture, config.task).task
-    found = survey(
-        dataset,
-        architecture,
-        task,
-        workers=config.num_workers,
-        report=report,
-        options=own_options(config, architecture),
-    )
+    given = {"batch_size": config.batch_size}
+    found = survey_of(config, architecture, report, command_line=given)
+    if not found:
+        return
     report.table(
         "Datasets",
         ("number", "kind", "from", "files used", "left out", "clips", "repeats", "batch size"),

@@ -12,13 +12,10 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
-from musubi.config.dataset import read_dataset_config
-from musubi.config.options import own_options
-from musubi.config.task import choose_task
 from musubi.data import buckets, check, clips
 from musubi.data.clips import ClipPlan
-from musubi.data.survey import Surveyed, survey, threads_by_default
-from musubi.errors import RunError
+from musubi.data.survey import Surveyed, survey_of, threads_by_default
+from musubi.errors import DataError, RunError
 from musubi.spec.architecture import Architecture
 from musubi.spec.report import Report
 from musubi.spec.runtime import Clip
@@ -46,18 +43,12 @@ def run(config: Any, architecture: Architecture, report: Report) -> None:
         DataError: It gives nothing to train on.
         RunError: The directory cannot be written.
     """
-    dataset = read_dataset_config(config.dataset_config, architecture)
-    for note in dataset.notes:
-        report.note(note)
-    task = choose_task(architecture, config.task).task
-    found = survey(
-        dataset,
-        architecture,
-        task,
-        workers=config.num_workers,
-        report=report,
-        options=own_options(config, architecture),
-    )
+    found = survey_of(config, architecture, report)
+    if not found:
+        raise DataError(
+            f"There is nothing to show: the files that {config.dataset_config} names are gone.",
+            fix="Put them back; records alone can be trained on, but not looked at.",
+        )
     if not any(one.plans for one in found):
         raise check.nothing(found)
     check.left_out(found, report)

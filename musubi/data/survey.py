@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from musubi.config.dataset import DatasetEntry, DatasetFile
+from musubi.config.dataset import DatasetEntry, DatasetFile, read_dataset_config
+from musubi.config.options import own_options
+from musubi.config.task import choose_task
 from musubi.data import clips
 from musubi.data.clips import ClipPlan
 from musubi.data.sources import Scan, Skipped, Source, scan
@@ -37,6 +39,38 @@ class Surveyed:
     others: list[Skipped]
 
 
+def survey_of(
+    config: Any,
+    architecture: Architecture,
+    report: Report,
+    *,
+    command_line: Mapping[str, Any] | None = None,
+) -> list[Surveyed]:
+    """Read the dataset file of a command, and survey what it names.
+
+    Args:
+        config: With `dataset_config`, `task` and `num_workers`.
+        architecture: Whose clips.
+        report: Told what is odd in the file, and shown a bar.
+        command_line: Options that stand in where the file says nothing; None is "not given".
+
+    Raises:
+        ConfigError: The dataset file cannot be used.
+        DataError: A list of files cannot be read.
+    """
+    dataset = read_dataset_config(config.dataset_config, architecture, command_line=command_line)
+    for note in dataset.notes:
+        report.note(note)
+    return survey(
+        dataset,
+        architecture,
+        choose_task(architecture, config.task).task,
+        workers=config.num_workers,
+        report=report,
+        options=own_options(config, architecture),
+    )
+
+
 def survey(
     dataset: DatasetFile,
     architecture: Architecture,
@@ -48,19 +82,29 @@ def survey(
 ) -> list[Surveyed]:
     """Open every file of every dataset as far as planning its clips needs.
 
+    A dataset whose files are gone, which is one that has records, is left out with a warning.
+
     Args:
         dataset: The dataset file.
         architecture: Whose clips.
         task: Of the architecture.
         workers: Threads; all cores but one, at most 8, when None.
-        report: Shows a bar.
+        report: Shows a bar, and is told what is gone.
         options: The architecture's own options.
 
     Raises:
         DataError: A directory or a list of files cannot be read.
     """
     threads = workers or threads_by_default()
-    found: list[tuple[DatasetEntry, Scan]] = [(e, scan(e)) for e in dataset.datasets]
+    found: list[tuple[DatasetEntry, Scan]] = []
+    for entry in dataset.datasets:
+        if entry.place.exists():
+            found.append((entry, scan(entry)))
+        else:
+            report.warn(
+                f"{entry.place} is gone: its clips are not counted here, and training uses its "
+                f"records in {entry.cache_directory} as they are."
+            )
     out: list[Surveyed] = []
     total = sum(len(s.sources) for _, s in found)
     with report.progress("Looking at files", total, unit="file") as bar:
