@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from musubi.memory import optimizers
 from musubi.memory.figures import Figures, Work, figures
-from musubi.memory.speed import Card
+from musubi.memory.speed import Card, started
 from musubi.memory.step import DEPTH, Case, on_meta, record
 from musubi.memory.trace import Trace
 from musubi.memory.weights import weights_of
@@ -170,8 +170,9 @@ def _seconds(
     moved = passes * away
     if policy.offload_activations:
         moved += sum(n * s.parked for n, s in zip(depths, pieces.stacks, strict=True))
-    waits = sum(depths) * _ENQUEUED if policy.compile and pieces.trains else 0.0
-    one = max(card.seconds(work), moved / card.link, waits)
+    # Compiled blocks are not known to start sooner, so that small steps do not speak for compiling.
+    host = sum(depths) * _ENQUEUED if policy.compile and pieces.trains else started(work)
+    one = max(card.seconds(work), moved / card.link, host)
     return one if pieces.trains else case.calls * one
 
 

@@ -18,6 +18,8 @@ _T = 1e12
 _G = 1e9
 # Convolutions in three dimensions reach this part of what products do.
 _CONVOLUTION = 0.25
+# Seconds in which the host starts one operation that is not compiled, whatever the card.
+_START = 8e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,11 @@ class Card:
         }
         busy = sum(work.flops.get(kind, 0.0) / rate for kind, rate in rates.items())
         return busy + work.traffic / self.memory
+
+
+def started(work: Work) -> float:
+    """Seconds that the host takes to start the operations one by one: the device waits for it."""
+    return _START * work.kernels
 
 
 def _card(name: str, product: float, product8: float | None, memory: float, link: float) -> Card:

@@ -45,6 +45,7 @@ class Op:
         traffic: Bytes that it reads and writes.
         live: Bytes alive while it runs, what it needs for itself included.
         own: What it needs for itself and gives back at once.
+        widens: Whether it turns numbers of 8 bits into wider ones.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Op:
     traffic: int
     live: int
     own: int
+    widens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,8 @@ class Recorder(TorchDispatchMode):
                 traffic,
                 self._live + own,
                 own,
+                name == "_to_copy"
+                and any(t.is_floating_point() and t.itemsize == 1 for t in given),
             )
         )
 

@@ -102,18 +102,20 @@ def encoders_for(
         policy = found.get(name, Policy())
         if network.component.role != "text" or any(policy.streamed):
             continue
-        swapped = _fewest(network, policy, room)
+        swapped = _fewest(architecture, network, policy, room)
         if swapped:
             found[name] = replace(policy, streamed=swapped)
     return found
 
 
-def _fewest(network: Network, policy: Policy, room: int) -> tuple[int, ...]:
+def _fewest(
+    architecture: Architecture, network: Network, policy: Policy, room: int
+) -> tuple[int, ...]:
     """The fewest blocks of a text encoder to stream; nearly all when that is too few."""
     component = network.component
     sizes = weights_of(component, network.numbers, dtype=network.dtype, storage=policy.storage)
     counts = stream_counts(component, [len(stack) for stack in sizes.blocks])
-    whole = text(network, policy, None)
+    whole = text(architecture, network, policy, None)
     for streamed in counts:
         saved = sizes.total - sizes.placed(streamed)[0]
         if needed(replace(whole, device=whole.device - saved)) <= room:

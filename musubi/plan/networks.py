@@ -11,18 +11,15 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from musubi.memory.estimate import LIBRARIES, PROCESS, Estimate
-from musubi.memory.figures import Work
-from musubi.memory.speed import Card
+from musubi.memory.figures import work_of
+from musubi.memory.speed import Card, started
 from musubi.memory.step import filled, on_meta
 from musubi.memory.trace import Recorder, Trace
 from musubi.memory.weights import weights_of
+from musubi.plan import captions
 from musubi.plan.subject import Bucket, Network
 from musubi.spec import Architecture, Clip, Task
 from musubi.spec.policy import Policy
-
-# Tokens of a long caption, and how many tensors as wide as the widest layer are alive at once.
-_TOKENS = 512
-_ALIVE = 6
 
 
 class _Nets:
@@ -85,12 +82,11 @@ def _vae(network: Network, act: Any, card: Card | None) -> Estimate:
     trace = _record(network, act)
     weights = weights_of(network.component, network.numbers, dtype=network.dtype).total
     parts = {"activations": trace.peak, "weights": weights + LIBRARIES}
-    work = _work(trace)
     return Estimate(
         device=sum(parts.values()),
         host=PROCESS,
         pinned=0,
-        seconds=None if card is None else card.seconds(work),
+        seconds=None if card is None else _seconds(trace, card),
         parts=dict(sorted(parts.items(), key=lambda part: -part[1])),
     )
 
@@ -105,34 +101,22 @@ def _record(network: Network, act: Any) -> Trace:
     return recorder.trace
 
 
-def _work(trace: Trace) -> Work:
-    flops: dict[Any, float] = {}
-    traffic = 0.0
-    for op in trace.ops:
-        if op.kind == "elementwise":
-            traffic += op.traffic
-        else:
-            flops[op.kind] = flops.get(op.kind, 0.0) + op.flops
-    return Work(flops, traffic)
+def _seconds(trace: Trace, card: Card) -> float:
+    """Of operations that run one by one: the device's, or the host's that starts them."""
+    work = work_of(trace.ops)
+    return max(card.seconds(work), started(work))
 
 
-def text(network: Network, policy: Policy, card: Card | None) -> Estimate:
-    """One caption through a text encoder: its weights, and activations of a long caption."""
+def text(
+    architecture: Architecture, network: Network, policy: Policy, card: Card | None
+) -> Estimate:
+    """One caption through a text encoder: its weights, and what the longest caption needs."""
     component = network.component
     sizes = weights_of(component, network.numbers, dtype=network.dtype, storage=policy.storage)
     there, away = sizes.placed(policy.streamed)
-    module = on_meta(component, network.numbers, network.dtype)
-    linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
-    widest = max((max(m.in_features, m.out_features) for m in linear), default=1)
-    activations = 4 * _TOKENS * widest * _ALIVE
-    if policy.storage != "kept" and linear:  # one layer at a time is expanded
-        activations += 10 * max(m.in_features * m.out_features for m in linear)
-    parts = {"weights": there + LIBRARIES, "activations": activations}
-    flops = 2.0 * _TOKENS * sum(m.in_features * m.out_features for m in linear)
-    seconds = None
-    if card is not None:
-        busy = card.seconds(Work({"product": flops}, 2.0 * sizes.total))
-        seconds = max(busy, away / card.link)
+    trace = captions.record(architecture, network, eight=policy.storage != "kept")
+    parts = {"weights": there + LIBRARIES, "activations": trace.peak}
+    seconds = None if card is None else max(_seconds(trace, card), away / card.link)
     return Estimate(
         device=sum(parts.values()), host=PROCESS + away, pinned=away, seconds=seconds, parts=parts
     )

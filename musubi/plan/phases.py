@@ -70,7 +70,7 @@ def _texts(subject: Subject, encoders: Mapping[str, Policy], card: Card | None) 
         network = subject.networks.get(component.name)
         if network is not None:
             policy = encoders.get(component.name, Policy())
-            need = networks.text(network, policy, card)
+            need = networks.text(subject.architecture, network, policy, card)
             found.append(Phase(name=f"text by the {component.name}", bucket=None, estimate=need))
     return found
 
