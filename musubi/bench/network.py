@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from musubi.memory.apply import Placement
 from musubi.spec import Component
+from musubi.weights.blank import finished, on_meta
 
 
 def random_network(
@@ -28,26 +28,17 @@ def random_network(
         placement: Where tensors go, and how they are stored.
         dtype: What its weights would be stored in; the component's float32 patterns stay.
     """
-    with torch.device("meta"):
-        module: nn.Module = component.build(**numbers)
-    module.requires_grad_(False)
-    fp32 = re.compile("|".join(f"(?:{p})" for p in component.traits.fp32) or r"(?!)")
-    shapes = {
-        name: tensor.shape
-        for name, tensor in module.state_dict(keep_vars=True).items()
-        if tensor.is_floating_point()
-    }
-    dtypes = {name: torch.float32 if fp32.fullmatch(name) else dtype for name in shapes}
+    module = on_meta(component, numbers, dtype)
+    state = module.state_dict()
+    dtypes = {name: t.dtype for name, t in state.items() if t.is_floating_point()}
     placement.prepare(module, dtypes)
     generator = torch.Generator(placement.device).manual_seed(0)
     for name, kind in dtypes.items():
-        made = _random(shapes[name], generator, kind)
+        made = _random(state[name].shape, generator, kind)
         for stored, tensor in (placement.store(name, made, None) or {name: made}).items():
             _put(module, stored, tensor, placement.home(stored))
-    finish = getattr(module, "finish", None)
-    if callable(finish):
-        finish()
-    return placement.finish(module.eval())
+    finished(module)
+    return placement.finish(module)
 
 
 def _random(shape: torch.Size, generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:

@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 
-import torch
 from torch import nn
 
 from musubi import registry
 from musubi.errors import ConfigError
 from musubi.spec import Architecture, Component, Source
+from musubi.weights.blank import blank
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
 KOHYA = "lora_unet_"
@@ -117,7 +117,7 @@ def _numbered(names: set[str], stacks: Iterable[str], numbers: list[int]) -> set
 
 @lru_cache(maxsize=32)
 def _cached(build: Callable[..., nn.Module], numbers: tuple) -> frozenset[str]:
-    with torch.device("meta"):
+    with blank():
         module: nn.Module = build(**dict(numbers))
     return frozenset(n for n, m in module.named_modules() if isinstance(m, nn.Linear))
 

@@ -6,15 +6,13 @@ Layers keep their names and stay `nn.Linear`; their weight is e4m3 (out, in), an
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from musubi.spec.traits import Traits
+from musubi.spec.traits import Traits, named
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
@@ -108,11 +106,6 @@ def multiplies(device: torch.device) -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def named(name: str, patterns: Iterable[str]) -> bool:
-    """Whether one of the patterns matches the whole name."""
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 class _Expanded(torch.autograd.Function):

@@ -7,7 +7,6 @@ largest tensor there is. In slices only a part of it exists at once, in the back
 from __future__ import annotations
 
 import functools
-import re
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from musubi.memory.blocks import wrap
-from musubi.spec.traits import Traits
+from musubi.spec.traits import Traits, named
 
 NAME = "slices"
 
@@ -32,11 +31,7 @@ def apply(module: nn.Module, traits: Traits, count: int, *, compiled: bool = Fal
     Returns:
         The number of modules it was applied to.
     """
-    wanted = [
-        part
-        for name, part in module.named_modules()
-        if any(re.fullmatch(pattern, name) for pattern in traits.tokenwise)
-    ]
+    wanted = [part for name, part in module.named_modules() if named(name, traits.tokenwise)]
     for part in wanted:
         wrap(part, NAME, functools.partial(_in_slices, count=count, compiled=compiled))
     return len(wanted)

@@ -7,7 +7,6 @@ and one that stands for all others.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from musubi.memory.example import example_batch
 from musubi.memory.trace import Recorder, Trace, walk
 from musubi.spec import Architecture, Component, Conditioning, Task
 from musubi.spec.policy import Policy
+from musubi.weights.blank import finished, on_meta
 
 DEPTH = 2
 Attach = Callable[[nn.Module], Sequence[nn.Parameter]]
@@ -61,29 +61,6 @@ class Case:
     attach: Attach | None = None
     calls: int = 2
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-def dtypes_of(
-    component: Component, module: nn.Module, dtype: torch.dtype
-) -> dict[str, torch.dtype]:
-    """What each floating-point tensor of a loaded network is stored in, before a policy."""
-    precise = re.compile("|".join(f"(?:{p})" for p in component.traits.fp32) or r"(?!)")
-    return {
-        name: torch.float32 if precise.fullmatch(name) else dtype
-        for name, tensor in module.state_dict(keep_vars=True).items()
-        if tensor.is_floating_point()
-    }
-
-
-def on_meta(component: Component, numbers: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-    """The network on the meta device, frozen, in the dtypes it is loaded in."""
-    with torch.device("meta"):
-        module: nn.Module = component.build(**numbers)
-    kinds = dtypes_of(component, module, dtype)
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if name in kinds:
-            tensor.data = tensor.data.to(kinds[name])
-    return module.eval().requires_grad_(False)
 
 
 def record(case: Case, policy: Policy) -> Trace:
@@ -163,9 +140,7 @@ def filled(module: nn.Module) -> None:
         for leaf, buffer in owner._buffers.items():
             if buffer is not None:
                 owner._buffers[leaf] = torch.empty(buffer.shape, dtype=buffer.dtype)
-    finish = getattr(module, "finish", None)
-    if callable(finish):
-        finish()
+    finished(module)
 
 
 def _watch(dit: nn.Module, component: Component, recorder: Recorder, policy: Policy) -> None:

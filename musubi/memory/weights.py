@@ -12,10 +12,10 @@ from torch import nn
 
 from musubi.memory import fp8
 from musubi.memory.blocks import stacks
-from musubi.memory.step import on_meta
 from musubi.memory.stream import SLOTS, layout, spread
 from musubi.spec.architecture import Component
 from musubi.spec.policy import Storage
+from musubi.weights.blank import on_meta
 
 # The device's allocator hands out whole multiples of this.
 _ROUND = 512

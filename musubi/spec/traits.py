@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+
+def named(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns matches the whole name."""
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 @dataclass(frozen=True, kw_only=True)

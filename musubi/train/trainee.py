@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from musubi.errors import RunError
+from musubi.spec.traits import named
 from musubi.weights.write import save
 
 
@@ -69,7 +69,7 @@ class Whole:
     ) -> None:
         self.dit = dit
         self.save_dtype = save_dtype
-        self.fp32 = re.compile("|".join(f"(?:{p})" for p in fp32) or r"(?!)")
+        self.fp32 = tuple(fp32)
         for parameter in dit.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
 
@@ -106,7 +106,7 @@ class Whole:
             name: value.detach().cpu()
             if not value.is_floating_point()
             else value.detach().to(
-                "cpu", torch.float32 if self.fp32.fullmatch(name) else self.save_dtype
+                "cpu", torch.float32 if named(name, self.fp32) else self.save_dtype
             )
             for name, value in state.items()
         }

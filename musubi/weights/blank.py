@@ -7,7 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from musubi.spec.architecture import Component
+from musubi.spec.traits import named
 
 _RANDOM = frozenset({torch.rand, torch.randn})
 _SCALED = frozenset({torch.Tensor.div, torch.Tensor.mul})
@@ -23,6 +27,39 @@ def blank() -> Iterator[None]:
     """
     with torch.device("meta"), _Uninitialised():
         yield
+
+
+def trimmed(module: nn.Module) -> bool:
+    """Have a network drop the layers whose output is not used; whether it has such layers."""
+    trim = getattr(module, "trim", None)
+    if callable(trim):
+        trim()
+    return callable(trim)
+
+
+def finished(module: nn.Module) -> None:
+    """Have a network, whose tensors are in place, make what no file holds."""
+    finish = getattr(module, "finish", None)
+    if callable(finish):
+        finish()
+
+
+def on_meta(component: Component, numbers: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """A network on the meta device as one that is loaded: its layers, its dtypes, frozen.
+
+    Args:
+        component: What to build.
+        numbers: Its sizes.
+        dtype: What its weights are loaded in; the component's float32 patterns stay.
+    """
+    with blank():
+        module: nn.Module = component.build(**numbers)
+    trimmed(module)
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            precise = named(name, component.traits.fp32)
+            tensor.data = tensor.data.to(torch.float32 if precise else dtype)
+    return module.eval().requires_grad_(False)
 
 
 class _Uninitialised(TorchFunctionMode):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from torch import nn
 
 from musubi.errors import CheckpointError
 from musubi.spec.architecture import Component
-from musubi.weights.blank import blank
+from musubi.spec.traits import named
+from musubi.weights.blank import blank, finished, trimmed
 from musubi.weights.contents import Inspection, examine, inspect, locate
 from musubi.weights.dtypes import FP8, parse_dtype
 from musubi.weights.files import Weights, open_weights
@@ -64,9 +64,7 @@ def load(
         slots = Slots(module)
         _check_names(component, contents, slots)
         _check_shapes(component, contents, slots)
-        trim = getattr(module, "trim", None)
-        if callable(trim):
-            trim()
+        if trimmed(module):
             slots = Slots(module)
         dtypes = _dtypes(component, contents, slots, dtype)
         if placing is not None:
@@ -91,14 +89,13 @@ def _dtypes(
     """Our name → what its tensor is stored in, for all that the file holds or that are tied to it."""
     if asked is None and component.dtype != "file":
         asked = parse_dtype(component.dtype)
-    precise = re.compile("|".join(f"(?:{p})" for p in component.traits.fp32) or r"(?!)")
     found: dict[str, torch.dtype] = {}
     for ours, stored in contents.dtypes.items():
         if ours not in slots:
             continue
         if not stored.is_floating_point:
             dtype = stored
-        elif precise.fullmatch(ours):
+        elif named(ours, component.traits.fp32):
             dtype = torch.float32
         else:
             dtype = asked or (torch.bfloat16 if stored in FP8 else stored)
@@ -107,10 +104,9 @@ def _dtypes(
 
 
 def _check_names(component: Component, contents: Inspection, slots: Slots) -> None:
-    optional = re.compile("|".join(f"(?:{p})" for p in component.optional) or r"(?!)")
     found = {tied for name in contents.sources if name in slots for tied in slots.tied(name)}
-    missing = [name for name in slots if name not in found and not optional.fullmatch(name)]
-    unknown = [n for n in contents.sources if n not in slots and not optional.fullmatch(n)]
+    missing = [name for name in slots if name not in found and not named(name, component.optional)]
+    unknown = [n for n in contents.sources if n not in slots and not named(n, component.optional)]
     if not missing and not unknown:
         return
     facts = []
@@ -149,9 +145,7 @@ def _finished(
     slots: Slots,
     device: torch.device,
 ) -> nn.Module:
-    finish = getattr(module, "finish", None)
-    if callable(finish):
-        finish()
+    finished(module)
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_meta:
             raise CheckpointError(

@@ -5,7 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from musubi.weights.blank import blank
+from musubi import registry
+from musubi.testing.twins import write_twin
+from musubi.weights.blank import blank, on_meta
+from musubi.weights.load import load
 
 
 class Net(nn.Module):
@@ -33,6 +36,21 @@ def test_a_blank_network_has_shapes_and_dtypes_and_what_was_asked_of_the_host():
     assert net.real.tolist() == [1, 1]
     assert net.drawn.device.type == "cpu"
     assert torch.randn(2).device.type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["wan", "hunyuan_video"])
+def test_a_network_on_the_meta_device_is_the_one_that_is_loaded(name, tmp_path):
+    for component in registry.find(name).components:
+        path = write_twin(component, tmp_path)
+        loaded = load(component, path, device="cpu", dtype=torch.bfloat16)
+        blanks = on_meta(component, component.tiny, torch.bfloat16)
+        assert _shapes(blanks) == _shapes(loaded), component.name
+        assert all(t.is_meta and not t.requires_grad for t in blanks.parameters())
+        assert not blanks.training
+
+
+def _shapes(module):
+    return {n: (t.shape, t.dtype) for n, t in module.state_dict().items()}
 
 
 @pytest.mark.parametrize("name", ["wan", "hunyuan_video"])
