@@ -41,7 +41,7 @@ def build_recipe(
     Args:
         architecture: Whose sizes and options count.
         choice: The task and variant.
-        given: As `generate.prompts.parse_line` makes it, and `fps`, `solver`, `cpu_noise`.
+        given: As `config.prompts.parse_line` makes it, and `fps`, `solver`, `cpu_noise`.
         options: The architecture's own options and the engine's `cfg_skip_mode` and
             `cfg_apply_ratio`; keys of `given` that are among them are laid over.
         report: Told when the frames are rounded.

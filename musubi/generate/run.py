@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from musubi.cache.tasks import device_of
+from musubi.config import prompts
 from musubi.config.generate import GenerateConfig
 from musubi.config.memory import compiler_words
 from musubi.config.options import own_options, paths, tokenizers
 from musubi.config.task import Choice, choose_task
 from musubi.errors import ConfigError, MusubiError, RunError
-from musubi.generate import loras, prompts, write
+from musubi.generate import loras, write
 from musubi.generate.inputs import has_media
 from musubi.generate.interactive import ask
 from musubi.generate.loras import Chosen

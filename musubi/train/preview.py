@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from musubi.config.prompts import read_prompt_file
 from musubi.config.task import Choice
 from musubi.errors import MusubiError
-from musubi.generate.prompts import read_prompt_file
 from musubi.generate.recipes import preview_recipe
 from musubi.generate.session import Session
 from musubi.generate.write import metadata, write_images, write_video

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from musubi.config.prompts import parse_line, read_prompt_file
 from musubi.errors import ConfigError
-from musubi.generate.prompts import parse_line, read_prompt_file
 
 
 def test_a_line_with_everything():
