@@ -23,9 +23,10 @@ def lowered(value: Any) -> Any:
 class CompileOptions(Options):
     """Compilation of the blocks."""
 
-    compile: bool = option(
-        False,
-        "Compile the DiT's blocks: faster, and less memory, after a minute at the start.",
+    compile: bool | None = option(
+        None,
+        "Compile the DiT's blocks: faster, and less memory, after a minute at the start. Not "
+        "unless asked for, but that --vram may choose it when neither form is given.",
         group=_MEMORY,
     )
     compile_args: tuple[str, str, str, str] | None = option(

@@ -66,7 +66,7 @@ def policy_for(
         ConfigError: Nothing fits, or options contradict each other.
     """
     given = dit_policy(config, architecture.dit)
-    if config.vram is None:
+    if config.vram is None or getattr(config, "latent_path", None):  # which runs no DiT
         return given
     sizes = buckets() if callable(buckets) else buckets
     about = subject(config, architecture, trains=trains, report=report, buckets=sizes)
@@ -139,7 +139,9 @@ def fitting(config: Any, about: Subject, card: Card | None) -> Chosen:
         optimizer=about.optimizer,
         card=card,
         fixed=decided(config, policy),
-        may_compile=about.trains and may_compile(),
+        may_compile=may_compile(),
+        steps=None if about.trains else about.steps,
+        sizes=len(about.buckets),
     )
 
 
@@ -184,8 +186,8 @@ def decided(config: Any, policy: Policy) -> dict[str, Any]:
         fixed["offload_activations"] = True
     if policy.slices > 1:
         fixed["slices"] = policy.slices
-    if policy.compile:
-        fixed["compile"] = True
+    if policy.compile or config.compile is not None:
+        fixed["compile"] = policy.compile
     return fixed
 
 

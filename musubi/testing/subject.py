@@ -14,6 +14,7 @@ from musubi.memory.apply import Placement
 from musubi.memory.compiled import Compiler
 from musubi.spec import Clip, Conditioning, Policy, Record, Runtime, Task
 from musubi.testing import media, twins
+from musubi.train.step import move
 from musubi.weights.load import load
 from musubi.weights.nets import Nets
 
@@ -26,11 +27,13 @@ class Subject:
     Args:
         name: As registered.
         folder: An empty folder to write in.
+        device: Where its networks run.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, device: str | torch.device = "cpu") -> None:
         self.architecture = registry.find(name)
         self.folder = folder
+        self.device = torch.device(device)
 
     @cached_property
     def paths(self) -> dict[str, Path]:
@@ -39,12 +42,12 @@ class Subject:
 
     @cached_property
     def nets(self) -> Nets:
-        """The networks, in float32 on the CPU."""
+        """The networks, in float32."""
         names = [c.name for c in self.architecture.components]
         return Nets(
             self.architecture,
             self.paths,
-            device=torch.device("cpu"),
+            device=self.device,
             dtypes=dict.fromkeys(names, torch.float32),
         )
 
@@ -55,7 +58,7 @@ class Subject:
 
     def dit(self, policy: Policy | None = None, compiler: Compiler | None = None) -> nn.Module:
         """A fresh copy of the denoiser, with a memory policy when one is given."""
-        device, component = torch.device("cpu"), self.architecture.dit
+        device, component = self.device, self.architecture.dit
         place = None
         if policy is not None:
             place = Placement(component.traits, policy, device, compiler=compiler, smallest=1)
@@ -106,18 +109,21 @@ class Subject:
             for name in records[0]
         }
 
+    def given(self, task: Task, records: list[Record]) -> Conditioning:
+        """What these records say, on the device, in the denoiser's terms."""
+        return self.runtime(task).condition(move(self.batch(task, records), self.device))
+
     def prediction(self, task: Task, dit: nn.Module, records: list[Record]) -> torch.Tensor:
         """The velocity for these records at fixed times and noise."""
-        runtime = self.runtime(task)
-        given = runtime.condition(self.batch(task, records))
-        x, t = noisy(given)
-        return runtime.predict(dit, x, t, given)
+        given = self.given(task, records)
+        return self.runtime(task).predict(dit, *noisy(given), given)
 
 
 def noisy(given: Conditioning) -> tuple[torch.Tensor, torch.Tensor]:
     """Noisy latents and their times for a conditioned batch, the same each time."""
     assert given.latents is not None, "condition() gave no latents for a training batch"
-    noise = torch.randn(given.latents.shape, generator=torch.Generator().manual_seed(1))
-    t = torch.linspace(0.3, 0.8, len(noise))
+    device = given.latents.device
+    noise = torch.randn(given.latents.shape, generator=torch.Generator().manual_seed(1)).to(device)
+    t = torch.linspace(0.3, 0.8, len(noise), device=device)
     mix = t.view(-1, 1, 1, 1, 1)
     return (1 - mix) * given.latents + mix * noise, t

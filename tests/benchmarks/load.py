@@ -16,8 +16,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,7 +52,7 @@ def main() -> None:
         return
     architecture = registry.find(options.arch)
     variant = find_variant(architecture, options.size)
-    entries = list(layout(architecture.dit, variant, options.dtype))
+    entries = list(layout(architecture.dit, variant.numbers, options.dtype))
     size = sum(dtype.itemsize * math.prod(shape) for _, dtype, shape in entries)
     with tempfile.TemporaryDirectory(dir=options.folder or roomy(size)) as name:
         file = Path(name) / "model.safetensors"
@@ -77,20 +78,22 @@ def find_variant(architecture: Architecture, size: str) -> Variant:
 
 
 def layout(
-    component: Component, variant: Variant, kind: str
+    component: Component, numbers: Mapping[str, Any], kind: str
 ) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
     """Name, dtype and shape of all that the file holds, in the names of the first dialect.
 
     Scaled files hold matrices of the blocks in 8 bits, and a float32 scale for each.
     """
     with torch.device("meta"):
-        state = component.build(**variant.numbers).state_dict()
+        state = component.build(**numbers).state_dict()
     dialect = component.dialects[0]
     for theirs, source in dialect.writing(state).items():
         shape = tuple(state[source.names[0]].shape)
         if source.operation == "split":
             whole = sum(source.ratio)
             shape = (shape[0] * source.ratio[source.part] // whole, *shape[1:])
+        elif source.operation == "unsqueeze":
+            shape = (*shape, *(1,) * source.ones)
         if kind in DTYPES:
             yield theirs, DTYPES[kind], shape
         elif len(shape) == 2 and any(
