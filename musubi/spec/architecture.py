@@ -76,8 +76,10 @@ class Component:
             that needs less (there are layers whose output is not used) defines `trim()`, called
             before anything is read: what it drops is left in the file.
         infer: `(shapes) -> numbers`, from our names to what `build` takes, or a `CheckpointError`
-            that says what the file is instead.
+            that says what is amiss; what the file is instead is found out for it.
         dialects: The layouts it is published in, tried in order.
+        strangers: A tensor that only files of another kind have, which no installed architecture
+            reads → what such a file is. It is refused, and the message says what it looks like.
         traits: What policies may do to it.
         dtype: The name of the dtype it runs in when nobody says otherwise; "file" keeps the file's.
         tokenizer: For text encoders.
@@ -94,6 +96,7 @@ class Component:
     build: Lazy
     infer: Lazy
     dialects: tuple[KeyMap, ...]
+    strangers: Mapping[str, str] = field(default_factory=dict[str, str])
     traits: Traits = field(default_factory=Traits)
     dtype: str = "bfloat16"
     tokenizer: Tokenizer | None = None

@@ -108,6 +108,11 @@ def examine(
 
 
 def _read_as(component: Component, dialect: KeyMap, weights: Weights) -> Inspection:
+    if _stranger(component, weights):
+        raise CheckpointError(
+            f"This is not {_whose(component)}{component.name}.",
+            fix=f"Give --{component.name} another file.",
+        )
     names, scales = split_scales(weights.names)
     sources = dialect.reading(names)
     shapes = {ours: _shape(ours, source, weights) for ours, source in sources.items()}
@@ -174,13 +179,24 @@ def _whose(component: Component) -> str:
 
 
 def _instead(component: Component, weights: Weights, others: Iterable[Component]) -> str:
-    """A sentence for what the file seems to be, when something that is installed knows it."""
+    """A sentence for what the file seems to be, when something that is installed knows."""
     if any(name.endswith((".lora_down.weight", ".lora_A.weight")) for name in weights.names):
         return " It is a LoRA, not a model."
     for other, place in _candidates(others):
         if other != component and _recognised(other, weights) is not None:
             return f" It seems to be {place}."
-    return ""
+    stranger = _stranger(component, weights)
+    return f" It looks like {stranger}." if stranger else ""
+
+
+def _stranger(component: Component, weights: Weights) -> str:
+    """What a file is that has a tensor of another kind of file, whatever its names begin with."""
+    found = (
+        what
+        for known, what in component.strangers.items()
+        if any(name == known or name.endswith(f".{known}") for name in weights.names)
+    )
+    return next(found, "")
 
 
 def _candidates(others: Iterable[Component]) -> Iterator[tuple[Component, str]]:

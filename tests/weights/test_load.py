@@ -286,6 +286,14 @@ def test_a_refusal_of_infer_says_the_file_and_what_it_is(make_component, toy_ten
     assert error.fix == "Give a thin one."
 
 
+def test_a_stranger_that_nothing_installed_reads_is_named(make_component, toy_tensors, write):
+    dit = make_component(strangers={"odd.weight": "an odd one"})
+    for given in (toy_tensors(), {"other": torch.zeros(1)}):
+        path = write({**given, "model.odd.weight": torch.zeros(1)})
+        error = _refused(dit, path, r"not a dit.*\. It looks like an odd one\.")
+        assert error.fix == "Give --dit another file."
+
+
 def test_a_lora_is_recognised_as_one(toy, write):
     path = write({"lora_unet_a.lora_down.weight": torch.zeros(1, 1)})
     _refused(toy, path, "It is a LoRA, not a model")

@@ -30,6 +30,12 @@ DIT = Component(
     build=Lazy("musubi.architectures.hunyuan_video.dit:HunyuanDiT"),
     infer=Lazy("musubi.architectures.hunyuan_video.dit:infer"),
     dialects=keys.DIT,
+    strangers={
+        "clean_x_embedder.proj.weight": "a FramePack denoiser",
+        "image_projection.up.weight": "a FramePack denoiser",
+        "vision_in.proj.0.weight": "a HunyuanVideo 1.5 denoiser",
+        "byt5_in.fc1.weight": "a HunyuanVideo 1.5 denoiser",
+    },
     traits=DIT_TRAITS,
     dtype="bfloat16",
     tiny=TINY,

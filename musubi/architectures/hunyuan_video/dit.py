@@ -335,12 +335,10 @@ def infer(shapes: Shapes) -> dict[str, Any]:
         "single_blocks.0.linear1.weight",
         "final_layer.linear.weight",
     )
-    stranger = _instead(shapes)
     absent = next((name for name in needed if name not in shapes), None)
-    if absent is not None or stranger:
-        lacks = f": it has no tensor {absent!r}" if absent is not None else ""
+    if absent is not None:
         raise CheckpointError(
-            f"This is not a HunyuanVideo denoiser{lacks}.{stranger}",
+            f"This is not a HunyuanVideo denoiser: it has no tensor {absent!r}.",
             fix="Give --dit a HunyuanVideo or SkyReels V1 model, such as mp_rank_00_model_states.pt.",
         )
     patch = tuple(shapes["img_in.proj.weight"])
@@ -373,25 +371,3 @@ def infer(shapes: Shapes) -> dict[str, Any]:
 
 def _count(shapes: Shapes, stack: str) -> int:
     return len({n.removeprefix(stack).split(".")[0] for n in shapes if n.startswith(stack)})
-
-
-# A name that only one kind of file has → what that file is.
-_STRANGERS = {
-    "clean_x_embedder.proj.weight": "a FramePack denoiser",
-    "image_projection.up.weight": "a FramePack denoiser",
-    "vision_in.proj.0.weight": "a HunyuanVideo 1.5 denoiser",
-    "byt5_in.fc1.weight": "a HunyuanVideo 1.5 denoiser",
-    "blocks.0.self_attn.q.weight": "a Wan denoiser",
-    "encoder.conv_in.conv.weight": "a video autoencoder; give it to --vae",
-    "model.embed_tokens.weight": "a language model; give it to --text_encoder1",
-    "text_model.embeddings.token_embedding.weight": "a CLIP text encoder; give it to --text_encoder2",
-}
-
-
-def _instead(shapes: Shapes) -> str:
-    for name, what in _STRANGERS.items():
-        if name in shapes:
-            return f" It looks like {what}."
-    if any(name.endswith((".lora_down.weight", ".lora_A.weight")) for name in shapes):
-        return " It looks like a LoRA; give it to --lora_weight."
-    return ""

@@ -32,6 +32,11 @@ DIT = Component(
     build=Lazy("musubi.architectures.wan.dit:WanDiT"),
     infer=Lazy("musubi.architectures.wan.dit:infer"),
     dialects=keys.DIT,
+    strangers={
+        "double_blocks.0.img_attn.qkv.weight": "a FLUX denoiser",
+        "transformer_blocks.0.attn.to_q.weight": "a denoiser of another architecture",
+        "visual.transformer.resblocks.0.attn.in_proj_weight": "a CLIP image encoder",
+    },
     traits=Traits(
         stacks=("blocks",),
         # Vectors and tables: 14B keeps 10 MB of them. The time layers multiply in float32 whatever

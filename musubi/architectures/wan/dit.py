@@ -280,7 +280,7 @@ def infer(shapes: Shapes) -> dict[str, Any]:
     absent = next((name for name in needed if name not in shapes), None)
     if absent is not None:
         raise CheckpointError(
-            f"This is not a Wan denoiser: it has no tensor {absent!r}.{_instead(shapes)}",
+            f"This is not a Wan denoiser: it has no tensor {absent!r}.",
             fix="Give --dit a Wan2.1 diffusion model, such as wan2.1_t2v_1.3B_bf16.safetensors.",
         )
     patch = tuple(shapes["patch_embedding.weight"])
@@ -305,25 +305,3 @@ def infer(shapes: Shapes) -> dict[str, Any]:
         "text_dim": shapes["text_embedding.0.weight"][1],
         "freq_dim": shapes["time_embedding.0.weight"][1],
     }
-
-
-# A name that only one kind of file has → what that file is.
-_STRANGERS = {
-    "encoder.downsamples.0.residual.0.gamma": "a Wan VAE; give it to --vae",
-    "encoder.conv1.weight": "a Wan VAE; give it to --vae",
-    "shared.weight": "a T5 text encoder; give it to --t5",
-    "token_embedding.weight": "a T5 text encoder; give it to --t5",
-    "double_blocks.0.img_attn_qkv.weight": "a HunyuanVideo denoiser",
-    "double_blocks.0.img_attn.qkv.weight": "a HunyuanVideo or FLUX denoiser",
-    "transformer_blocks.0.attn.to_q.weight": "a denoiser of another architecture",
-    "visual.transformer.resblocks.0.attn.in_proj_weight": "a CLIP image encoder",
-}
-
-
-def _instead(shapes: Shapes) -> str:
-    for name, what in _STRANGERS.items():
-        if name in shapes:
-            return f" It looks like {what}."
-    if any(name.endswith((".lora_down.weight", ".lora_A.weight")) for name in shapes):
-        return " It looks like a LoRA; give it to --lora_weight."
-    return ""

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from musubi.architectures.hunyuan_video import ARCHITECTURE, keys, sizes
 from musubi.architectures.hunyuan_video.dit import DoubleBlock, SingleBlock
@@ -12,7 +13,9 @@ from musubi.lora.patterns import choose
 from musubi.memory import recompute
 from musubi.nn.attention import use
 from musubi.testing.twins import build_twin, write_twin
+from musubi.weights.contents import inspect
 from musubi.weights.load import load
+from musubi.weights.write import save
 
 DIT = ARCHITECTURE.dit
 
@@ -145,8 +148,6 @@ def test_the_official_file_is_read(tmp_path):
     ("change", "says"),
     [
         ({"drop": "single_blocks.0.linear1.weight"}, "has no tensor 'single_blocks.0.linear1"),
-        ({"clean_x_embedder.proj.weight": (128, 16, 1, 2, 2)}, "looks like a FramePack denoiser"),
-        ({"byt5_in.fc1.weight": (128, 16)}, "looks like a HunyuanVideo 1.5 denoiser"),
         ({"img_in.proj.weight": (128, 33, 1, 2, 2)}, "33 channels.*looks like HunyuanVideo-I2V"),
         ({"img_in.proj.weight": (128, 20, 1, 2, 2)}, "takes 20 channels"),
         ({"img_in.proj.weight": (100, 16, 1, 2, 2)}, r"has the shape \(100"),
@@ -160,20 +161,32 @@ def test_near_relatives_are_refused(change, says):
         DIT.infer({**shapes, **change})
 
 
+@pytest.mark.parametrize("dialect", ["official", "diffusers", "comfyui"])
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "what"),
     [
-        ("blocks.0.self_attn.q.weight", "a Wan denoiser"),
-        ("encoder.conv_in.conv.weight", "a video autoencoder"),
-        ("model.embed_tokens.weight", "a language model"),
-        ("text_model.embeddings.token_embedding.weight", "a CLIP text encoder"),
-        ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "a LoRA"),
-        ("anything", "has no tensor 'img_in.proj.weight'"),
+        ("clean_x_embedder.proj.weight", "a FramePack denoiser"),
+        ("byt5_in.fc1.weight", "a HunyuanVideo 1.5 denoiser"),
     ],
 )
-def test_strangers_are_refused_by_name(name, says):
-    with pytest.raises(CheckpointError, match=f"not a HunyuanVideo denoiser.*{says}"):
-        DIT.infer({name: (8, 8)})
+def test_descendants_are_refused_by_what_they_have_more(dialect, name, what, tmp_path):
+    path = write_twin(DIT, tmp_path, dialect=dialect)
+    (prefix,) = [d.prefix for d in keys.DIT if d.name == dialect]
+    save(path, {**load_file(path), prefix + name: torch.zeros(2)}, {})
+    with pytest.raises(CheckpointError, match=rf"not HunyuanVideo's dit\. It looks like {what}"):
+        inspect(DIT, path)
+
+
+@pytest.mark.parametrize("name", ["vae", "text_encoder1", "text_encoder2"])
+def test_other_networks_are_told_by_their_flag(name, tmp_path):
+    path = write_twin(ARCHITECTURE.component(name), tmp_path)
+    with pytest.raises(CheckpointError, match=f"It seems to be the {name}, which --{name} takes"):
+        inspect(DIT, path, others=ARCHITECTURE.components)
+
+
+def test_a_file_of_something_else_is_refused_by_what_it_lacks():
+    with pytest.raises(CheckpointError, match=r"has no tensor 'img_in\.proj\.weight'"):
+        DIT.infer({"anything": (1, 1)})
 
 
 def test_flux_is_not_taken_for_it():
