@@ -3,12 +3,14 @@
 Tried in the order of what they cost: nothing computed again, then all but attention, then whole
 blocks; for each as few streamed blocks as fit, with activations on the device and then on the host;
 where none of that fits, feed-forward layers in slices.
+Where steps are few, blocks are compiled if that saves more time than it takes, or else nothing fits.
 Weights in 8 bits change the numbers a little: they are taken when nothing exact fits, or when the
 exact settings would wait for the link.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +29,9 @@ MARGIN = 256 << 20
 # Exact settings may be this much slower than those in 8 bits.
 _WORTH = 1.15
 _SLICES = 4
+# Seconds that compiling takes, for one size of video: the first steps of full-size models took 15 to
+# 60 s longer on one H200, training, and about 15 to 25 s generating; other hosts are slower.
+COMPILING = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,7 @@ def choose(
     card: Card | None = None,
     fixed: Mapping[str, Any] | None = None,
     may_compile: bool = True,
+    steps: float | None = None,
 ) -> Chosen:
     """The fastest settings that fit.
 
@@ -62,11 +68,22 @@ def choose(
         card: Decides what is fast; a common one when not given.
         fixed: Fields of `Policy` that the user has decided.
         may_compile: Whether blocks can be compiled here.
+        steps: How many are run for each time that blocks are compiled; None: so many that compiling
+            always pays.
 
     Raises:
         ConfigError: Nothing fits; says what comes nearest.
     """
-    search = _Search(case, vram, ram, optimizer, card or CARDS[0], dict(fixed or {}), may_compile)
+    search = _Search(
+        case,
+        vram,
+        ram,
+        optimizer,
+        card or CARDS[0],
+        dict(fixed or {}),
+        may_compile,
+        steps,
+    )
     return search.best()
 
 
@@ -79,6 +96,7 @@ class _Search:
     card: Card
     fixed: dict[str, Any]
     may_compile: bool
+    steps: float | None
 
     def best(self) -> Chosen:
         found: list[Chosen] = []
@@ -117,7 +135,11 @@ class _Search:
         return (1, _SLICES)
 
     def _modes(self, storage: Storage, products: bool, slices: int) -> Iterator[Policy]:
-        compiled = self.fixed.get("compile", self.may_compile)
+        compiled: tuple[bool, ...] = (self.may_compile,)
+        if self.steps is not None and self.may_compile:
+            compiled = (False, True)
+        if "compile" in self.fixed:
+            compiled = (self.fixed["compile"],)
         again: tuple[Recompute, ...] = ("none", "attention", "blocks")
         if self.case.attach is None:
             again = ("none",)
@@ -126,16 +148,15 @@ class _Search:
         away = (False, True) if self.case.attach is not None else (False,)
         if "offload_activations" in self.fixed:
             away = (self.fixed["offload_activations"],)
-        for offload in away:
-            for recompute in again:
-                yield Policy(
-                    storage=storage,
-                    products=products,
-                    recompute=recompute,
-                    offload_activations=offload,
-                    slices=slices,
-                    compile=compiled,
-                )
+        for offload, recompute, compiles in itertools.product(away, again, compiled):
+            yield Policy(
+                storage=storage,
+                products=products,
+                recompute=recompute,
+                offload_activations=offload,
+                slices=slices,
+                compile=compiles,
+            )
 
     def _fit(self, policy: Policy) -> Chosen | None:
         """The policy with as few streamed blocks as it takes to fit; None when it does not."""
@@ -175,12 +196,16 @@ class _Search:
         return needed(one.estimate) <= self.vram
 
     def _time(self, one: Chosen) -> float:
-        return one.estimate.seconds or 0.0
+        """Of one step, or of all of them and of compiling, where their number is known."""
+        seconds = one.estimate.seconds or 0.0
+        if self.steps is None:
+            return seconds
+        return self.steps * seconds + (COMPILING if one.policy.compile else 0.0)
 
     def _waits(self, one: Chosen) -> bool:
         """Whether the link is what it waits for."""
         free = self._with(replace(one.policy, offload_activations=False), ())
-        return self._time(one) > _WORTH * self._time(free)
+        return (one.estimate.seconds or 0.0) > _WORTH * (free.estimate.seconds or 0.0)
 
     def _nothing(self) -> ConfigError:
         tried = [

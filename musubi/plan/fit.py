@@ -17,7 +17,7 @@ from musubi.memory.weights import weights_of
 from musubi.plan import words
 from musubi.plan.networks import text
 from musubi.plan.subject import Bucket, Network, Subject, largest, networks_of, subject
-from musubi.spec import Architecture, Report
+from musubi.spec import Architecture, Component, Report
 from musubi.spec.policy import Policy
 
 
@@ -65,9 +65,9 @@ def policy_for(
     Raises:
         ConfigError: Nothing fits, or options contradict each other.
     """
-    given = dit_policy(config, architecture.dit)
+    asked = given(config, architecture.dit, trains=trains)
     if config.vram is None or getattr(config, "latent_path", None):  # which runs no DiT
-        return given
+        return asked
     sizes = buckets() if callable(buckets) else buckets
     about = subject(config, architecture, trains=trains, report=report, buckets=sizes)
     chosen = fitting(config, about, speed.of_device())
@@ -131,7 +131,7 @@ def fitting(config: Any, about: Subject, card: Card | None) -> Chosen:
     Raises:
         ConfigError: Nothing fits, or a size cannot be read.
     """
-    policy = dit_policy(config, about.architecture.dit)
+    policy = given(config, about.architecture.dit, trains=about.trains)
     return choose(
         about.case,
         vram=device_bytes(config.vram),
@@ -140,8 +140,26 @@ def fitting(config: Any, about: Subject, card: Card | None) -> Chosen:
         card=card,
         fixed=decided(config, policy),
         may_compile=may_compile(),
-        steps=None if about.trains else about.steps,
-        sizes=len(about.buckets),
+        # What is compiled for the second size fits all others.
+        steps=None if about.trains else about.steps / min(len(about.buckets), 2),
+    )
+
+
+def given(config: Any, dit: Component, *, trains: bool) -> Policy:
+    """What the options say of the DiT; those that only `train` has say nothing of generating.
+
+    Raises:
+        ConfigError: They contradict each other or the network.
+    """
+    policy = dit_policy(config, dit)
+    if trains:
+        return policy
+    return replace(
+        policy,
+        recompute="none",
+        offload_activations=False,
+        slices=1,
+        compile=bool(config.compile),
     )
 
 

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from musubi.config.memory import dit_policy
 from musubi.config.plan import PlanConfig
 from musubi.memory import speed
 from musubi.memory.choose import Chosen, needed
 from musubi.memory.speed import Card
 from musubi.plan import words
-from musubi.plan.fit import device_bytes, encoders_for, fitting
+from musubi.plan.fit import device_bytes, encoders_for, fitting, given
 from musubi.plan.phases import SHOWN, Phase, phases
 from musubi.plan.subject import Subject, subject
 from musubi.plan.table import HEADS, table
@@ -33,7 +32,7 @@ def run(config: PlanConfig, architecture: Architecture, report: Report) -> None:
     quiet = config.json_file == "-"
     about = subject(config, architecture, trains=trains, report=Quiet() if quiet else report)
     card = speed.of_device() if config.card is None else speed.named(config.card)
-    policy = dit_policy(config, architecture.dit)
+    policy = given(config, architecture.dit, trains=trains)
     chosen = None
     if config.vram is not None:
         chosen = fitting(config, about, card)

@@ -21,6 +21,7 @@ from musubi.errors import ConfigError
 from musubi.lora.adapter import Adapters
 from musubi.memory.estimate import Optimizer
 from musubi.memory.step import Case
+from musubi.plan.requests import Request, check_sides, requests
 from musubi.spec import Architecture, Component, LoraTargets, Report, Task
 from musubi.weights.contents import inspect
 from musubi.weights.dtypes import FP8, parse_dtype
@@ -108,6 +109,7 @@ class Subject:
         buckets: What will be met, the largest first.
         case: The DiT at the largest bucket.
         optimizer: Of training.
+        steps: Of generating: how many denoising steps like the case's the command takes.
     """
 
     architecture: Architecture
@@ -118,6 +120,7 @@ class Subject:
     case: Case
     optimizer: Optimizer
     options: Mapping[str, Any]
+    steps: float = 0.0
 
     @property
     def task(self) -> Task:
@@ -183,8 +186,10 @@ def subject(
         choice = Choice(architecture.task(variant.task), variant)
         dit = Network(architecture.dit, variant.numbers, _dtype(config, architecture.dit, None))
         networks = {architecture.dit.name: dit, **networks}
-    found = buckets or _buckets(config, architecture, choice, trains, report)
+    asks = () if trains else requests(config, architecture, choice)
+    found = buckets or _buckets(config, architecture, choice, asks, report)
     found = tuple(sorted(set(found), key=_size, reverse=True))
+    calls = max((ask.calls for ask in asks), default=1)
     full = trains and bool(getattr(config, "full", False))
     half = dit.dtype if dit.dtype in (torch.bfloat16, torch.float16) else None
     mixed = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None}
@@ -200,7 +205,7 @@ def subject(
         dtype=dit.dtype,
         compute=mixed[asked] or half if asked else half,
         attach=_attach(config, architecture, full) if trains else None,
-        calls=_calls(config, choice),
+        calls=calls,
         options=own_options(config, architecture),
     )
     return Subject(
@@ -215,6 +220,7 @@ def subject(
             offload=bool(getattr(config, "optimizer_offload", False)),
         ),
         options=own_options(config, architecture),
+        steps=_steps(asks, case),
     )
 
 
@@ -276,32 +282,30 @@ def _variant(architecture: Architecture, asked: str | None) -> str | None:
 
 
 def _buckets(
-    config: Any, architecture: Architecture, choice: Choice, trains: bool, report: Report
+    config: Any,
+    architecture: Architecture,
+    choice: Choice,
+    asks: Sequence[Request],
+    report: Report,
 ) -> tuple[Bucket, ...]:
+    batch = getattr(config, "batch_size", None) or 1
+    if asks:
+        return tuple(Bucket(ask.width, ask.height, ask.frames) for ask in asks)
     asked = [getattr(config, name, None) for name in ("width", "height", "frames")]
     dataset = getattr(config, "dataset_config", None)
-    batch = getattr(config, "batch_size", None) or 1
-    if not any(asked) and trains and dataset is not None:
+    if not any(asked) and dataset is not None:
         return _of_dataset(config, architecture, choice.task, Path(dataset), report)
     width, height = getattr(config, "width_height", None) or choice.sampling.size
     frames = getattr(config, "video_length", None) or choice.sampling.frames
     width, height, frames = asked[0] or width, asked[1] or height, asked[2] or frames
-    step, every = architecture.spatial_multiple, architecture.temporal_multiple
-    if width % step or height % step:
-        raise ConfigError(
-            f"{width}x{height} pixels: {architecture.title} takes multiples of {step}.",
-            fix=f"Write {_near(width, step)}x{_near(height, step)}, say.",
-        )
+    every = architecture.temporal_multiple
+    check_sides(architecture, width, height)
     if (frames - 1) % every:
         raise ConfigError(
             f"{frames} frames: {architecture.title} takes {every}k+1.",
             fix=f"Write --frames {(frames - 1) // every * every + 1}.",
         )
     return (Bucket(width, height, frames, batch),)
-
-
-def _near(side: int, step: int) -> int:
-    return max(step, round(side / step) * step)
 
 
 def _of_dataset(
@@ -328,9 +332,10 @@ def _of_dataset(
     return tuple(made)
 
 
-def _calls(config: Any, choice: Choice) -> int:
-    scale = getattr(config, "guidance_scale", None)
-    return 1 if (choice.sampling.guidance_scale if scale is None else scale) == 1 else 2
+def _steps(asks: Sequence[Request], case: Case) -> float:
+    """Of all requests, in steps of the largest."""
+    whole = case.width * case.height * case.frames * case.calls
+    return sum(ask.steps * ask.volume * ask.calls / whole for ask in asks)
 
 
 def _attach(config: Any, architecture: Architecture, full: bool) -> NewLora | Whole:
