@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from musubi.train.seeds import derive
+from musubi.train.step import without_caption
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,6 +43,16 @@ class Step:
     micros: tuple[Micro, ...]
     total: int
     end: int
+
+
+class Source(Protocol):
+    """The records that are trained on; `musubi.cache.open.TrainingSet` is one."""
+
+    def load(
+        self, indices: Sequence[int], *, without_caption: Sequence[bool] | None = None
+    ) -> Batch:
+        """A batch on the CPU."""
+        ...
 
 
 def steps_of(
@@ -102,6 +113,105 @@ def ahead(
     finally:
         for _, future in waiting:
             future.cancel()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One batch to read; of a step without batches on this process, none.
+
+    Args:
+        number: Of the step, from 1.
+        epoch: Of the step.
+        step: What it is made of.
+        micro: The batch.
+        last: Whether it is the last of the step.
+    """
+
+    number: int
+    epoch: int
+    step: Step
+    micro: Micro | None
+    last: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """The steps of a run with their batches.
+
+    Args:
+        source: The records.
+        batches: Epoch, from 1 → its batches, each a list of items, for all processes.
+        total: Steps of the run.
+        accumulation: Batches of a step on each process.
+        rank: Of this process.
+        world: How many processes there are.
+        dropout: Part of the items that are trained without their caption.
+        seed: Of the run.
+    """
+
+    source: Source
+    batches: Callable[[int], Sequence[Sequence[int]]]
+    total: int
+    accumulation: int
+    rank: int = 0
+    world: int = 1
+    dropout: float = 0.0
+    seed: int = 0
+
+    def steps(
+        self, pool: ThreadPoolExecutor | None, depth: int, *, done: int, epoch: int, start: int
+    ) -> Iterator[tuple[int, Step, Iterator[tuple[Micro, Batch]]]]:
+        """Epoch, step, and its batches, which must be used up before the next step is asked for.
+
+        Args:
+            pool: Reads batches ahead; None: each is read when it is asked for.
+            depth: How many are read ahead.
+            done: Steps that are made.
+            epoch: Of the last of them; 0 before the first.
+            start: Batches of that epoch that are used up.
+        """
+        stream = ahead(self._load, self._jobs(done, epoch, start), pool, depth)
+
+        def of_one(job: _Job, batch: Any) -> Iterator[tuple[Micro, Batch]]:
+            while True:
+                if job.micro is not None:
+                    yield job.micro, batch
+                if job.last:
+                    return
+                job, batch = next(stream)
+
+        for job, batch in stream:
+            yield job.epoch, job.step, of_one(job, batch)
+
+    def _jobs(self, number: int, epoch: int, start: int) -> Iterator[_Job]:
+        while number < self.total:
+            batches = self.batches(epoch) if epoch else ()
+            if start >= len(batches):
+                epoch, start = epoch + 1, 0
+                batches = self.batches(epoch)
+            for step in steps_of(
+                batches,
+                accumulation=self.accumulation,
+                rank=self.rank,
+                world=self.world,
+                start=start,
+            ):
+                number += 1
+                if number > self.total:
+                    return
+                micros = step.micros or (None,)
+                for micro in micros:
+                    yield _Job(number, epoch, step, micro, micro is micros[-1])
+            start = len(batches)
+
+    def _load(self, job: _Job) -> Any:
+        if job.micro is None:
+            return None
+        drop = None
+        if self.dropout:
+            seed = derive(self.seed, "caption", job.number, job.micro.number)
+            drop = without_caption(self.dropout, len(job.micro.indices), seed)
+        return self.source.load(job.micro.indices, without_caption=drop)
 
 
 def split(keys: Sequence[str], amount: float) -> tuple[list[int], list[int]]:

@@ -15,29 +15,19 @@ import torch
 from musubi.config.train import TrainConfig
 from musubi.errors import RunError, StoppedError
 from musubi.spec.report import Progress, Report
-from musubi.train import feed, optim, seeds, state
+from musubi.train import feed, optim, seeds
 from musubi.train.checkpoints import Checkpoints
-from musubi.train.feed import Micro, Step
+from musubi.train.feed import Feed, Micro, Source, Step
 from musubi.train.log import Figures, Metrics, Window
 from musubi.train.processes import Processes
 from musubi.train.signals import Stop
 from musubi.train.state import Position
-from musubi.train.step import Objective, without_caption
+from musubi.train.step import Objective
 from musubi.train.trainee import Trainee
 from musubi.train.update import Update
 from musubi.train.validation import Validation
 
 SHOWN = 8  # items named in an error
-
-
-class Source(Protocol):
-    """The records that are trained on; `musubi.cache.open.TrainingSet` is one."""
-
-    def load(
-        self, indices: Sequence[int], *, without_caption: Sequence[bool] | None = None
-    ) -> Mapping[str, Any]:
-        """A batch on the CPU."""
-        ...
 
 
 class Previews(Protocol):
@@ -155,70 +145,32 @@ class Run:
             self._bar = stack.enter_context(
                 self.report.progress("steps", self.total, done=done, unit="it")
             )
-            for step, loaded in self._steps(pool, depth=threads):
+            steps = self._feed().steps(
+                pool,
+                threads,
+                done=done,
+                epoch=self.position.epoch,
+                start=self.position.batch,
+            )
+            for epoch, step, loaded in steps:
+                self.position.epoch, self.position.size = epoch, len(self.batches(epoch))
                 self._step(step, loaded)
                 if self.position.step >= self.total:
                     break
 
     # the order of things
 
-    def _steps(
-        self, pool: ThreadPoolExecutor | None, depth: int
-    ) -> Iterator[tuple[Step, Iterator[tuple[Micro, Any]]]]:
-        """Steps from the position on, each with its batches, which are read ahead."""
-
-        def plan() -> Iterator[tuple[int, int, Step]]:
-            number, epoch, start = self.position.step, self.position.epoch, self.position.batch
-            while number < self.total:
-                batches = self.batches(epoch) if epoch else ()
-                if start >= len(batches):
-                    epoch, start = epoch + 1, 0
-                    batches = self.batches(epoch)
-                for step in feed.steps_of(
-                    batches,
-                    accumulation=self.config.gradient_accumulation_steps,
-                    rank=self.processes.rank,
-                    world=self.processes.world,
-                    start=start,
-                ):
-                    number += 1
-                    yield number, epoch, step
-                start = len(batches)
-
-        def jobs() -> Iterator[tuple[int, int, Step, Micro | None, bool]]:
-            for number, epoch, step in plan():
-                if number > self.total:
-                    return
-                micros = step.micros or (None,)
-                for micro in micros:
-                    yield number, epoch, step, micro, micro is micros[-1]
-
-        def load(job: tuple[int, int, Step, Micro | None, bool]) -> Any:
-            number, _, _, micro, _ = job
-            if micro is None:
-                return None
-            drop = None
-            if self.config.caption_dropout_rate:
-                seed = seeds.derive(self.seed, "caption", number, micro.number)
-                drop = without_caption(self.config.caption_dropout_rate, len(micro.indices), seed)
-            return self.source.load(micro.indices, without_caption=drop)
-
-        stream = feed.ahead(load, jobs(), pool, depth)
-
-        def of_one(first: tuple[Any, Any]) -> Iterator[tuple[Micro, Any]]:
-            job, batch = first
-            while True:
-                micro = job[3]
-                if micro is not None:
-                    yield micro, batch
-                if job[4]:
-                    return
-                job, batch = next(stream)
-
-        for first in stream:
-            _, epoch, step, _, _ = first[0]
-            self.position.epoch, self.position.size = epoch, len(self.batches(epoch))
-            yield step, of_one(first)
+    def _feed(self) -> Feed:
+        return Feed(
+            source=self.source,
+            batches=self.batches,
+            total=self.total,
+            accumulation=self.config.gradient_accumulation_steps,
+            rank=self.processes.rank,
+            world=self.processes.world,
+            dropout=self.config.caption_dropout_rate,
+            seed=self.seed,
+        )
 
     def _step(self, step: Step, loaded: Iterator[tuple[Micro, Any]]) -> None:
         number = self.position.step + 1
@@ -398,24 +350,3 @@ class Run:
             self.config.gradient_accumulation_steps,
             self.processes.world,
         )
-
-
-def snapshot(
-    run: Run, *, identity: Mapping[str, Any], settings: Mapping[str, Any], data: str
-) -> state.State:
-    """The state of a run as it is now."""
-    parts: dict[str, Any] = {
-        "optimizer": run.update.optimizer.state_dict(),
-        "schedule": run.update.schedule.state_dict(),
-    }
-    if run.update.scaler is not None:
-        parts["scaler"] = run.update.scaler.state_dict()
-    return state.State(
-        position=run.position,
-        identity=identity,
-        settings=settings,
-        data=data,
-        weights={n: t.cpu() for n, t in run.trainee.tensors().items()},
-        parts=parts,
-        random=seeds.capture(),
-    )

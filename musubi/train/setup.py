@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -40,12 +39,13 @@ from musubi.train import metadata as facts
 from musubi.train.checkpoints import Checkpoints, Names
 from musubi.train.dataset import Dataset
 from musubi.train.offload import Mirror
-from musubi.train.run import Run, snapshot
+from musubi.train.resume import Resumed, settings_of, snapshot
+from musubi.train.run import Run
 from musubi.train.signals import Stop
 from musubi.train.step import Objective
 from musubi.train.trainee import Trainee, Whole
 from musubi.train.update import Update
-from musubi.train.upload import Upload, download_state
+from musubi.train.upload import Upload
 from musubi.train.validation import Validation
 from musubi.weights.dtypes import dtype_name, parse_dtype
 from musubi.weights.load import inspect
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Autocast = Callable[[], AbstractContextManager[Any]]
-# Kept as the state has them when a run goes on: the optimizer and the schedule carry them.
-DECIDED = ("learning_rate", "optimizer_args", "seed")
 
 
 def output_name(config: TrainConfig, architecture: Architecture) -> str:
@@ -96,8 +94,8 @@ class Setup:
         self.policy = Policy()
         self.buckets: tuple[Bucket, ...] = ()
         self.largest: list[int] = []
-        self.state, self.folder = self._find_state(config)
-        self.config = self._with_seed(config)
+        self.resumed = Resumed.find(config, names, report)
+        self.config = self.resumed.with_seed(config, accelerator, report)
 
     def build(self, trackers: list[str]) -> Run:
         """The run.
@@ -151,7 +149,9 @@ class Setup:
             self._autocast(dit),
             seed,
         )
-        position = self._resume(trainee, update, data)
+        position = self.resumed.take_up(
+            config, self._identity(trainee), trainee, update, data, self.report
+        )
         run = Run(
             config=config,
             report=self.report,
@@ -200,64 +200,6 @@ class Setup:
         """Wait for uploads."""
         if self.upload is not None:
             self.upload.finish()
-
-    # what a run goes on from
-
-    def _find_state(self, config: TrainConfig) -> tuple[state.State | None, Path | None]:
-        if config.resume is None:
-            return None, None
-        asked = config.resume
-        if config.resume_from_huggingface:
-            asked = str(download_state(asked, config.huggingface_token))
-        found = state.find(self.names, asked)
-        if found is None:
-            self.report.note(
-                f"There is no state of {self.names.name!r} in {self.names.folder} to go on from; "
-                "the run starts from the beginning."
-            )
-            return None, None
-        return state.read(found), found
-
-    def _with_seed(self, config: TrainConfig) -> TrainConfig:
-        seed = config.seed
-        if self.state is not None:
-            seed = self.state.settings.get("seed", seed)
-        if seed is None:
-            seed = processes.shared(secrets.randbelow(2**32), self.accelerator)
-        if config.seed is not None and seed != config.seed:
-            self.report.warn(f"The seed stays {seed} as in the state, not {config.seed}.")
-        return config.model_copy(update={"seed": seed})
-
-    def _resume(self, trainee: Trainee, update: Update, data: Dataset) -> state.Position:
-        if self.state is None or self.folder is None:
-            return state.Position()
-        state.check(self.state, self._identity(trainee), trainee.tensors(), self.folder)
-        for sentence in state.changed(self.state, self._settings(), DECIDED):
-            self.report.warn(sentence)
-        state.apply(self.state, trainee, update)
-        position = self.state.position
-        if self.state.data != data.digest and position.epoch:
-            # What was used up of the epoch says nothing about the new order.
-            ended = position.batch >= position.size
-            size = len(data.batches(self.config.seed or 0)(position.epoch))
-            position.batch, position.size = (size if ended else 0), size
-            self.report.warn(
-                "The dataset is not the one of the state: "
-                + ("the next epoch uses the new one." if ended else "its epoch starts again.")
-            )
-        self.report.note(f"Going on from {self.folder}, after step {position.step}.")
-        return position
-
-    def _identity(self, trainee: Trainee) -> dict[str, Any]:
-        return {
-            "architecture": self.architecture.name,
-            "optimizer": self.config.optimizer_type.lower(),
-            **trainee.identity(),
-        }
-
-    def _settings(self) -> dict[str, Any]:
-        settings = self.config.model_dump(mode="json")
-        return {k: v for k, v in settings.items() if k not in log.SECRETS}
 
     # networks
 
@@ -341,6 +283,13 @@ class Setup:
 
     # training
 
+    def _identity(self, trainee: Trainee) -> dict[str, Any]:
+        return {
+            "architecture": self.architecture.name,
+            "optimizer": self.config.optimizer_type.lower(),
+            **trainee.identity(),
+        }
+
     def _optimizer_arguments(self) -> dict[str, Any]:
         return literals(self.config.optimizer_args, "optimizer_args")
 
@@ -397,7 +346,10 @@ class Setup:
 
         def write_state(folder: Path) -> None:
             held = snapshot(
-                run, identity=self._identity(trainee), settings=self._settings(), data=data.digest
+                run,
+                identity=self._identity(trainee),
+                settings=settings_of(config),
+                data=data.digest,
             )
             state.write(folder, held)
 
@@ -417,7 +369,7 @@ class Setup:
         log.wandb_login(config, trackers)
         if not trackers or not self.accelerator.is_main_process:
             return
-        settings = log.plain(self._settings()) if config.log_config else None
+        settings = log.plain(settings_of(config)) if config.log_config else None
         self.accelerator.init_trackers(
             config.log_tracker_name or "network_train",
             config=settings,

@@ -32,7 +32,8 @@ from musubi.spec import (
 from musubi.train import optim, schedule, seeds, state
 from musubi.train.checkpoints import Checkpoints, Names
 from musubi.train.log import Metrics
-from musubi.train.run import Processes, Run, snapshot
+from musubi.train.resume import snapshot
+from musubi.train.run import Processes, Run
 from musubi.train.step import Objective
 from musubi.train.trainee import Whole
 from musubi.train.update import Update

@@ -1,0 +1,140 @@
+"""A run and its state: what is kept of a run, and what one that goes on takes over."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from musubi.config.train import TrainConfig
+from musubi.spec import Report
+from musubi.train import log, processes, seeds, state
+from musubi.train.checkpoints import Names
+from musubi.train.dataset import Dataset
+from musubi.train.run import Run
+from musubi.train.trainee import Trainee
+from musubi.train.update import Update
+from musubi.train.upload import download_state
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# Kept as the state has them when a run goes on: the optimizer and the schedule carry them.
+DECIDED = ("learning_rate", "optimizer_args", "seed")
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The state that a run goes on from, and where it lies; None when it starts from the beginning."""
+
+    state: state.State | None = None
+    folder: Path | None = None
+
+    @classmethod
+    def find(cls, config: TrainConfig, names: Names, report: Report) -> Resumed:
+        """What `--resume` means.
+
+        Args:
+            config: What was asked for.
+            names: Of the run's files.
+            report: Told when there is none.
+
+        Raises:
+            ConfigError: The path is no state, or the state is broken.
+        """
+        asked = config.resume
+        if asked is None:
+            return cls()
+        if config.resume_from_huggingface:
+            asked = str(download_state(asked, config.huggingface_token))
+        found = state.find(names, asked)
+        if found is None:
+            report.note(
+                f"There is no state of {names.name!r} in {names.folder} to go on from; "
+                "the run starts from the beginning."
+            )
+            return cls()
+        return cls(state.read(found), found)
+
+    def with_seed(
+        self, config: TrainConfig, accelerator: Accelerator, report: Report
+    ) -> TrainConfig:
+        """The settings with the seed of the state, the one asked for, or one that all processes draw."""
+        seed = config.seed
+        if self.state is not None:
+            seed = self.state.settings.get("seed", seed)
+        if seed is None:
+            seed = processes.shared(secrets.randbelow(2**32), accelerator)
+        if config.seed is not None and seed != config.seed:
+            report.warn(f"The seed stays {seed} as in the state, not {config.seed}.")
+        return config.model_copy(update={"seed": seed})
+
+    def take_up(
+        self,
+        config: TrainConfig,
+        identity: Mapping[str, Any],
+        trainee: Trainee,
+        update: Update,
+        data: Dataset,
+        report: Report,
+    ) -> state.Position:
+        """Put everything back, and say where the run goes on.
+
+        Args:
+            config: With the seed.
+            identity: What must be equal to go on.
+            trainee: What is trained.
+            update: The optimizer and its schedule.
+            data: What is trained on.
+            report: Told what is otherwise than when the state was written.
+
+        Raises:
+            ConfigError: The state is that of another run.
+        """
+        if self.state is None or self.folder is None:
+            return state.Position()
+        state.check(self.state, identity, trainee.tensors(), self.folder)
+        for sentence in state.changed(self.state, settings_of(config), DECIDED):
+            report.warn(sentence)
+        state.apply(self.state, trainee, update)
+        position = self.state.position
+        if self.state.data != data.digest and position.epoch:
+            # What was used up of the epoch says nothing about the new order.
+            ended = position.batch >= position.size
+            size = len(data.batches(config.seed or 0)(position.epoch))
+            position.batch, position.size = (size if ended else 0), size
+            report.warn(
+                "The dataset is not the one of the state: "
+                + ("the next epoch uses the new one." if ended else "its epoch starts again.")
+            )
+        report.note(f"Going on from {self.folder}, after step {position.step}.")
+        return position
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """The settings that a state and the trackers keep: all but secrets."""
+    settings = config.model_dump(mode="json")
+    return {k: v for k, v in settings.items() if k not in log.SECRETS}
+
+
+def snapshot(
+    run: Run, *, identity: Mapping[str, Any], settings: Mapping[str, Any], data: str
+) -> state.State:
+    """The state of a run as it is now."""
+    parts: dict[str, Any] = {
+        "optimizer": run.update.optimizer.state_dict(),
+        "schedule": run.update.schedule.state_dict(),
+    }
+    if run.update.scaler is not None:
+        parts["scaler"] = run.update.scaler.state_dict()
+    return state.State(
+        position=run.position,
+        identity=identity,
+        settings=settings,
+        data=data,
+        weights={n: t.cpu() for n, t in run.trainee.tensors().items()},
+        parts=parts,
+        random=seeds.capture(),
+    )
