@@ -38,7 +38,7 @@ def test_the_denoiser_agrees_with_the_cpu():
     expected = module(**given, lengths=[20, 7])
     module.to("cuda")
     given = {name: tensor.cuda() for name, tensor in given.items()}
-    assert error(module(**given, lengths=[20, 7]), expected) < 1e-5
+    assert error(module(**given, lengths=[20, 7]), expected) < 1e-4
     module.bfloat16()
     assert error(module(**given, lengths=[20, 7]), expected) < 0.03
     with torch.autocast("cuda", torch.bfloat16):
@@ -74,6 +74,7 @@ def test_the_autoencoder_agrees_with_the_cpu(pieces):
     assert error(vae.decode(z.cuda(), pieces=pieces), frames) < 0.03
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_step_waits_for_nothing():
     dit = build_twin(ARCHITECTURE.dit).cuda()
     mask = torch.zeros(2, 256, dtype=torch.int64)
@@ -99,8 +100,8 @@ def test_a_step_waits_for_nothing():
 
     expected = step()  # makes the tables of positions
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         found = step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
