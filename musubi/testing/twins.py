@@ -12,14 +12,19 @@ from musubi.weights.write import save
 
 
 def build_twin(component: Component, *, seed: int = 0) -> nn.Module:
-    """The component at its toy size, float32, filled so that every part matters.
+    """The component at its toy size, float32, filled so that every part matters."""
+    with torch.random.fork_rng(devices=[]):
+        module: nn.Module = component.build(**component.tiny)
+    return fill(module, seed=seed)
+
+
+def fill(module: nn.Module, *, seed: int = 0) -> nn.Module:
+    """Give a network, ours or another library's, numbers by which every part matters; frozen.
 
     Matrices keep the scale of their input, norms are near one, and nothing is zero: a freshly
     initialised network may end in a zero layer, and would then hide any mistake before it.
     """
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        module: nn.Module = component.build(**component.tiny)
     with torch.no_grad():
         for name, tensor in [*module.named_parameters(), *_persistent_buffers(module)]:
             if not tensor.is_floating_point():

@@ -7,7 +7,7 @@ from musubi.architectures.hunyuan_video import ARCHITECTURE, text
 from musubi.architectures.hunyuan_video.runtime import HunyuanVideoRuntime
 from musubi.generate.session import Session
 from musubi.spec import Conditioning, Recipe
-from musubi.testing.twins import write_tokenizer
+from musubi.testing.twins import fill, write_tokenizer
 from musubi.weights.nets import Nets
 
 pytestmark = [
@@ -23,19 +23,6 @@ PLACES = {
     "text_encoder1": "text_encoder",
     "text_encoder2": "text_encoder_2",
 }
-
-
-def filled(module):
-    """The module with values that let every part matter."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            noise = torch.randn(p.shape, generator=generator)
-            if p.ndim >= 2:
-                p.copy_(noise * (p.numel() / p.shape[0]) ** -0.5)
-            else:
-                p.copy_(0.1 * noise if name.endswith("bias") else 1 + 0.1 * noise)
-    return module.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +69,12 @@ def pipeline(tmp_path_factory):
         pooled_projection_dim=128,
     )
     made = diffusers.HunyuanVideoPipeline(
-        text_encoder=filled(transformers.LlamaModel(llama)),
+        text_encoder=fill(transformers.LlamaModel(llama)),
         tokenizer=tokenizer,
-        transformer=filled(dit),
-        vae=filled(diffusers.AutoencoderKLHunyuanVideo(block_out_channels=(32, 32, 64, 64))),
+        transformer=fill(dit),
+        vae=fill(diffusers.AutoencoderKLHunyuanVideo(block_out_channels=(32, 32, 64, 64))),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=SHIFT),
-        text_encoder_2=filled(transformers.CLIPTextModel(clip)),
+        text_encoder_2=fill(transformers.CLIPTextModel(clip)),
         tokenizer_2=tokenizer_2,
     )
     made.save_pretrained(folder)

@@ -8,7 +8,7 @@ from musubi.architectures.wan.dit import sinusoid
 from musubi.flow import schedules
 from musubi.generate.session import Session
 from musubi.spec import Recipe
-from musubi.testing.twins import write_tokenizer
+from musubi.testing.twins import fill, write_tokenizer
 from musubi.weights.nets import Nets
 
 pytestmark = [
@@ -23,21 +23,6 @@ class ExactTime(torch.nn.Module):
 
     def forward(self, timestep):
         return sinusoid(timestep / 1000, 256)
-
-
-def filled(module):
-    """The module with values that let every part matter."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            noise = torch.randn(p.shape, generator=generator)
-            if p.ndim >= 2 and p.shape[0] > 1 and "gamma" not in name:
-                p.copy_(noise * (p.numel() / p.shape[0]) ** -0.5)
-            elif name.endswith("bias") or "table" in name:
-                p.copy_(noise * 0.1)
-            else:
-                p.copy_(1 + 0.1 * noise)
-    return module.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +47,9 @@ def pipeline(tmp_path_factory):
     )
     made = diffusers.WanPipeline(
         tokenizer=tokenizer,
-        text_encoder=filled(transformers.UMT5EncoderModel(text)),
-        transformer=filled(dit),
-        vae=filled(diffusers.AutoencoderKLWan(base_dim=8, z_dim=16)),
+        text_encoder=fill(transformers.UMT5EncoderModel(text)),
+        transformer=fill(dit),
+        vae=fill(diffusers.AutoencoderKLWan(base_dim=8, z_dim=16)),
         scheduler=official(diffusers.UniPCMultistepScheduler)(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
         ),

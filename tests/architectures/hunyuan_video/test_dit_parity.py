@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from musubi.architectures.hunyuan_video import ARCHITECTURE, keys, sizes
-from musubi.weights.load import load
+from musubi.testing.twins import fill
 
 pytestmark = pytest.mark.parity
 
@@ -14,19 +13,6 @@ DIT = ARCHITECTURE.dit
 
 def dialect(name):
     return next(d for d in keys.DIT if d.name == name)
-
-
-def filled(module, seed=0):
-    """The module with values that let every part matter."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            noise = torch.randn(p.shape, generator=generator)
-            if p.ndim >= 2:
-                p.copy_(noise * (p.numel() / p.shape[0]) ** -0.5)
-            else:
-                p.copy_(0.1 * noise if name.endswith("bias") else 1 + 0.1 * noise)
-    return module.eval().requires_grad_(False)
 
 
 def oracle(**more):
@@ -42,14 +28,7 @@ def oracle(**more):
         "text_embed_dim": 48,
         "pooled_projection_dim": 24,
     }
-    return filled(HunyuanVideoTransformer3DModel(**{**small, **more}))
-
-
-def loaded(state, folder):
-    """Ours, from a file that holds another's tensors under their own names."""
-    path = folder / "weights.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
-    return load(DIT, path, device=torch.device("cpu"), dtype=torch.float32)
+    return fill(HunyuanVideoTransformer3DModel(**{**small, **more}))
 
 
 def error(ours, theirs):
@@ -69,9 +48,9 @@ def example(size=(3, 6, 4), channels=16):
 
 
 @pytest.mark.parametrize("size", [(1, 4, 6), (3, 6, 4), (2, 2, 8)])
-def test_text_to_video(size, tmp_path):
+def test_text_to_video(size, loaded):
     theirs = oracle()
-    ours = loaded(theirs.state_dict(), tmp_path)
+    ours = loaded(DIT, theirs.state_dict())
     x, t, text, mask, pooled, guidance = example(size)
     expected = theirs(x, t * 1000, text, mask, pooled, guidance).sample
     found = ours(x, t, text, pooled, lengths=[5, 9], guidance=guidance)
@@ -80,9 +59,9 @@ def test_text_to_video(size, tmp_path):
     assert error(as_list, expected) < 1e-5
 
 
-def test_image_to_video_of_32_channels(tmp_path):
+def test_image_to_video_of_32_channels(loaded):
     theirs = oracle(in_channels=32)
-    ours = loaded(theirs.state_dict(), tmp_path)
+    ours = loaded(DIT, theirs.state_dict())
     assert ours.musubi_numbers["in_channels"] == 32
     x, t, text, mask, pooled, guidance = example(channels=32)
     expected = theirs(x, t * 1000, text, mask, pooled, guidance).sample
@@ -90,9 +69,9 @@ def test_image_to_video_of_32_channels(tmp_path):
     assert error(found, expected) < 1e-5
 
 
-def test_without_guidance(tmp_path):
+def test_without_guidance(loaded):
     theirs = oracle(guidance_embeds=False)
-    ours = loaded(theirs.state_dict(), tmp_path)
+    ours = loaded(DIT, theirs.state_dict())
     assert ours.musubi_numbers["guidance"] is False
     x, t, text, mask, pooled, guidance = example()
     expected = theirs(x, t * 1000, text, mask, pooled).sample

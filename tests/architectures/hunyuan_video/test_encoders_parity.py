@@ -2,40 +2,16 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from musubi.architectures.hunyuan_video import ARCHITECTURE, text
 from musubi.architectures.hunyuan_video.vae import Pieces
 from musubi.testing import twins
-from musubi.weights.load import load
+from musubi.testing.twins import fill
 from musubi.weights.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.parity
 
 VAE, LLM, CLIP = (ARCHITECTURE.component(n) for n in ("vae", "text_encoder1", "text_encoder2"))
-
-
-def filled(module, seed=0):
-    """The module with values that let every part matter."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            noise = torch.randn(p.shape, generator=generator)
-            if p.ndim >= 2:
-                p.copy_(noise * (p.numel() / p.shape[0]) ** -0.5)
-            elif name.endswith("bias"):
-                p.copy_(noise * 0.1)
-            else:
-                p.copy_(1 + 0.1 * noise)
-    return module.eval().requires_grad_(False)
-
-
-def loaded(component, state, folder, suffix=".safetensors"):
-    """Ours, from a file that holds another's tensors under their own names."""
-    path = folder / f"weights{suffix}"
-    state = {name: tensor.clone().contiguous() for name, tensor in state.items()}
-    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
-    return load(component, path, device=torch.device("cpu"), dtype=torch.float32)
 
 
 def error(ours, theirs):
@@ -47,22 +23,22 @@ def diffusers_vae():
     from diffusers import AutoencoderKLHunyuanVideo
 
     torch.manual_seed(0)
-    return filled(AutoencoderKLHunyuanVideo(block_out_channels=(32, 64, 64, 96)))
+    return fill(AutoencoderKLHunyuanVideo(block_out_channels=(32, 64, 64, 96)))
 
 
 @pytest.mark.parametrize(("prefix", "suffix"), [("", ".safetensors"), ("vae.", ".pt")])
-def test_vae_files(prefix, suffix, tmp_path):
+def test_vae_files(prefix, suffix, loaded):
     oracle = diffusers_vae()
     state = {prefix + name: tensor for name, tensor in oracle.state_dict().items()}
-    ours = loaded(VAE, state, tmp_path, suffix)
+    ours = loaded(VAE, state, suffix)
     assert ours.musubi_numbers == {"widths": (32, 64, 64, 96), "z_dim": 16}
 
 
 @pytest.mark.parametrize("columns", [None, 8])
 @pytest.mark.parametrize("frames", [1, 5, 9])
-def test_vae(frames, columns, tmp_path):
+def test_vae(frames, columns, loaded):
     oracle = diffusers_vae()
-    ours = loaded(VAE, oracle.state_dict(), tmp_path)
+    ours = loaded(VAE, oracle.state_dict())
     x = torch.rand(2, 3, frames, 48, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     expected = oracle.encode(x).latent_dist
     found = ours.encode(x, pieces=Pieces(columns=columns))
@@ -77,9 +53,9 @@ def test_vae(frames, columns, tmp_path):
     assert error(decoded, expected.clamp(-1, 1)) < 1e-5
 
 
-def test_windows_in_time_are_blended_as_by_diffusers(tmp_path):
+def test_windows_in_time_are_blended_as_by_diffusers(loaded):
     oracle = diffusers_vae()
-    ours = loaded(VAE, oracle.state_dict(), tmp_path)
+    ours = loaded(VAE, oracle.state_dict())
     pieces = Pieces(window=16)
     x = torch.rand(1, 3, 29, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
     # diffusers adds a window whose frames the one before it covers; ours ends there
@@ -93,8 +69,8 @@ def test_windows_in_time_are_blended_as_by_diffusers(tmp_path):
     assert error(decoded[:, :, :25], expected[:, :, :25]) < 1e-5
 
 
-def test_tiles_come_near_the_whole(tmp_path):
-    ours = loaded(VAE, diffusers_vae().state_dict(), tmp_path)
+def test_tiles_come_near_the_whole(loaded):
+    ours = loaded(VAE, diffusers_vae().state_dict())
     x = torch.rand(1, 3, 5, 96, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     whole = ours.encode(x)
     tiled = ours.encode(x, pieces=Pieces(tile=64))
@@ -116,7 +92,7 @@ def llama():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    return filled(
+    return fill(
         LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=320,
@@ -139,7 +115,7 @@ CAPTIONS = ["a cat", "a dog runs over the grass, " * 20]
 
 
 @pytest.mark.parametrize("layout", ["transformers", "headless", "llava", "comfyui"])
-def test_llm(layout, tmp_path):
+def test_llm(layout, loaded, tmp_path):
     oracle = llama()
     state = oracle.state_dict()
     if layout == "headless":
@@ -149,7 +125,7 @@ def test_llm(layout, tmp_path):
         state["vision_tower.patch.weight"] = torch.zeros(3)
     elif layout == "comfyui":
         state["tokenizer"] = torch.zeros(10, dtype=torch.uint8)
-    ours = loaded(LLM, state, tmp_path)
+    ours = loaded(LLM, state)
     tokenizer = load_tokenizer(LLM, twins.write_tokenizer(tmp_path / "tokenizer"), None)
     start = text.template_length(tokenizer)
     tokens = tokenizer(
@@ -167,13 +143,13 @@ def test_llm(layout, tmp_path):
     assert mask.all()  # the second caption fills it
 
 
-def test_layers_that_do_not_speak_are_not_loaded(tmp_path):
+def test_layers_that_do_not_speak_are_not_loaded(loaded):
     oracle = llama()
     state = {name: tensor.clone() for name, tensor in oracle.state_dict().items()}
     for name, tensor in state.items():  # NaN is refused in what is read
         if name.startswith(("model.layers.2.", "model.layers.3.", "model.norm.")):
             tensor.fill_(float("nan"))
-    ours = loaded(LLM, state, tmp_path)
+    ours = loaded(LLM, state)
     assert ours.musubi_numbers["num_layers"] == 4
     assert not [n for n in ours.state_dict() if n.startswith(("model.layers.2.", "model.norm."))]
     ids = torch.arange(12)[None] % 7
@@ -183,7 +159,7 @@ def test_layers_that_do_not_speak_are_not_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["text_model", "bare", "whole"])
-def test_clip(layout, tmp_path):
+def test_clip(layout, loaded, tmp_path):
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(0)
@@ -197,7 +173,7 @@ def test_clip(layout, tmp_path):
         bos_token_id=2,
         pad_token_id=0,
     )
-    oracle = filled(CLIPTextModel(config))
+    oracle = fill(CLIPTextModel(config))
     bare = {n.removeprefix("text_model."): t for n, t in oracle.state_dict().items()}
     state = bare if layout == "bare" else {f"text_model.{n}": t for n, t in bare.items()}
     if layout == "whole":
@@ -205,7 +181,7 @@ def test_clip(layout, tmp_path):
         state["text_projection.weight"] = torch.zeros(4, 128)
         state["logit_scale"] = torch.zeros(())
         state["vision_model.post_layernorm.weight"] = torch.zeros(4)
-    ours = loaded(CLIP, state, tmp_path)
+    ours = loaded(CLIP, state)
     tokenizer = load_tokenizer(CLIP, twins.write_tokenizer(tmp_path / "tokenizer"), None)
     tokens = tokenizer(
         CAPTIONS, padding="max_length", max_length=77, truncation=True, return_tensors="pt"

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from musubi.architectures.wan import ARCHITECTURE, keys
 from musubi.architectures.wan.dit import sinusoid
-from musubi.weights.load import load
+from musubi.testing.twins import fill
 
 pytestmark = pytest.mark.parity
 
@@ -15,29 +14,6 @@ DIT, VAE, T5 = (ARCHITECTURE.component(name) for name in ("dit", "vae", "t5"))
 
 def dialect(dialects, name):
     return next(d for d in dialects if d.name == name)
-
-
-def filled(module, seed=0):
-    """The module with values that let every part matter."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            noise = torch.randn(p.shape, generator=generator)
-            if p.ndim >= 2 and p.shape[0] > 1 and "gamma" not in name:
-                p.copy_(noise * (p.numel() / p.shape[0]) ** -0.5)
-            elif name.endswith("bias") or "table" in name or "pos_embed" in name:
-                p.copy_(noise * 0.1)
-            else:
-                p.copy_(1 + 0.1 * noise)
-    return module.eval().requires_grad_(False)
-
-
-def loaded(component, state, folder, suffix=".safetensors"):
-    """Ours, from a file that holds another's tensors under their own names."""
-    path = folder / f"weights{suffix}"
-    state = {name: tensor.contiguous() for name, tensor in state.items()}
-    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
-    return load(component, path, device=torch.device("cpu"), dtype=torch.float32)
 
 
 def error(ours, theirs):
@@ -57,15 +33,15 @@ def diffusers_dit(**more):
 
     torch.manual_seed(0)
     sizes = {"num_attention_heads": 2, "attention_head_dim": 128, "num_layers": 2, "ffn_dim": 192}
-    oracle = filled(WanTransformer3DModel(text_dim=48, **sizes, **more))
+    oracle = fill(WanTransformer3DModel(text_dim=48, **sizes, **more))
     oracle.condition_embedder.timesteps_proj = ExactTime()
     return oracle
 
 
 @pytest.mark.parametrize("size", [(1, 4, 6), (3, 6, 4), (2, 2, 8)])
-def test_dit(size, tmp_path):
+def test_dit(size, loaded):
     oracle = diffusers_dit()
-    ours = loaded(DIT, oracle.state_dict(), tmp_path)
+    ours = loaded(DIT, oracle.state_dict())
     x = torch.randn(2, 16, *size)
     t = torch.tensor([0.999, 0.25], dtype=torch.float64)
     text = [torch.randn(7, 48), torch.randn(12, 48)]
@@ -76,7 +52,7 @@ def test_dit(size, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["i2v", "flf2v"])
-def test_dit_with_images(family, tmp_path):
+def test_dit_with_images(family, loaded):
     images = 2 if family == "flf2v" else 1
     oracle = diffusers_dit(
         in_channels=36,
@@ -84,7 +60,7 @@ def test_dit_with_images(family, tmp_path):
         added_kv_proj_dim=256,
         pos_embed_seq_len=514 if images == 2 else None,
     )
-    ours = loaded(DIT, oracle.state_dict(), tmp_path)
+    ours = loaded(DIT, oracle.state_dict())
     assert DIT.infer({n: tuple(t.shape) for n, t in ours.state_dict().items()})["family"] == family
     x, joined, text = torch.randn(1, 16, 2, 4, 4), torch.randn(1, 20, 2, 4, 4), torch.randn(512, 48)
     clip = torch.randn(1, 257 * images, 1280)
@@ -128,12 +104,12 @@ def test_full_size_vae_has_the_released_names_and_shapes():
 
 
 @pytest.mark.parametrize("frames", [1, 5, 9])
-def test_vae(frames, tmp_path):
+def test_vae(frames, loaded):
     from diffusers import AutoencoderKLWan
 
     torch.manual_seed(0)
-    oracle = filled(AutoencoderKLWan(base_dim=8, z_dim=16))
-    ours = loaded(VAE, oracle.state_dict(), tmp_path)
+    oracle = fill(AutoencoderKLWan(base_dim=8, z_dim=16))
+    ours = loaded(VAE, oracle.state_dict())
     mean = torch.tensor(oracle.config.latents_mean).view(1, 16, 1, 1, 1)
     std = torch.tensor(oracle.config.latents_std).view(1, 16, 1, 1, 1)
     x = torch.rand(2, 3, frames, 48, 32) * 2 - 1
@@ -174,7 +150,7 @@ def official_t5_name(name):
 
 
 @pytest.mark.parametrize("layout", ["official", "transformers"])
-def test_t5(layout, tmp_path):
+def test_t5(layout, loaded):
     from transformers import UMT5Config, UMT5EncoderModel
 
     torch.manual_seed(0)
@@ -190,7 +166,7 @@ def test_t5(layout, tmp_path):
         is_encoder_decoder=False,
         use_cache=False,
     )
-    oracle = filled(UMT5EncoderModel(config))
+    oracle = fill(UMT5EncoderModel(config))
     state = oracle.state_dict()
     if layout == "official":
         state.pop("encoder.embed_tokens.weight")
@@ -199,7 +175,7 @@ def test_t5(layout, tmp_path):
         state["encoder.embed_tokens.weight"] = state["shared.weight"].clone()
         state["spiece_model"] = torch.zeros(10, dtype=torch.uint8)
     assert [d.name for d in keys.T5 if d.recognises(state)] == [layout]
-    ours = loaded(T5, state, tmp_path, ".pth" if layout == "official" else ".safetensors")
+    ours = loaded(T5, state, ".pth" if layout == "official" else ".safetensors")
     ids = torch.randint(3, 300, (2, 40))
     mask = torch.ones_like(ids)
     mask[1, 9:] = 0

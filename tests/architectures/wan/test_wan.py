@@ -9,24 +9,16 @@ from musubi.architectures.wan.runtime import WanRuntime
 from musubi.errors import CheckpointError, ConfigError
 from musubi.nn.attention import use
 from musubi.spec import Conditioning, Recipe
+from musubi.testing.twins import fill
 from musubi.weights.contents import inspect
 from musubi.weights.write import save
 
 DIT, VAE, T5 = (ARCHITECTURE.component(name) for name in ("dit", "vae", "t5"))
 
 
-def filled(module, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters():
-            noise = torch.randn(p.shape, generator=generator)
-            p.copy_(noise * (p.numel() / p.shape[0]) ** -0.5 if p.ndim > 1 else 1 + noise * 0.1)
-    return module.eval()
-
-
 @pytest.fixture
 def denoiser():
-    return filled(DIT.build(**{**DIT.tiny, "dim": 256}))
+    return fill(DIT.build(**{**DIT.tiny, "dim": 256})).requires_grad_()
 
 
 def example(frames=2, size=4, batch=2):
@@ -225,7 +217,7 @@ def test_whole_timesteps_survive_float32():
 
 @pytest.fixture
 def autoencoder():
-    return filled(VAE.build(**VAE.tiny)).requires_grad_(False)
+    return fill(VAE.build(**VAE.tiny))
 
 
 def test_the_past_never_sees_the_future(autoencoder):
@@ -286,7 +278,7 @@ class Tokenizer:
 
 
 def test_text_records_have_their_own_length():
-    nets = Nets(t5=filled(T5.build(**T5.tiny)).requires_grad_(False))
+    nets = Nets(t5=fill(T5.build(**T5.tiny)))
     runtime = WanRuntime(ARCHITECTURE, ARCHITECTURE.tasks[0], {})
     records = runtime.encode_text(nets, "t5", ["a cat", "", "x" * 600])
     assert [tuple(r["t5"].shape) for r in records] == [(6, 32), (1, 32), (512, 32)]
