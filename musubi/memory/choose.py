@@ -222,7 +222,7 @@ class _Search:
             return ConfigError(
                 f"{_gib(self.vram)} of device memory would do for {size}, with "
                 f"{_gib(host)} of host memory, and --ram allows {_gib(self.ram)}.",
-                fix="Give more --ram or more --vram, or train on smaller or shorter videos.",
+                fix="Give more --ram or more --vram, or take smaller or shorter videos.",
             )
         what = least.estimate.dominant
         return ConfigError(

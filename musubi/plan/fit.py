@@ -163,6 +163,35 @@ def given(config: Any, dit: Component, *, trains: bool) -> Policy:
     )
 
 
+def check(config: Any, about: Subject, policy: Policy) -> None:
+    """Refuse what the command itself would refuse of the network.
+
+    Args:
+        config: The options.
+        about: What is planned.
+        policy: What the options say of the DiT.
+
+    Raises:
+        ConfigError: Options contradict each other or the network.
+    """
+    if about.trains and getattr(config, "full", False):
+        names = ("fp8_base", "fp8_scaled", "blocks_to_swap")
+        mixed = [name for name in names if getattr(config, name)]
+        if mixed:
+            raise ConfigError(
+                f"--full trains the DiT itself, so --{mixed[0]} means nothing.",
+                fix=f"Leave out --full or --{mixed[0]}.",
+            )
+    dit, case = about.architecture.dit, about.case
+    stacks = weights_of(dit, case.numbers, dtype=case.dtype).blocks
+    for name, stack, count in zip(dit.traits.stacks, stacks, policy.streamed, strict=False):
+        if count > len(stack):
+            raise ConfigError(
+                f"--blocks_to_swap asks for {count} of {name}, and this network has {len(stack)}.",
+                fix="Swap fewer.",
+            )
+
+
 def device_bytes(text: str) -> int:
     """`--vram` in bytes; "auto" is what is free on the device.
 

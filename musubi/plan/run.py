@@ -13,7 +13,7 @@ from musubi.memory import speed
 from musubi.memory.choose import Chosen, needed
 from musubi.memory.speed import Card
 from musubi.plan import words
-from musubi.plan.fit import device_bytes, encoders_for, fitting, given
+from musubi.plan.fit import check, device_bytes, encoders_for, fitting, given
 from musubi.plan.phases import SHOWN, Phase, phases
 from musubi.plan.subject import Subject, subject
 from musubi.plan.table import HEADS, table
@@ -33,6 +33,7 @@ def run(config: PlanConfig, architecture: Architecture, report: Report) -> None:
     about = subject(config, architecture, trains=trains, report=Quiet() if quiet else report)
     card = speed.of_device() if config.card is None else speed.named(config.card)
     policy = given(config, architecture.dit, trains=trains)
+    check(config, about, policy)
     chosen = None
     if config.vram is not None:
         chosen = fitting(config, about, card)
@@ -87,20 +88,27 @@ def _tell(
         report.note(f"The fastest settings that fit {config.vram}: {flags}{more}")
         for phase in found:
             if needed(phase.estimate) > device_bytes(config.vram or "0"):
-                report.warn(_too_large(phase, about))
+                report.warn(_too_large(phase, about, encoders))
 
 
-def _too_large(phase: Phase, about: Subject) -> str:
-    """A phase beside the DiT's that does not fit, and what helps it."""
-    eights = [c.fp8 for c in about.architecture.components if c.fp8 and c.name in phase.name]
-    tiling = [o.name for o in about.architecture.options if o.name.endswith("vae_tiling")]
-    helps = "--text_encoder_swap 20" if phase.name.startswith("text") else ""
-    if eights:
-        helps = f"--{eights[0]} or {helps}"
-    elif tiling and phase.name in ("encode", "decode"):
-        helps = f"--{tiling[0]}"
-    advice = f" Add {helps}." if helps else ""
-    return f"To {phase.name} needs {gib(needed(phase.estimate))} GiB.{advice}"
+def _too_large(phase: Phase, about: Subject, encoders: Mapping[str, Policy]) -> str:
+    """A phase beside the DiT's that does not fit, and what helps it that is not done yet."""
+    eight = {name for name, policy in encoders.items() if policy.storage != "kept"}
+    helps = [
+        c.fp8
+        for c in about.architecture.of_role("text", about.task)
+        if c.fp8 and c.name not in eight and phase.name == f"text by the {c.name}"
+    ]
+    if phase.name in ("encode", "decode"):
+        own = [o.name for o in about.architecture.options]
+        helps += [
+            name
+            for name in ("vae_tiling", "vae_cache_cpu")
+            if name in own and not about.options.get(name)
+        ]
+    advice = f" Add --{helps[0]}." if helps else ""
+    need = gib(needed(phase.estimate))
+    return f"The phase {phase.name!r} needs a card with {need} GiB free.{advice}"
 
 
 def _figures(

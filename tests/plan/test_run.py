@@ -130,6 +130,16 @@ def test_other_phases_that_do_not_fit_are_named(plan, models):
     assert any("text by the t5" in w and "--fp8_t5" in w for w in report.warnings)
 
 
+def test_what_is_done_already_is_not_advised(plan):
+    asked = {"size": "1.3B", "width": 832, "height": 480, "frames": 17, "vram": "2GiB"}
+    _, report = plan(**asked, fp8_t5=True, vae_tiling=True)
+    said = "\n".join(report.warnings)
+    assert "text by the t5" in said
+    assert "--fp8_t5" not in said
+    assert "--vae_tiling" not in said
+    assert "--text_encoder_swap" not in said  # as many as there are stream already
+
+
 def test_text_encoders_are_streamed_as_far_as_they_must(config):
     for vram, blocks in (("16GiB", 0), ("8GiB", 10), ("6GiB", 15)):
         found = encoders_for(config(vram=vram), WAN)
@@ -148,6 +158,11 @@ def test_text_encoders_are_streamed_as_far_as_they_must(config):
         ({"width": 128, "height": 128, "frames": 10}, r"takes 4k\+1"),
         ({"card": "Voodoo 2"}, "No speed is known"),
         ({"vram": "lots"}, "no amount of memory"),
+        ({"size": "1.3B", "blocks_to_swap": 31}, "asks for 31 of blocks, and this network has 30"),
+        ({"vram": "24GiB", "blocks_to_swap": 41, "size": "14B"}, "has 40"),
+        ({"arch": "hunyuan_video", "blocks_to_swap": 60}, "this network has"),
+        ({"full": True, "fp8_scaled": True}, "--fp8_scaled means nothing"),
+        ({"full": True, "blocks_to_swap": 4}, "--blocks_to_swap means nothing"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(plan, options, what):
