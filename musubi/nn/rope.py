@@ -5,11 +5,13 @@ Su et al., RoFormer, https://arxiv.org/abs/2104.09864.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 
 Table = tuple[torch.Tensor, torch.Tensor]
+KEPT = 8
+"""Tables that are remembered: a run meets few sizes at a time, and one takes up to 61 MB."""
 
 
 def table(
@@ -39,6 +41,31 @@ def table(
         parts.append(angles.view(shape).expand(*lengths, size // 2))
     angles = torch.cat(parts, dim=-1).flatten(0, -2)
     return angles.cos().float().to(device), angles.sin().float().to(device)
+
+
+class Tables:
+    """Tables of the sizes that were asked for last.
+
+    Args:
+        sizes: For each axis how many of the head's dimensions it turns; even numbers.
+        theta: The base of the frequencies.
+    """
+
+    def __init__(self, sizes: Sequence[int], *, theta: float) -> None:
+        self._sizes, self._theta = sizes, theta
+        self._made: dict[Hashable, Table] = {}
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __call__(self, positions: Sequence[Sequence[float]], device: torch.device) -> Table:
+        """`table` of these positions, made when it is not at hand."""
+        key = (tuple(map(tuple, positions)), device)
+        if key not in self._made:
+            if len(self._made) >= KEPT:
+                self._made.pop(next(iter(self._made)))
+            self._made[key] = table(positions, self._sizes, theta=self._theta, device=device)
+        return self._made[key]
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -68,6 +68,18 @@ def test_rotation_turns_pairs_by_position_times_frequency():
     torch.testing.assert_close(found, torch.view_as_real(turned).flatten(-2))
 
 
+def test_tables_are_made_once_a_size_and_not_all_are_kept():
+    tables, cpu = rope.Tables([4, 2], theta=100.0), torch.device("cpu")
+    first = tables(([0, 3], range(3)), cpu)
+    again = tables((range(0, 6, 3), [0, 1, 2]), cpu)
+    assert first[0] is again[0]
+    expected = rope.table([[0, 3], [0, 1, 2]], [4, 2], theta=100.0, device=cpu)
+    assert all(torch.equal(*pair) for pair in zip(first, expected, strict=True))
+    for frames in range(1, 20):
+        assert len(tables(([*range(frames)], [0]), cpu)[0]) == frames
+    assert len(tables) == rope.KEPT
+
+
 def test_attention_sees_differences_of_positions():
     q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
 

@@ -225,7 +225,7 @@ class HunyuanDiT(nn.Module):
         self.single_blocks = nn.ModuleList(SingleBlock(hidden) for _ in range(single_depth))
         patch = PATCH[0] * PATCH[1] * PATCH[2]
         self.final_layer = FinalLayer(hidden, patch * out_channels)
-        self._tables: dict[Any, rope.Table] = {}
+        self._tables = rope.Tables(ROPE_SIZES, theta=THETA)
 
     def forward(
         self,
@@ -263,7 +263,8 @@ class HunyuanDiT(nn.Module):
         timestep = t.float() * 1000
         vec = self._vector(timestep, pooled, guidance)
         txt = self.txt_in(words, timestep, dtype, lengths)
-        cos, sin = self._table(frames, height, width, x.device)
+        axes = (range(frames), range(height // PATCH[1]), range(width // PATCH[2]))
+        cos, sin = self._tables(axes, x.device)
         tokens = None if lengths is None else tuple(img.shape[1] + n for n in lengths)
         for block in self.double_blocks:
             img, txt = block(img, txt, vec, cos, sin, tokens)
@@ -292,15 +293,6 @@ class HunyuanDiT(nn.Module):
         if guidance is None:
             raise ValueError("this checkpoint was distilled with guidance: its scale is an input")
         return vec + self.guidance_in(guidance)
-
-    def _table(self, frames: int, height: int, width: int, device: torch.device) -> rope.Table:
-        key = (frames, height, width, device)
-        if key not in self._tables:
-            if len(self._tables) >= 8:  # a run meets few sizes at a time; 720p, 129 frames: 61 MB
-                self._tables.pop(next(iter(self._tables)))
-            axes = (range(frames), range(height // PATCH[1]), range(width // PATCH[2]))
-            self._tables[key] = rope.table(axes, ROPE_SIZES, theta=THETA, device=device)
-        return self._tables[key]
 
 
 def _added(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

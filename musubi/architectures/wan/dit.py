@@ -175,7 +175,7 @@ class WanDiT(nn.Module):
         self.head = Head(dim, PATCH[0] * PATCH[1] * PATCH[2] * out_dim)
         if image:
             self.img_emb = ImageEmbedding(dim, positions=family == "flf2v")
-        self._tables: dict[Any, rope.Table] = {}
+        self._tables = rope.Tables(ROPE_SIZES, theta=THETA)
 
     def forward(
         self,
@@ -213,7 +213,12 @@ class WanDiT(nn.Module):
         e = self.time_projection(time).unflatten(1, (6, -1))
         words = self.text_embedding(_padded(text, dtype)).to(dtype)
         image = None if clip is None else self.img_emb(clip).to(dtype)
-        cos, sin = self._table(frame_positions or range(frames), height, width, x.device)
+        axes = (
+            frame_positions or range(frames),
+            range(height // PATCH[1]),
+            range(width // PATCH[2]),
+        )
+        cos, sin = self._tables(axes, x.device)
         for number, block in enumerate(self.blocks):
             if number not in skip:
                 tokens = block(tokens, e, words, cos, sin, image)
@@ -227,17 +232,6 @@ class WanDiT(nn.Module):
             q=PATCH[1],
             r=PATCH[2],
         )
-
-    def _table(
-        self, frames: Sequence[int], height: int, width: int, device: torch.device
-    ) -> rope.Table:
-        key = (tuple(frames), height, width, device)
-        if key not in self._tables:
-            if len(self._tables) >= 8:  # a run meets few sizes at a time; 81 frames take 17 MB
-                self._tables.pop(next(iter(self._tables)))
-            axes = (key[0], range(height // PATCH[1]), range(width // PATCH[2]))
-            self._tables[key] = rope.table(axes, ROPE_SIZES, theta=THETA, device=device)
-        return self._tables[key]
 
 
 def sinusoid(t: torch.Tensor, dim: int) -> torch.Tensor:
