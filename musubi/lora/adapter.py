@@ -58,7 +58,11 @@ class Adapter(nn.Module):
     def forward(
         self, x: torch.Tensor, output: torch.Tensor, multiplier: float = 1.0
     ) -> torch.Tensor:
-        """The layer's output with this adapter's change added, rounded once."""
+        """The layer's output with this adapter's change added, rounded once.
+
+        The scale is on the small matrix and the sum is one product's: of what is as large as the
+        output, nothing is made but the sum.
+        """
         scale = multiplier * self.alpha / self.down.shape[0]
         hidden = F.linear(x, self.down.to(x.dtype))
         if self.training and self.dropout:
@@ -67,11 +71,14 @@ class Adapter(nn.Module):
             shape = (hidden.shape[0], *(1,) * (hidden.ndim - 2), hidden.shape[-1])
             hidden = hidden * (torch.rand(shape, device=x.device) >= self.rank_dropout)
             scale /= 1.0 - self.rank_dropout
-        delta = F.linear(hidden, self.up.to(hidden.dtype))
         if self.training and self.module_dropout:
             # A factor, not a branch: it can be compiled, and a recomputed block draws the same.
-            delta = delta * (torch.rand((), device=x.device) >= self.module_dropout)
-        return torch.add(output, delta, alpha=scale).to(output.dtype)
+            hidden = hidden * (torch.rand((), device=x.device) >= self.module_dropout)
+        up = (self.up * scale).to(hidden.dtype)
+        if output.dtype != hidden.dtype:
+            return (output + F.linear(hidden, up)).to(output.dtype)
+        total = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), up.T)
+        return total.view_as(output)
 
 
 class Adapters(nn.Module):

@@ -2,10 +2,14 @@
 
 A tensor is copied away while the next block runs, and sent for one block before it is needed.
 Kept on the device are weights, and what every block is given: text, rotary tables, the time.
+
+Memory on the device follows from the order of blocks alone, however far the host is ahead: all of it
+belongs to the stream that computes, which waits for a copy before what was copied is used again.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +23,14 @@ SMALLEST = 1 << 20
 """Bytes: smaller tensors cost more to send than to keep."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Parked:
     """A tensor on the host, and its way back.
 
     Attributes:
         host: Its bytes.
-        back: It again, on the device, once it was sent for.
+        back: It on the device: until its place is given up, and again once it was sent for.
+        ready: When `back` is whole; None: always.
     """
 
     lot: Lot
@@ -56,7 +61,16 @@ class Lot:
     report: Report = field(default_factory=Quiet)
     _free: dict[int, list[torch.Tensor]] = field(default_factory=dict)
     _here: dict[int, list[Parked]] = field(default_factory=dict)
+    _leaving: deque[tuple[Parked, Any]] = field(default_factory=deque)
+    _coming: dict[int, Parked] = field(default_factory=dict)
     _side: Any = None
+
+    def enter(self, index: int) -> None:
+        """Block `index` runs next, forward: what the block before the last one kept is given up."""
+        while self._leaving and self._leaving[0][0].index < index - 1:
+            parked, left = self._leaving.popleft()
+            self._wait(left)
+            parked.back = None
 
     def pack(self, tensor: torch.Tensor, index: int, kept: Container[int]) -> Parked | None:
         """Send a saved tensor of block `index` away, unless it is small or stays.
@@ -79,15 +93,16 @@ class Lot:
         parked = Parked(
             self, index, tensor.dtype, tensor.shape, tensor.stride(), self._buffer(size)
         )
-        flat = _flat(tensor)
         if self._side is None:
-            parked.host.copy_(flat)
+            parked.host.copy_(_flat(tensor))
         else:
             before = torch.cuda.current_stream(self.device).record_event()
             with torch.cuda.stream(self._side):
                 self._side.wait_event(before)
-                parked.host.copy_(flat, non_blocking=True)
-            tensor.record_stream(self._side)
+                parked.host.copy_(_flat(tensor), non_blocking=True)
+                left = self._side.record_event()
+            parked.back = tensor.detach()
+            self._leaving.append((parked, left))
         self._here.setdefault(index, []).append(parked)
         return parked
 
@@ -98,34 +113,56 @@ class Lot:
 
     def collect(self, parked: Parked) -> torch.Tensor:
         """The tensor on the device, for what is enqueued next."""
-        if parked.back is None:
-            waiting = self._here.get(parked.index, [])
-            if parked in waiting:
-                waiting.remove(parked)
+        waiting = self._here.get(parked.index, [])
+        if parked in waiting:
+            waiting.remove(parked)
             self._fetch(parked)
-        back = parked.back
-        assert back is not None
-        if parked.ready is not None:
-            current = torch.cuda.current_stream(self.device)
-            current.wait_event(parked.ready)
-            back.record_stream(current)
-        return back
+        self._coming.pop(id(parked), None)
+        self._wait(parked.ready)
+        assert parked.back is not None
+        return parked.back
 
     def start(self) -> None:
         """A new forward pass: what an abandoned one left is forgotten."""
+        for parked, left in self._leaving:
+            self._wait(left)
+            parked.back = None
+        for parked in self._coming.values():
+            self._wait(parked.ready)
+        for parked in (p for every in self._here.values() for p in every):
+            self._give_back(parked)
+        self._leaving.clear()
+        self._coming.clear()
         self._here.clear()
 
     def _fetch(self, parked: Parked) -> None:
-        if self._side is None:
-            back = parked.host.to(self.device, copy=True)
+        if parked.back is not None:
+            # Its place was not given up yet: the copy on the host was for nothing.
+            self._leaving = deque(one for one in self._leaving if one[0] is not parked)
+        elif self._side is None:
+            parked.back = self._formed(parked, parked.host.to(self.device, copy=True))
         else:
+            back = torch.empty_like(parked.host, device=self.device)
+            # Its place may still be in use by what was enqueued before.
+            before = torch.cuda.current_stream(self.device).record_event()
             with torch.cuda.stream(self._side):
-                back = torch.empty_like(parked.host, device=self.device)
+                self._side.wait_event(before)
                 back.copy_(parked.host, non_blocking=True)
                 parked.ready = self._side.record_event()
-        parked.back = back.view(parked.dtype).as_strided(parked.shape, parked.stride)
+            parked.back = self._formed(parked, back)
+            self._coming[id(parked)] = parked
+        self._give_back(parked)
+
+    def _formed(self, parked: Parked, flat: torch.Tensor) -> torch.Tensor:
+        return flat.view(parked.dtype).as_strided(parked.shape, parked.stride)
+
+    def _give_back(self, parked: Parked) -> None:
         # The side stream keeps the order: a later copy into the buffer comes after this one.
         self._free.setdefault(parked.host.numel(), []).append(parked.host)
+
+    def _wait(self, event: Any) -> None:
+        if event is not None:
+            torch.cuda.current_stream(self.device).wait_event(event)
 
     def _buffer(self, size: int) -> torch.Tensor:
         free = self._free.get(size)

@@ -86,8 +86,10 @@ def _around(
     traveller.forward(index)
     if not torch.is_grad_enabled():
         return inner(*args, **kwargs)
-    if index == 0 and traveller.lot is not None:
-        traveller.lot.start()
+    if traveller.lot is not None:
+        if index == 0:
+            traveller.lot.start()
+        traveller.lot.enter(index)
     with traveller.hooks(index, args):
         out = inner(*args, **kwargs)
     if isinstance(out, torch.Tensor):
