@@ -87,6 +87,7 @@ def run(config: BenchConfig, architecture: Architecture, report: Report) -> None
         "s_min": round(min(seconds), 4),
         "s_max": round(max(seconds), 4),
         "peak_gib": _peak(device),
+        "reserved_gib": _reserved(device),
         "build_s": round(built, 1),
         "warm_s": round(warm, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -126,6 +127,13 @@ def _peak(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     return round(gibibytes(torch.cuda.max_memory_allocated(device)), 2)
+
+
+def _reserved(device: torch.device) -> float | None:
+    """What the allocator took from the device for it: the peak, and what it could not use again."""
+    if device.type != "cuda":
+        return None
+    return round(gibibytes(torch.cuda.max_memory_reserved(device)), 2)
 
 
 def _profile(step: Callable[[], Any], device: torch.device) -> str:
