@@ -117,7 +117,8 @@ class Density:
             t = low + self._draw(n, tokens, generator) * (high - low)
         if self.mode == "sigma":
             t = (torch.floor(t * LEVELS) + 1) / LEVELS
-        return t.clamp(low, high).to(device)
+        # Without waiting: the host would stand still until the step before is computed.
+        return t.clamp(low, high).to(device, non_blocking=True)
 
     def _draw(self, n: int, tokens: int | None, generator: torch.Generator | None) -> torch.Tensor:
         place = torch.device("cpu") if generator is None else generator.device

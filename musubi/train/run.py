@@ -313,17 +313,16 @@ class Run:
 
     def _preview_due(self, epoch_ends: bool) -> tuple[bool, bool]:
         """Whether previews are due, and whether the epoch is why."""
-        if self.previews is None:
-            return False, False
         steps, epochs = self.config.sample_every_n_steps, self.config.sample_every_n_epochs
         by_epoch = bool(epochs) and epoch_ends and self.position.epoch % (epochs or 1) == 0
         by_step = bool(steps) and self.position.step % (steps or 1) == 0
         return by_epoch or by_step, by_epoch
 
     def _preview(self, *, when: bool, epoch: int | None) -> None:
-        if not when or self.previews is None:
+        """The first process draws; the others, which have nothing to draw with, wait for it."""
+        if not when or self.config.sample_prompts is None:
             return
-        if self.processes.rank == 0:
+        if self.previews is not None:
             with self._aside():
                 self.previews.draw(step=self.position.step, epoch=epoch)
         self.processes.wait()

@@ -18,6 +18,8 @@ from musubi.testing import media, twins
 def test_two_processes_equal_accumulation(tmp_path: Path) -> None:
     models = twins.write_twins(registry.find("wan"), tmp_path / "models")
     data = media.write_dataset(tmp_path / "data", images=3, videos=0)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red ball --w 32 --h 32 --f 1 --d 1 --s 1\n", encoding="utf-8")
     words = [
         *("-m", "musubi", "train", "--arch", "wan", "--dataset_config", str(data)),
         *(word for name in ("dit", "vae", "t5") for word in (f"--{name}", str(models[name]))),
@@ -32,6 +34,8 @@ def test_two_processes_equal_accumulation(tmp_path: Path) -> None:
             "3",
         ),
         *("--learning_rate", "1e-2", "--validation_split", "1", "--network_dropout", "0.2"),
+        # The first process draws previews, and the other one waits for it.
+        *("--sample_prompts", str(prompts), "--sample_at_first", "--sample_every_n_steps", "2"),
         *("--output_dir", str(tmp_path / "out"), "--log_with", "none", "--output_name"),
     ]
     env = {

@@ -45,6 +45,7 @@ def test_the_denoiser_agrees_with_the_cpu():
         assert error(module(**given, lengths=[20, 7]), expected) < 0.03
 
 
+@pytest.mark.filterwarnings("default")  # the compiler's own
 @pytest.mark.parametrize("lengths", [None, (70, 66)])
 def test_compiled_blocks_agree(lengths):
     module = build_twin(ARCHITECTURE.dit).cuda()

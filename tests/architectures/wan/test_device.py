@@ -35,6 +35,7 @@ def test_the_denoiser_agrees_with_the_cpu():
         assert error(module(*given), expected) < 0.03
 
 
+@pytest.mark.filterwarnings("default")  # the compiler's own
 def test_a_compiled_block_agrees():
     block = build_twin(ARCHITECTURE.dit).blocks[0].cuda()
     x, e = torch.randn(2, 64, 128).cuda(), torch.randn(2, 6, 128).cuda()
