@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import model_validator
 from typing_extensions import Self
 
-from musubi.config.memory import GenerateMemoryOptions
+from musubi.config.memory import GenerateMemoryOptions, RoomOptions
 from musubi.config.options import Options, Retired, option
 from musubi.errors import ConfigError
 
@@ -153,6 +153,7 @@ class MachineOptions(Options):
 
 
 class GenerateConfig(
+    RoomOptions,
     GenerateMemoryOptions,
     MachineOptions,
     OutputOptions,

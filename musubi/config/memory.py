@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
+from typing_extensions import Self
 
 from musubi.config.options import Options, option
+from musubi.config.sizes import parse_bytes
 from musubi.errors import ConfigError
 from musubi.spec import Architecture, Component, Policy
 from musubi.spec.policy import Recompute, Storage
@@ -18,6 +21,23 @@ _SIZE = "A size such as 12GiB, 12000MiB or 12 (GiB)"
 def lowered(value: Any) -> Any:
     """Text in lower case: older tools wrote the names of compilers in capitals."""
     return value.lower() if isinstance(value, str) else value
+
+
+def _amount(name: str, *words: str) -> Callable[[Any], Any]:
+    """Refuses what is no amount of memory, by the option's name; a TOML file may give a number."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = f"{value}"
+        if isinstance(value, str) and value.strip().lower() not in words:
+            try:
+                parse_bytes(value)
+            except ConfigError as error:
+                fix = f"Write {', or '.join(['12GiB, say', *words])}."
+                raise ConfigError(f"--{name}: {error.what}", fix=fix) from error
+        return value
+
+    return read
 
 
 class CompileOptions(Options):
@@ -60,19 +80,33 @@ class NetworkMemoryOptions(CompileOptions):
     text_encoder_swap: int | None = option(
         None, "The same for the blocks of each text encoder.", group=_MEMORY, ge=0
     )
-    vram: str | None = option(
+
+
+class RoomOptions(Options):
+    """How much memory there is, for the planner to choose what is left open."""
+
+    vram: Annotated[str | None, BeforeValidator(_amount("vram", "auto"))] = option(
         None,
         f"Choose the fastest settings that fit this much device memory. {_SIZE}, or auto: what is "
         "free. What is given beside it stays.",
         group=_MEMORY,
         metavar="SIZE",
     )
-    ram: str | None = option(
+    ram: Annotated[str | None, BeforeValidator(_amount("ram"))] = option(
         None,
-        f"With --vram: how much host memory may be used. {_SIZE}.",
+        f"With --vram: how much host memory may be used. {_SIZE}; what is free when not given.",
         group=_MEMORY,
         metavar="SIZE",
     )
+
+    @model_validator(mode="after")
+    def _check_room(self) -> Self:
+        if self.ram is not None and self.vram is None:
+            raise ConfigError(
+                "--ram limits what --vram chooses, and there is no --vram.",
+                fix="Add --vram auto, or a size such as --vram 12GiB; or leave out --ram.",
+            )
+        return self
 
 
 class TrainMemoryOptions(NetworkMemoryOptions):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from musubi.config import generate, train
 from musubi.config.generate import PromptOptions, SamplingOptions, VideoOptions
-from musubi.config.memory import GenerateMemoryOptions, TrainMemoryOptions
+from musubi.config.memory import GenerateMemoryOptions, RoomOptions, TrainMemoryOptions
 from musubi.config.optimization import (
     LoraOptions,
     OptimizerOptions,
@@ -62,6 +62,7 @@ class SubjectOptions(Options):
 
 class PlanConfig(
     SubjectOptions,
+    RoomOptions,
     TrainMemoryOptions,
     GenerateMemoryOptions,
     HubOptions,

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 from typing_extensions import Self
 
-from musubi.config.memory import TrainMemoryOptions
+from musubi.config.memory import RoomOptions, TrainMemoryOptions
 from musubi.config.optimization import (
     LoraOptions,
     OptimizerOptions,
@@ -110,6 +110,7 @@ class TrainConfig(
     ScheduleOptions,
     OptimizerOptions,
     LoraOptions,
+    RoomOptions,
     TrainMemoryOptions,
     DtypeOptions,
     AttentionOptions,

@@ -11,7 +11,7 @@ exact settings would wait for the link.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,12 +34,22 @@ _SLICES = 4
 COMPILING = 30.0
 
 
+Beside = Callable[[Policy], Iterable[Estimate]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """Settings, and what they need."""
+    """Settings, and what they need.
+
+    Attributes:
+        policy: The settings.
+        estimate: What they need.
+        ram: Bytes of host memory, where these decided: with more, other settings were taken.
+    """
 
     policy: Policy
     estimate: Estimate
+    ram: int | None = None
 
 
 def needed(found: Estimate) -> int:
@@ -47,16 +57,18 @@ def needed(found: Estimate) -> int:
     return int(found.device * (1 + MARGIN_PART)) + MARGIN
 
 
-def choose(
+def choose(  # noqa: PLR0913 - each is another limit or another fact
     case: Case,
     *,
     vram: int,
     ram: int | None = None,
+    ram_is: str = "--ram allows",
     optimizer: Optimizer | None = None,
     card: Card | None = None,
     fixed: Mapping[str, Any] | None = None,
     may_compile: bool = True,
     steps: float | None = None,
+    beside: Beside | None = None,
 ) -> Chosen:
     """The fastest settings that fit.
 
@@ -64,12 +76,14 @@ def choose(
         case: What is run, at the largest size that will be met.
         vram: Bytes of device memory; a margin of 5% and 256 MiB is left free.
         ram: Bytes of host memory, everything of the process included; None: any amount.
+        ram_is: Where that number is from, as words before it.
         optimizer: Of a training step.
         card: Decides what is fast; a common one when not given.
         fixed: Fields of `Policy` that the user has decided.
         may_compile: Whether blocks can be compiled here.
         steps: How many are run for each time that blocks are compiled; None: so many that compiling
             always pays.
+        beside: What else must fit under the same policy, such as previews; None: nothing.
 
     Raises:
         ConfigError: Nothing fits; says what comes nearest.
@@ -77,14 +91,20 @@ def choose(
     search = _Search(
         case,
         vram,
-        ram,
+        None,
         optimizer,
         card or CARDS[0],
         dict(fixed or {}),
         may_compile,
         steps,
+        beside,
+        ram_is,
     )
-    return search.best()
+    found = search.best()
+    if ram is None or found.estimate.host <= ram:
+        return found
+    # The fastest of all is the fastest of those that need less, where it is one of them.
+    return replace(replace(search, ram=ram).best(), ram=ram)
 
 
 @dataclass
@@ -97,6 +117,8 @@ class _Search:
     fixed: dict[str, Any]
     may_compile: bool
     steps: float | None
+    beside: Beside | None
+    ram_is: str
 
     def best(self) -> Chosen:
         found: list[Chosen] = []
@@ -160,6 +182,11 @@ class _Search:
 
     def _fit(self, policy: Policy) -> Chosen | None:
         """The policy with as few streamed blocks as it takes to fit; None when it does not."""
+        one = self._fewest(policy)
+        return one if one and (self.ram is None or one.estimate.host <= self.ram) else None
+
+    def _fewest(self, policy: Policy) -> Chosen | None:
+        """The same, whatever it needs of the host."""
         counts = self._counts(policy)
         low, high = 0, len(counts) - 1
         most = self._with(policy, counts[high])
@@ -171,8 +198,7 @@ class _Search:
                 high = middle
             else:
                 low = middle + 1
-        one = self._with(policy, counts[low])
-        return one if self.ram is None or one.estimate.host <= self.ram else None
+        return self._with(policy, counts[low])
 
     def _counts(self, policy: Policy) -> list[tuple[int, ...]]:
         if "streamed" in self.fixed:
@@ -193,7 +219,10 @@ class _Search:
         return Chosen(policy=policy, estimate=found)
 
     def _fits_device(self, one: Chosen) -> bool:
-        return needed(one.estimate) <= self.vram
+        if needed(one.estimate) > self.vram:
+            return False
+        others = () if self.beside is None else self.beside(one.policy)
+        return all(needed(other) <= self.vram for other in others)
 
     def _time(self, one: Chosen) -> float:
         """Of one step, or of all of them and of compiling, where their number is known."""
@@ -209,21 +238,22 @@ class _Search:
 
     def _nothing(self) -> ConfigError:
         tried = [
-            self._with(policy, self._counts(policy)[-1])
+            policy
             for storage, products in self._storages()
             for slices in self._slices()
             for policy in self._modes(storage, products, slices)
         ]
-        least = min(tried, key=lambda one: one.estimate.device)
         size = f"{self.case.width}x{self.case.height}, {self.case.frames} frames"
-        small = [one for one in tried if self._fits_device(one)]
+        small = [one for policy in tried if (one := self._fewest(policy))]
         if small and self.ram is not None:
             host = min(one.estimate.host for one in small)
             return ConfigError(
                 f"{_gib(self.vram)} of device memory would do for {size}, with "
-                f"{_gib(host)} of host memory, and --ram allows {_gib(self.ram)}.",
+                f"{_gib(host)} of host memory, and {self.ram_is} {_gib(self.ram)}.",
                 fix="Give more --ram or more --vram, or take smaller or shorter videos.",
             )
+        leanest = [self._with(policy, self._counts(policy)[-1]) for policy in tried]
+        least = min(leanest, key=lambda one: one.estimate.device)
         what = least.estimate.dominant
         return ConfigError(
             f"Nothing fits {_gib(self.vram)} at {size}: the least that is possible needs a card of "

@@ -15,6 +15,7 @@ from musubi.memory.choose import Chosen, choose, needed, stream_counts
 from musubi.memory.speed import Card
 from musubi.memory.weights import weights_of
 from musubi.plan import words
+from musubi.plan.machine import device_bytes, host_room
 from musubi.plan.networks import text
 from musubi.plan.subject import Bucket, Network, Subject, largest, networks_of, subject
 from musubi.spec import Architecture, Component, Report
@@ -75,8 +76,21 @@ def policy_for(
     report.note(
         f"--vram {config.vram}: {flags}. {words.gib(chosen.estimate.device)} GiB are expected at "
         f"{about.buckets[0]}, and {words.gib(chosen.estimate.host)} GiB of host memory."
+        f"{decided_by_host(config, chosen)}"
     )
     return chosen.policy
+
+
+def decided_by_host(config: Any, chosen: Chosen) -> str:
+    """A sentence that says so where host memory is why settings are not faster; else nothing."""
+    if chosen.ram is None:
+        return ""
+    if config.ram is not None:
+        return f" Host memory decided: with more than --ram {config.ram} they would be faster."
+    return (
+        f" Host memory decided: {words.gib(chosen.ram)} GiB can be used here; "
+        "--ram gives another amount."
+    )
 
 
 def encoders_for(
@@ -123,19 +137,28 @@ def _fewest(
     return counts[-1]
 
 
-def fitting(config: Any, about: Subject, card: Card | None) -> Chosen:
+def fitting(config: Any, about: Subject, card: Card | None, *, here: bool = True) -> Chosen:
     """The fastest settings that fit `--vram` and `--ram` at the largest bucket.
 
     Options of memory that were given stay as they are.
+
+    Args:
+        config: The options.
+        about: What runs.
+        card: Decides what is fast.
+        here: It runs on this computer: without `--ram`, what the host has free is the limit.
 
     Raises:
         ConfigError: Nothing fits, or a size cannot be read.
     """
     policy = given(config, about.architecture.dit, trains=about.trains)
+    room = host_room() if here else None
+    ram = room if config.ram is None else parse_bytes(config.ram)
     return choose(
         about.case,
         vram=device_bytes(config.vram),
-        ram=None if config.ram is None else parse_bytes(config.ram),
+        ram=ram,
+        ram_is="--ram allows" if config.ram else "what this computer has free allows",
         optimizer=about.optimizer,
         card=card,
         fixed=decided(config, policy),
@@ -190,25 +213,6 @@ def check(config: Any, about: Subject, policy: Policy) -> None:
                 f"--blocks_to_swap asks for {count} of {name}, and this network has {len(stack)}.",
                 fix="Swap fewer.",
             )
-
-
-def device_bytes(text: str) -> int:
-    """`--vram` in bytes; "auto" is what is free on the device.
-
-    Raises:
-        ConfigError: It is no amount, or there is no device to ask.
-    """
-    if text.strip().lower() != "auto":
-        return parse_bytes(text)
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            "--vram auto asks the device what is free, and there is no CUDA device.",
-            fix="Give a size, such as --vram 12GiB.",
-        )
-    free, _ = torch.cuda.mem_get_info()
-    return free
 
 
 def may_compile() -> bool:

@@ -13,13 +13,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from musubi.memory.estimate import LIBRARIES, PROCESS, Estimate
 from musubi.memory.figures import work_of
 from musubi.memory.speed import Card, started
-from musubi.memory.step import filled, on_meta
+from musubi.memory.step import filled
 from musubi.memory.trace import Recorder, Trace
 from musubi.memory.weights import weights_of
 from musubi.plan import captions
 from musubi.plan.subject import Bucket, Network
 from musubi.spec import Architecture, Clip, Task
 from musubi.spec.policy import Policy
+from musubi.weights.blank import on_meta
 
 
 class _Nets:

@@ -13,7 +13,8 @@ from musubi.memory import speed
 from musubi.memory.choose import Chosen, needed
 from musubi.memory.speed import Card
 from musubi.plan import words
-from musubi.plan.fit import check, device_bytes, encoders_for, fitting, given
+from musubi.plan.fit import check, decided_by_host, encoders_for, fitting, given
+from musubi.plan.machine import device_bytes, host_room
 from musubi.plan.phases import SHOWN, Phase, phases
 from musubi.plan.subject import Subject, subject
 from musubi.plan.table import HEADS, table
@@ -36,7 +37,7 @@ def run(config: PlanConfig, architecture: Architecture, report: Report) -> None:
     check(config, about, policy)
     chosen = None
     if config.vram is not None:
-        chosen = fitting(config, about, card)
+        chosen = fitting(config, about, card, here=_is_here(config))
         policy = chosen.policy
     encoders = encoders_for(config, architecture, about.networks)
     found = phases(about, policy, encoders=encoders, card=card)
@@ -86,9 +87,29 @@ def _tell(
         swaps = [p.streamed[0] for p in encoders.values() if any(p.streamed)]
         more = f" --text_encoder_swap {max(swaps)}" if swaps else ""
         report.note(f"The fastest settings that fit {config.vram}: {flags}{more}")
+        report.note(_host_memory(config, chosen))
         for phase in found:
             if needed(phase.estimate) > device_bytes(config.vram or "0"):
                 report.warn(_too_large(phase, about, encoders))
+
+
+def _is_here(config: PlanConfig) -> bool:
+    """Whether the plan is for this computer: nothing names another one."""
+    return config.card is None and (config.vram or "").strip().lower() == "auto"
+
+
+def _host_memory(config: PlanConfig, chosen: Chosen) -> str:
+    """What the settings take the host's memory to be."""
+    needs = f"They need {gib(chosen.estimate.host)} GiB of host memory"
+    room = host_room() if _is_here(config) else None
+    if config.ram is not None:
+        return f"{needs}, and --ram allows {config.ram}.{decided_by_host(config, chosen)}"
+    if room is not None:
+        return f"{needs}, and {gib(room)} GiB can be used here.{decided_by_host(config, chosen)}"
+    return (
+        f"{needs}: no limit is assumed. --ram SIZE sets one; the command itself stays below what is "
+        "free where it runs."
+    )
 
 
 def _too_large(phase: Phase, about: Subject, encoders: Mapping[str, Policy]) -> str:

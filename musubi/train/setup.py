@@ -118,9 +118,11 @@ class Setup:
             )
         self.buckets = fit.buckets_of(data.records.items)
         self.largest = fit.largest_batch(data.records.items)
-        self.policy = fit.policy_for(
+        policy = fit.policy_for(
             config, architecture, trains=True, buckets=self.buckets, report=self.report
         )
+        # What is free differs from process to process, and all must train the same network.
+        self.policy = processes.shared(policy, self.accelerator)
         nets, self.merging = networks.open_networks(
             config, architecture, self.accelerator.device, self.policy, self.report
         )

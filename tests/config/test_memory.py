@@ -1,11 +1,15 @@
 """What the options of memory and speed mean."""
 
+from typing import Any
+
 import pytest
 
 from musubi import registry
+from musubi.config.bench import BenchConfig
 from musubi.config.generate import GenerateConfig
 from musubi.config.memory import compiler_words, dit_policy, encoder_policies
 from musubi.config.options import for_architecture
+from musubi.config.plan import PlanConfig
 from musubi.config.sizes import parse_bytes
 from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
@@ -126,3 +130,26 @@ def test_amounts_of_memory(text: str, size: int) -> None:
 def test_what_is_no_amount_is_named(text: str) -> None:
     with pytest.raises(ConfigError, match="is no amount of memory"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize("model", [TrainConfig, GenerateConfig, PlanConfig])
+def test_ram_without_vram_is_refused(model: Any) -> None:
+    more = {"prompt": "a", "save_path": "x"} if model is GenerateConfig else {}
+    with pytest.raises(ConfigError, match="--ram limits what --vram chooses") as told:
+        model(ram="32GiB", **more)
+    assert "--vram auto" in str(told.value.fix)
+    assert model(ram="32GiB", vram="auto", **more).ram == "32GiB"
+
+
+@pytest.mark.parametrize("given", [{"vram": "lots"}, {"vram": "12GiB", "ram": "auto"}])
+def test_what_is_no_amount_is_named_with_its_option(given: dict) -> None:
+    with pytest.raises(ConfigError, match=f"--{list(given)[-1]}: .* is no amount of memory"):
+        TrainConfig(**given)
+
+
+def test_a_file_may_give_a_number() -> None:
+    assert TrainConfig(vram=12, ram=31.5).vram == "12"  # type: ignore[arg-type]
+
+
+def test_a_measurement_chooses_nothing() -> None:
+    assert not {"vram", "ram"} & set(BenchConfig.model_fields)
