@@ -60,8 +60,8 @@ class Adapter(nn.Module):
     ) -> torch.Tensor:
         """The layer's output with this adapter's change added, rounded once.
 
-        The scale is on the small matrix and the sum is one product's: of what is as large as the
-        output, nothing is made but the sum.
+        The scale is on the small matrix: on the change it would cost the backward pass another
+        tensor as large as the output.
         """
         scale = multiplier * self.alpha / self.down.shape[0]
         hidden = F.linear(x, self.down.to(x.dtype))
@@ -75,10 +75,7 @@ class Adapter(nn.Module):
             # A factor, not a branch: it can be compiled, and a recomputed block draws the same.
             hidden = hidden * (torch.rand((), device=x.device) >= self.module_dropout)
         up = (self.up * scale).to(hidden.dtype)
-        if output.dtype != hidden.dtype:
-            return (output + F.linear(hidden, up)).to(output.dtype)
-        total = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), up.T)
-        return total.view_as(output)
+        return (output + F.linear(hidden, up)).to(output.dtype)
 
 
 class Adapters(nn.Module):

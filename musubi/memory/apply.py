@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from musubi.errors import ConfigError
-from musubi.memory import activations, compiled, fp8, recompute, residency, slices
+from musubi.memory import activations, compiled, fp8, recompute, residency, slices, visitors
 from musubi.memory.blocks import stacks
 from musubi.memory.compiled import Compiler
 from musubi.memory.stream import Home, Stream, housed, layout, spread
@@ -33,7 +33,8 @@ class Placement:
         device: Where the network will run.
         strict: Refuse to stream more blocks than there are; else all are.
         compiler: How its blocks are compiled, when the policy says so.
-        smallest: Bytes of the smallest activation that is parked.
+        smallest: What is smaller stays on the device: bytes of an activation, numbers of a layer
+            outside the blocks. Each has its own bound when not given.
         report: Told what cannot be had here.
     """
 
@@ -45,7 +46,7 @@ class Placement:
         *,
         strict: bool = True,
         compiler: Compiler | None = None,
-        smallest: int = activations.SMALLEST,
+        smallest: int | None = None,
         report: Report | None = None,
     ) -> None:
         self.smallest = smallest
@@ -57,6 +58,7 @@ class Placement:
         self.report: Report = report or Quiet()
         self._stored: set[str] = set()
         self._homes: dict[int, Home] = {}
+        self._visiting: dict[str, Home] = {}
         self._views: dict[str, torch.Tensor] = {}
         self._count = 0
 
@@ -100,7 +102,10 @@ class Placement:
         if self._homes:
             stream = Stream(self._homes, self._count, self.device)
             module.__dict__[_STREAM] = stream
-        lot = activations.Lot(self.device, self.smallest, self.report)
+        for name, home in self._visiting.items():
+            visitors.apply(module.get_submodule(name), home, self.device)  # type: ignore[arg-type]
+        small = activations.SMALLEST if self.smallest is None else self.smallest
+        lot = activations.Lot(self.device, small, self.report)
         around(module, self.traits, self.policy, self.compiler, stream, lot)
         return module
 
@@ -133,12 +138,20 @@ class Placement:
                     fix="Swap fewer.",
                 )
             for place in spread(len(stack), wanted):
-                items, size = layout(stack[place], made)
-                home = housed(items, size, self.device, self.report)
-                self._homes[first + place] = home
-                self._views |= {names[id(i.tensor)]: i.view(home.buffer) for i in items}
+                self._homes[first + place] = self._house(stack[place], names, made)
             first += len(stack)
         self._count = first
+        small = visitors.SMALLEST if self.smallest is None else self.smallest
+        for name, layer in visitors.visitors(module, self.traits, small):
+            self._visiting[name] = self._house(layer, names, made)
+
+    def _house(
+        self, part: nn.Module, names: Mapping[int, str], made: dict[int, torch.dtype]
+    ) -> Home:
+        items, size = layout(part, made)
+        home = housed(items, size, self.device, self.report)
+        self._views |= {names[id(i.tensor)]: i.view(home.buffer) for i in items}
+        return home
 
 
 def placer(

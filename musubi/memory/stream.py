@@ -71,7 +71,7 @@ class Stream:
         self._ready: list[Any] = [None] * SLOTS
         self._side: Any = None
         for home in homes.values():
-            _empty(home, device)
+            empty(home, device)
 
     def enter(self, index: int, *, backward: bool = False) -> None:
         """Have block `index` in place for what is enqueued next, and send for the one after it.
@@ -97,7 +97,7 @@ class Stream:
         """Give the slots back to the device; they are made again when a block runs."""
         for index, ready in zip(self._held, self._ready, strict=True):
             if index is not None:
-                _empty(self.homes[index], self.device)
+                empty(self.homes[index], self.device)
             if ready is not None:
                 # A copy may still be under way into memory that is about to be someone else's.
                 torch.cuda.current_stream(self.device).wait_event(ready)
@@ -149,7 +149,7 @@ class Stream:
     def _bring(self, index: int, slot: int) -> None:
         held = self._held[slot]
         if held is not None:
-            _empty(self.homes[held], self.device)
+            empty(self.homes[held], self.device)
         home, buffer = self.homes[index], self._slots[slot]
         target = buffer[: home.buffer.numel()]
         if self._side is None:
@@ -220,7 +220,8 @@ def _tensors(block: nn.Module) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
                 yield owner, leaf, tensor
 
 
-def _empty(home: Home, device: torch.device) -> None:
+def empty(home: Home, device: torch.device) -> None:
+    """Leave nothing of a home's tensors on the device but their dtypes."""
     # On the device, where its layer runs: what is put beside a layer asks where that is.
     for item in home.items:
         item.tensor.data = torch.empty(0, dtype=item.dtype, device=device)

@@ -13,6 +13,7 @@ from torch import nn
 from musubi.memory import fp8
 from musubi.memory.blocks import stacks
 from musubi.memory.stream import SLOTS, layout, spread
+from musubi.memory.visitors import visitors
 from musubi.spec.architecture import Component
 from musubi.spec.policy import Storage
 from musubi.weights.blank import on_meta
@@ -28,10 +29,12 @@ class Weights:
     Attributes:
         outside: Bytes of everything outside the stacks.
         blocks: For each stack, the bytes of each of its blocks.
+        visitors: Bytes of what is outside, and goes to the host when blocks are streamed.
     """
 
     outside: int
     blocks: tuple[tuple[int, ...], ...]
+    visitors: int = 0
 
     @property
     def total(self) -> int:
@@ -48,7 +51,8 @@ class Weights:
                 for place in spread(len(stack), count) for size in (stack[place],)]  # fmt: skip
         if not away:
             return self.total, 0
-        return self.total - sum(away) + SLOTS * max(away), sum(away)
+        gone = sum(away) + self.visitors
+        return self.total - gone + SLOTS * max(away), gone
 
 
 def weights_of(
@@ -94,7 +98,8 @@ def _weights(
         inside |= {id(t) for block in stack for t in _tensors(block)}
     rest = {id(t): t for t in _tensors(module) if id(t) not in inside}
     outside = sum(_rounded(t.numel() * t.element_size()) for t in rest.values())
-    return Weights(outside, tuple(blocks))
+    visiting = sum(layout(layer)[1] for _, layer in visitors(module, component.traits))
+    return Weights(outside, tuple(blocks), visiting)
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:

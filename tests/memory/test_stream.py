@@ -84,6 +84,20 @@ def test_blocks_are_away_until_they_run_and_at_most_two_visit() -> None:
     assert len(away(module)) == 5 - SLOTS
 
 
+def test_large_layers_outside_the_blocks_come_for_their_call() -> None:
+    plain, module = placed(Policy(streamed=(1,)))
+    assert not module.first.weight.numel() and not module.first.bias.numel()
+    x = torch.randn(3, 4, requires_grad=True)
+    out = module(x)
+    assert torch.equal(out, plain(x))
+    assert not module.first.weight.numel() and not module.first.bias.numel()
+    (found,) = torch.autograd.grad(out.square().sum(), x)
+    (expected,) = torch.autograd.grad(plain(x).square().sum(), x)
+    assert torch.equal(found, expected)
+    _, resident = placed(Policy(recompute="blocks"))
+    assert resident.first.weight.numel()
+
+
 def test_a_block_that_is_away_fails_loudly() -> None:
     _, module = placed(Policy(streamed=(5,)))
     x = torch.randn(3, 16)

@@ -1,0 +1,67 @@
+"""Visitors: large layers outside the blocks live in host memory and come for their one call.
+
+They run once in a pass, before the blocks or after them, and need nothing sent ahead: what their
+copy takes is a few milliseconds. They go together with streamed blocks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from musubi.memory.blocks import blocks, wrap
+from musubi.memory.stream import Home, empty
+from musubi.spec.traits import Traits
+
+SMALLEST = 1 << 24
+"""Numbers in a matrix: smaller ones stay on the device."""
+NAME = "visit"
+
+
+def visitors(
+    module: nn.Module, traits: Traits, smallest: int = SMALLEST
+) -> Iterator[tuple[str, nn.Linear]]:
+    """Name and layer of each large linear layer that belongs to no block.
+
+    Args:
+        module: On any device, the meta device too.
+        traits: Of the network.
+        smallest: Numbers in the smallest matrix that is meant.
+    """
+    inside = {id(part) for block in blocks(module, traits) for part in block.modules()}
+    for name, part in module.named_modules():
+        if (
+            isinstance(part, nn.Linear)
+            and id(part) not in inside
+            and part.weight.numel() >= smallest
+        ):
+            yield name, part
+
+
+def apply(layer: nn.Linear, home: Home, device: torch.device) -> None:
+    """Have the layer's tensors come to the device for each call, and be nowhere on it between."""
+    empty(home, device)
+    wrap(layer, NAME, functools.partial(_visit, home=home, device=device))
+
+
+def _visit(
+    layer: nn.Module,
+    inner: Callable[..., Any],
+    *args: Any,
+    home: Home,
+    device: torch.device,
+    **kwargs: Any,
+) -> Any:
+    there = home.buffer.to(device, non_blocking=True, copy=True)
+    away = {item.leaf: layer._parameters[item.leaf] for item in home.items}
+    for item in home.items:
+        # Parameters of their own: what the backward pass may keep must not be emptied under it.
+        layer._parameters[item.leaf] = nn.Parameter(item.view(there), requires_grad=False)
+    try:
+        return inner(*args, **kwargs)
+    finally:
+        layer._parameters.update(away)
