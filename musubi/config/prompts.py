@@ -17,6 +17,8 @@ from typing import Any, Literal
 from musubi.errors import ConfigError, did_you_mean
 
 Grammar = Literal["batch", "preview"]
+# What a preview is when its prompt does not say; the rest are the task's own defaults.
+PREVIEW: Mapping[str, int] = {"width": 256, "height": 256, "frames": 1, "steps": 20}
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
+from musubi.config.prompts import PREVIEW
 from musubi.config.task import Choice
 from musubi.errors import ConfigError
 from musubi.spec import Architecture, Recipe, Report
 
-# What a preview is when its prompt does not say; the rest are the task's own defaults.
-PREVIEW = {"width": 256, "height": 256, "frames": 1, "steps": 20}
 ENGINE_OPTIONS = ("cfg_skip_mode", "cfg_apply_ratio")
 _NUMBERS = (
     "prompt",

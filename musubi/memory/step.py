@@ -44,7 +44,7 @@ class Case:
         dtype: Of the DiT's weights.
         compute: What autocast computes in; None: without autocast.
         attach: Puts what is trained on the network and returns its parameters; None: nothing is
-            trained, and the case is a denoising step.
+            trained, and the case is a denoising step; so it is when `attach.shown` is true.
         calls: Calls of the network in a denoising step: two with classifier-free guidance.
         options: The architecture's own options.
     """
@@ -61,6 +61,11 @@ class Case:
     attach: Attach | None = None
     calls: int = 2
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a backward pass."""
+        return self.attach is not None and not getattr(self.attach, "shown", False)
 
 
 def record(case: Case, policy: Policy) -> Trace:
@@ -89,7 +94,7 @@ def record(case: Case, policy: Policy) -> Trace:
         trained = [] if case.attach is None else list(case.attach(dit))
         _watch(dit, case.architecture.dit, recorder, policy)
         with _units(), recorder:
-            if case.attach is None:
+            if not case.trains:
                 _denoise(case, runtime, dit, given)
             else:
                 _train(case, runtime, dit, given, recorder)

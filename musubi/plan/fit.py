@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -14,9 +15,10 @@ from musubi.memory import speed
 from musubi.memory.choose import Chosen, choose, needed, stream_counts
 from musubi.memory.speed import Card
 from musubi.memory.weights import weights_of
-from musubi.plan import words
+from musubi.plan import beside, words
 from musubi.plan.machine import device_bytes, host_room
 from musubi.plan.networks import text
+from musubi.plan.previews import Previews
 from musubi.plan.subject import Bucket, Network, Subject, largest, networks_of, subject
 from musubi.spec import Architecture, Component, Report
 from musubi.spec.policy import Policy
@@ -78,6 +80,15 @@ def policy_for(
         f"{about.buckets[0]}, and {words.gib(chosen.estimate.host)} GiB of host memory."
         f"{decided_by_host(config, chosen)}"
     )
+    drawn = Previews.of(about)
+    if drawn is not None:
+        most = max(needed(found) for found in drawn(chosen.policy))
+        if most > device_bytes(config.vram):
+            report.warn(
+                f"Previews at {drawn.buckets[0]} need a card with {words.gib(most)} GiB free, under "
+                f"these settings: they will fail, and training goes on. Ask for smaller ones in "
+                f"--sample_prompts. {beside.for_vae(architecture, about.options, 'train')}"
+            )
     return chosen.policy
 
 
@@ -153,11 +164,11 @@ def fitting(config: Any, about: Subject, card: Card | None, *, here: bool = True
     """
     policy = given(config, about.architecture.dit, trains=about.trains)
     room = host_room() if here else None
-    ram = room if config.ram is None else parse_bytes(config.ram)
-    return choose(
+    find = functools.partial(
+        choose,
         about.case,
         vram=device_bytes(config.vram),
-        ram=ram,
+        ram=room if config.ram is None else parse_bytes(config.ram),
         ram_is="--ram allows" if config.ram else "what this computer has free allows",
         optimizer=about.optimizer,
         card=card,
@@ -166,6 +177,13 @@ def fitting(config: Any, about: Subject, card: Card | None, *, here: bool = True
         # What is compiled for the second size fits all others.
         steps=None if about.trains else about.steps / min(len(about.buckets), 2),
     )
+    drawn = Previews.of(about)
+    if drawn is not None:
+        try:
+            return find(beside=drawn)
+        except ConfigError:  # a preview that fails is reported; what is trained is what counts
+            pass
+    return find()
 
 
 def given(config: Any, dit: Component, *, trains: bool) -> Policy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from musubi.memory.trace import Recorder, Trace
 from musubi.memory.weights import weights_of
 from musubi.plan import captions
 from musubi.plan.subject import Bucket, Network
-from musubi.spec import Architecture, Clip, Task
+from musubi.spec import Architecture, Clip, Component, Task
 from musubi.spec.policy import Policy
 from musubi.weights.blank import on_meta
 
@@ -55,7 +55,8 @@ def encoding(
     frames = np.zeros((bucket.frames, bucket.height, bucket.width, 3), dtype=np.uint8)
     clip = Clip(name="plan", frames=frames, length=bucket.frames)
     runtime = architecture.runtime(architecture, task, options)
-    return _vae(vae, lambda nets: runtime.encode_media(nets, [clip]), card)
+    key = ("encode", id(architecture), task.name, bucket, str(sorted(options.items())))
+    return _vae(vae, key, lambda nets: runtime.encode_media(nets, [clip]), card)
 
 
 def decoding(
@@ -76,11 +77,21 @@ def decoding(
         bucket.width // stride[2],
     )
     runtime = architecture.runtime(architecture, task, options)
-    return _vae(vae, lambda nets: runtime.decode(nets, torch.empty(shape)), card)
+    key = ("decode", id(architecture), task.name, bucket, str(sorted(options.items())))
+    return _vae(vae, key, lambda nets: runtime.decode(nets, torch.empty(shape)), card)
 
 
-def _vae(network: Network, act: Any, card: Card | None) -> Estimate:
-    trace = _record(network, act)
+# Recordings of this process: what was recorded → the component, so that its id stays its own, and
+# the recording.
+_traces: dict[Hashable, tuple[Component, Trace]] = {}
+
+
+def _vae(network: Network, key: Hashable, act: Any, card: Card | None) -> Estimate:
+    numbers = tuple((k, str(v)) for k, v in sorted(network.numbers.items()))
+    key = (key, id(network.component), numbers, network.dtype)
+    if key not in _traces:
+        _traces[key] = (network.component, _record(network, act))
+    trace = _traces[key][1]
     weights = weights_of(network.component, network.numbers, dtype=network.dtype).total
     parts = {"activations": trace.peak, "weights": weights + LIBRARIES}
     return Estimate(

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from musubi.memory.estimate import Estimate, estimate
 from musubi.memory.speed import Card
 from musubi.plan import networks
+from musubi.plan.previews import Previews
 from musubi.plan.subject import Bucket, Subject
 from musubi.spec.policy import Policy
 
+PREVIEW_STEP, PREVIEW_DECODE = "a step of a preview", "decode a preview"
 # Buckets that are looked at, the largest ones; the others need less.
 SHOWN = 6
 
@@ -56,6 +58,14 @@ def phases(
         found.append(Phase(name=name, bucket=bucket, estimate=need))
     if not subject.trains:
         found += _decoding(subject, card)
+    drawn = Previews.of(subject)
+    if drawn is not None:
+        for bucket in drawn.buckets[:SHOWN]:
+            need = drawn.step(bucket, policy, card)
+            found.append(Phase(name=PREVIEW_STEP, bucket=bucket, estimate=need))
+        need = drawn.decoding(policy, card)
+        if need is not None:
+            found.append(Phase(name=PREVIEW_DECODE, bucket=drawn.buckets[0], estimate=need))
     return found
 
 

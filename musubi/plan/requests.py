@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from musubi.config.prompts import parse_line, read_lines, read_prompt_file
+from musubi.config.prompts import PREVIEW, parse_line, read_lines, read_prompt_file
 from musubi.config.task import Choice
 from musubi.errors import ConfigError
 from musubi.spec import Architecture
@@ -61,6 +61,26 @@ def requests(config: Any, architecture: Architecture, choice: Choice) -> tuple[R
             continue
     if not made:
         raise ConfigError(f"{name} holds no prompt that can be made.", fix="Mend its lines.")
+    return tuple(made)
+
+
+def previews(path: Path, architecture: Architecture, choice: Choice) -> tuple[Request, ...]:
+    """One for each prompt of `--sample_prompts`, as training will draw it.
+
+    Args:
+        path: The file.
+        architecture: Whose sizes count; sides are rounded down to what it takes.
+        choice: The task and variant, for what is not said.
+
+    Raises:
+        ConfigError: The file cannot be read, or a prompt asks for what cannot be made.
+    """
+    step = architecture.spatial_multiple
+    made = []
+    for given in read_prompt_file(path, grammar="preview"):
+        asked = {**PREVIEW, **given}
+        sides = {side: max(asked[side] // step, 1) * step for side in ("width", "height")}
+        made.append(_request(None, architecture, choice, {**asked, **sides}))
     return tuple(made)
 
 

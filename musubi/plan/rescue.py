@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
-from musubi.config.memory import encoder_policies
 from musubi.errors import RunError
 from musubi.memory.choose import needed, stream_counts
 from musubi.memory.estimate import estimate
 from musubi.memory.weights import weights_of
-from musubi.plan import words
+from musubi.plan import beside, words
+from musubi.plan.fit import encoders_for
+from musubi.plan.networks import text
 from musubi.plan.phases import phases
 from musubi.plan.subject import Bucket, Subject, subject
 from musubi.plan.table import HEADS, plain, table
@@ -79,7 +80,7 @@ def explain(
     buckets: Sequence[Bucket] = (),
 ) -> RunError:
     """The error to show: the plan's table, and the next setting. As `rescued` says."""
-    room = _room()
+    room = device_room()
     size = f" at {max(buckets, key=lambda b: b.width * b.height * b.frames)}" if buckets else ""
     there = f" of {words.gib(room)} GiB" if room else ""
     what = f"The GPU's memory{there} is full {_DOING[where]}{size}."
@@ -88,17 +89,23 @@ def explain(
         about = subject(
             config, architecture, trains=trains, report=Quiet(), buckets=buckets or None
         )
-        encoders = encoder_policies(config, architecture)
+        encoders = encoders_for(config, architecture, about.networks)
         rows = table(phases(about, policy, encoders=encoders))
         what += "\n" + plain("What is needed", HEADS, rows)
-        fix = advice(about, policy, where, room)
+        fix = advice(about, policy, where, room, encoders)
     except Exception:  # whatever is wrong with the plan must not hide the fact
         first = " ".join(str(error).split()).partition(" If reserved")[0]
         return RunError(f"{what} {first}", fix="Lower the size, the frames or the batch.")
     return RunError(what, fix=fix)
 
 
-def advice(about: Subject, policy: Policy, where: Where, room: int | None) -> str:
+def advice(
+    about: Subject,
+    policy: Policy,
+    where: Where,
+    room: int | None,
+    encoders: Mapping[str, Policy] | None = None,
+) -> str:
     """The one setting to change next, as a sentence.
 
     Args:
@@ -106,11 +113,13 @@ def advice(about: Subject, policy: Policy, where: Where, room: int | None) -> st
         policy: Of the DiT.
         where: What ran when memory was full.
         room: Bytes of the device; None: not known, then the largest saving counts.
+        encoders: Component name → policy of the other networks.
     """
     if where == "text":
-        return _for_text(about)
+        return _for_text(about, encoders or {}, room)
     if where in ("encode", "decode"):
-        return _for_vae(about)
+        command = "train" if about.trains else "generate"
+        return beside.for_vae(about.architecture, about.options, command)
     now = _needs(about, policy)
     tried = [(changed, _needs(about, changed)) for changed in _changes(about, policy)]
     tried = [(changed, need) for changed, need in tried if need < 0.99 * now]
@@ -157,21 +166,18 @@ def _needs(about: Subject, policy: Policy) -> int:
     return needed(estimate(about.case, policy, optimizer=about.optimizer))
 
 
-def _for_text(about: Subject) -> str:
-    eights = [c.fp8 for c in about.architecture.of_role("text", about.task) if c.fp8]
-    swap = "--text_encoder_swap 20"
-    return f"Add --{eights[0]}, or {swap}." if eights else f"Add {swap}."
+def _for_text(about: Subject, encoders: Mapping[str, Policy], room: int | None) -> str:
+    """What helps the text encoder that needs the most."""
+    known = [
+        (network, encoders.get(c.name, Policy()))
+        for c in about.architecture.of_role("text", about.task)
+        if (network := about.networks.get(c.name)) is not None
+    ]
+    most = max(known, key=lambda one: text(about.architecture, *one, None).device)
+    return beside.for_text(about.architecture, *most, room)
 
 
-def _for_vae(about: Subject) -> str:
-    names = [o.name for o in about.architecture.options]
-    for name in ("vae_tiling", "vae_cache_cpu"):
-        if name in names and not about.options.get(name):
-            return f"Add --{name}."
-    return "Lower the size or the frames, or close other programs that use the GPU."
-
-
-def _room() -> int | None:
+def device_room() -> int | None:
     """What PyTorch may use of the device: all of it, or a part that was set."""
     if not torch.cuda.is_available():
         return None

@@ -12,10 +12,10 @@ from musubi.config.plan import PlanConfig
 from musubi.memory import speed
 from musubi.memory.choose import Chosen, needed
 from musubi.memory.speed import Card
-from musubi.plan import words
+from musubi.plan import beside, words
 from musubi.plan.fit import check, decided_by_host, encoders_for, fitting, given
 from musubi.plan.machine import device_bytes, host_room
-from musubi.plan.phases import SHOWN, Phase, phases
+from musubi.plan.phases import PREVIEW_DECODE, PREVIEW_STEP, SHOWN, Phase, phases
 from musubi.plan.subject import Subject, subject
 from musubi.plan.table import HEADS, table
 from musubi.plan.words import gib
@@ -88,9 +88,10 @@ def _tell(
         more = f" --text_encoder_swap {max(swaps)}" if swaps else ""
         report.note(f"The fastest settings that fit {config.vram}: {flags}{more}")
         report.note(_host_memory(config, chosen))
+        room = device_bytes(config.vram or "0")
         for phase in found:
-            if needed(phase.estimate) > device_bytes(config.vram or "0"):
-                report.warn(_too_large(phase, about, encoders))
+            if needed(phase.estimate) > room:
+                report.warn(_too_large(phase, about, encoders, room))
 
 
 def _is_here(config: PlanConfig) -> bool:
@@ -112,24 +113,20 @@ def _host_memory(config: PlanConfig, chosen: Chosen) -> str:
     )
 
 
-def _too_large(phase: Phase, about: Subject, encoders: Mapping[str, Policy]) -> str:
+def _too_large(phase: Phase, about: Subject, encoders: Mapping[str, Policy], room: int) -> str:
     """A phase beside the DiT's that does not fit, and what helps it that is not done yet."""
-    eight = {name for name, policy in encoders.items() if policy.storage != "kept"}
-    helps = [
-        c.fp8
-        for c in about.architecture.of_role("text", about.task)
-        if c.fp8 and c.name not in eight and phase.name == f"text by the {c.name}"
-    ]
-    if phase.name in ("encode", "decode"):
-        own = [o.name for o in about.architecture.options]
-        helps += [
-            name
-            for name in ("vae_tiling", "vae_cache_cpu")
-            if name in own and not about.options.get(name)
-        ]
-    advice = f" Add --{helps[0]}." if helps else ""
+    architecture, advice = about.architecture, ""
+    for component in architecture.of_role("text", about.task):
+        if phase.name == f"text by the {component.name}":
+            network, policy = about.networks[component.name], encoders.get(component.name, Policy())
+            advice = beside.for_text(architecture, network, policy, room)
+    if phase.name in ("encode", "decode", PREVIEW_DECODE):
+        command = "generate" if not about.trains else "train"
+        advice = beside.for_vae(architecture, about.options, command)
+    if about.previews and phase.name in (PREVIEW_STEP, PREVIEW_DECODE):
+        advice = f"{advice} Or ask for smaller previews in --sample_prompts.".lstrip()
     need = gib(needed(phase.estimate))
-    return f"The phase {phase.name!r} needs a card with {need} GiB free.{advice}"
+    return f"The phase {phase.name!r} needs a card with {need} GiB free. {advice}".rstrip()
 
 
 def _figures(

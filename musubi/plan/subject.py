@@ -21,7 +21,7 @@ from musubi.errors import ConfigError
 from musubi.lora.adapter import Adapters
 from musubi.memory.estimate import Optimizer
 from musubi.memory.step import Case
-from musubi.plan.requests import Request, check_sides, requests
+from musubi.plan.requests import Request, check_sides, previews, requests
 from musubi.spec import Architecture, Component, LoraTargets, Report, Task
 from musubi.weights.contents import inspect
 from musubi.weights.dtypes import FP8, parse_dtype
@@ -110,6 +110,7 @@ class Subject:
         case: The DiT at the largest bucket.
         optimizer: Of training.
         steps: Of generating: how many denoising steps like the case's the command takes.
+        previews: Of training: what is drawn while it runs.
     """
 
     architecture: Architecture
@@ -121,6 +122,7 @@ class Subject:
     optimizer: Optimizer
     options: Mapping[str, Any]
     steps: float = 0.0
+    previews: tuple[Request, ...] = ()
 
     @property
     def task(self) -> Task:
@@ -221,6 +223,7 @@ def subject(
         ),
         options=own_options(config, architecture),
         steps=_steps(asks, case),
+        previews=_previews(config, architecture, choice) if trains else (),
     )
 
 
@@ -336,6 +339,11 @@ def _steps(asks: Sequence[Request], case: Case) -> float:
     """Of all requests, in steps of the largest."""
     whole = case.width * case.height * case.frames * case.calls
     return sum(ask.steps * ask.volume * ask.calls / whole for ask in asks)
+
+
+def _previews(config: Any, architecture: Architecture, choice: Choice) -> tuple[Request, ...]:
+    path = getattr(config, "sample_prompts", None)
+    return () if path is None else previews(Path(path), architecture, choice)
 
 
 def _attach(config: Any, architecture: Architecture, full: bool) -> NewLora | Whole:

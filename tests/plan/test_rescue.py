@@ -3,9 +3,9 @@ import torch
 
 from musubi import registry
 from musubi.errors import RunError
-from musubi.plan import rescue
+from musubi.plan import beside, rescue
 from musubi.plan.rescue import advice, explain, rescued
-from musubi.plan.subject import Bucket, subject
+from musubi.plan.subject import Bucket, Network, subject
 from musubi.spec import Policy, Quiet
 
 WAN = registry.find("wan")
@@ -51,12 +51,41 @@ def test_what_is_used_up_is_not_named_again(toy):
 
 
 @pytest.mark.parametrize(
-    ("where", "named"),
-    [("text", "--fp8_t5"), ("decode", "--vae_tiling"), ("encode", "--vae_tiling")],
+    ("where", "given", "named"),
+    [
+        ("text", {}, "Add --fp8_t5 --text_encoder_swap 24 (3.1 GiB are needed then)."),
+        ("text", {"fp8_t5": True}, "Add --text_encoder_swap 24 (3.1 GiB are needed then)."),
+        ("text", {"fp8_t5": True, "text_encoder_swap": 24}, "No setting of memory is left for"),
+        ("decode", {}, "Add --vae_tiling; if that is not enough, --vae_cache_cpu too."),
+        ("encode", {"vae_tiling": True}, "Add --vae_cache_cpu."),
+        ("decode", {"vae_tiling": True, "vae_cache_cpu": True}, "Lower the size"),
+    ],
 )
-def test_other_networks_have_settings_of_their_own(toy, where, named):
-    error = explain(FULL, toy, WAN, where, policy=Policy(), buckets=BUCKETS)
-    assert named in error.fix
+def test_other_networks_have_settings_of_their_own(config, where, given, named):
+    asked = config(size="1.3B", **given)
+    error = explain(FULL, asked, WAN, where, policy=Policy(), buckets=BUCKETS)
+    assert error.fix.startswith(named)
+
+
+@pytest.mark.parametrize(
+    ("room", "named"),
+    [
+        (12 << 30, "Add --text_encoder_swap 8 (11.6 GiB are needed then), or --fp8_llm ("),
+        (8 << 30, "Add --text_encoder_swap 17 (7.8 GiB are needed then)."),
+    ],
+)
+def test_what_is_enough_for_a_text_encoder_is_named(room, named):
+    hunyuan = registry.find("hunyuan_video")
+    component = hunyuan.component("text_encoder1")
+    network = Network(component, component.full, torch.bfloat16)
+    assert beside.for_text(hunyuan, network, Policy(), room).startswith(named)
+
+
+def test_only_options_of_the_command_are_named():
+    hunyuan = registry.find("hunyuan_video")
+    own = {option.name: option.default for option in hunyuan.options}
+    assert beside.for_vae(hunyuan, own, "cache latents").startswith("Add --vae_tiling;")
+    assert "--vae_tiling" not in beside.for_vae(hunyuan, own, "generate")
 
 
 def test_what_cannot_be_planned_keeps_its_fact(config):

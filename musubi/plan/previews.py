@@ -1,0 +1,130 @@
+"""What previews need while a network is trained: it stays where it is, with all that is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from musubi.memory.estimate import Estimate, estimate
+from musubi.memory.speed import Card
+from musubi.memory.step import Attach
+from musubi.memory.weights import weights_of
+from musubi.plan import networks
+from musubi.plan.requests import Request
+from musubi.plan.subject import Bucket, Network, Subject, sized
+from musubi.spec.policy import Policy
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Attaches what is trained to a network that is only looked at: no gradient is asked for."""
+
+    attach: Attach
+    shown = True
+
+    def __call__(self, module: nn.Module) -> Sequence[nn.Parameter]:
+        self.attach(module)
+        return []
+
+
+class Previews:
+    """The previews of a training run.
+
+    Args:
+        about: The run.
+        calls: The size of each → calls of the network in a step; at least one.
+
+    Attributes:
+        buckets: Their sizes, the largest first.
+    """
+
+    def __init__(self, about: Subject, calls: Mapping[Bucket, int]) -> None:
+        self._about = about
+        self._calls = calls
+        self.buckets = tuple(sorted(calls, key=_volume, reverse=True))
+
+    @classmethod
+    def of(cls, about: Subject) -> Previews | None:
+        """Those of a run; None when it draws none."""
+        calls: dict[Bucket, int] = {}
+        for ask in about.previews:
+            bucket = _bucket(ask)
+            calls[bucket] = max(ask.calls, calls.get(bucket, 1))
+        return cls(about, calls) if calls else None
+
+    def __call__(self, policy: Policy) -> Iterator[Estimate]:
+        """What must fit under a policy of the network: a step and the decoding of the largest."""
+        yield self.step(self.buckets[0], policy, None)
+        decoding = self.decoding(policy, None)
+        if decoding is not None:
+            yield decoding
+
+    def step(self, bucket: Bucket, policy: Policy, card: Card | None) -> Estimate:
+        """A denoising step at that size."""
+        about = self._about
+        assert about.case.attach is not None
+        half = about.case.dtype in (torch.bfloat16, torch.float16)
+        case = replace(
+            sized(about.case, bucket),
+            attach=Shown(about.case.attach),
+            calls=self._calls[bucket],
+            compute=about.case.dtype if half else None,  # previews take no --mixed_precision
+        )
+        # Nothing is kept for a backward pass, so that it does not matter how.
+        plain = replace(policy, recompute="none", offload_activations=False)
+        found = estimate(case, plain, card=card)
+        return self._beside(found, policy, self._at_rest(policy, names=("what is trained",)))
+
+    def decoding(self, policy: Policy, card: Card | None) -> Estimate | None:
+        """Latents to frames, the largest; None when nothing is known of the VAE."""
+        vae = self._vae()
+        if vae is None:
+            return None
+        about = self._about
+        found = networks.decoding(
+            about.architecture, about.task, about.options, vae, self.buckets[0], card
+        )
+        resting = self._at_rest(policy, names=("weights", "what is trained"))
+        if "weights" in resting:
+            resting["the DiT's weights"] = resting.pop("weights")
+        return self._beside(found, policy, resting)
+
+    def _at_rest(self, policy: Policy, names: Sequence[str]) -> dict[str, int]:
+        """What the run keeps on the device meanwhile."""
+        parts = self._run(policy).parts
+        return {name: parts[name] for name in names if name in parts}
+
+    def _beside(self, found: Estimate, policy: Policy, more: Mapping[str, int]) -> Estimate:
+        """The estimate of a phase, with what the run keeps, and the VAE that waits on the host."""
+        run, vae = self._run(policy), self._vae()
+        waits = weights_of(vae.component, vae.numbers, dtype=vae.dtype).total if vae else 0
+        parts = {**found.parts, **more}
+        return replace(
+            found,
+            device=sum(parts.values()),
+            host=run.host + waits,
+            pinned=run.pinned,
+            parts=dict(sorted(parts.items(), key=lambda part: -part[1])),
+        )
+
+    def _run(self, policy: Policy) -> Estimate:
+        """The run between two steps: nothing waits for a backward pass."""
+        plain = replace(policy, offload_activations=False)
+        return estimate(self._about.case, plain, optimizer=self._about.optimizer)
+
+    def _vae(self) -> Network | None:
+        about = self._about
+        names = (c.name for c in about.architecture.of_role("vae", about.task))
+        return next((about.networks[name] for name in names if name in about.networks), None)
+
+
+def _bucket(ask: Request) -> Bucket:
+    return Bucket(ask.width, ask.height, ask.frames)
+
+
+def _volume(bucket: Bucket) -> tuple[int, int, int, int]:
+    volume = bucket.width * bucket.height * bucket.frames
+    return (volume, bucket.frames, bucket.width, bucket.height)
