@@ -105,11 +105,8 @@ def estimate(
         stepping = {"gradients and the optimizer's step": gradients + scratch}
         activations = max(activations, stepping, key=lambda found: sum(found.values()))
     if policy.compile and policy.storage != "kept":
-        # Measured: a compiled block holds copies of its 8-bit weights, turned or expanded, that
-        # take about what they take themselves.
-        steady["copies of 8-bit weights"] = max(
-            (max(s, default=0) for s in weights.blocks), default=0
-        )
+        # Turned for a product in 8 bits, or expanded for one in 16: one matrix at a time.
+        steady["a copy of an 8-bit matrix"] = weights.matrix * (1 if policy.products else 2)
     parts = {**steady, **activations}
     parked = sum(n * s.parked for n, s in zip(depths, pieces.stacks, strict=True))
     pinned = away + (parked if policy.offload_activations else 0)

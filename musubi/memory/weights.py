@@ -30,11 +30,13 @@ class Weights:
         outside: Bytes of everything outside the stacks.
         blocks: For each stack, the bytes of each of its blocks.
         visitors: Bytes of what is outside, and goes to the host when blocks are streamed.
+        matrix: Numbers in the largest matrix in 8 bits.
     """
 
     outside: int
     blocks: tuple[tuple[int, ...], ...]
     visitors: int = 0
+    matrix: int = 0
 
     @property
     def total(self) -> int:
@@ -89,8 +91,9 @@ def _weights(
 ) -> Weights:
     component = known.component
     module = on_meta(component, dict(numbers), dtype)
+    eights: list[str] = []
     if storage != "kept":
-        fp8.convert(module, component.traits, products=False)
+        eights = list(fp8.convert(module, component.traits, products=False))
     inside: set[int] = set()
     blocks = []
     for stack in stacks(module, component.traits):
@@ -99,7 +102,8 @@ def _weights(
     rest = {id(t): t for t in _tensors(module) if id(t) not in inside}
     outside = sum(_rounded(t.numel() * t.element_size()) for t in rest.values())
     visiting = sum(layout(layer)[1] for _, layer in visitors(module, component.traits))
-    return Weights(outside, tuple(blocks), visiting)
+    matrix = max((module.get_parameter(name).numel() for name in eights), default=0)
+    return Weights(outside, tuple(blocks), visiting, matrix)
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:
