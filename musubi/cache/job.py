@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from musubi.cache.freshness import Wanted
 from musubi.cache.training_set import Problem
-from musubi.errors import DataError, MusubiError
+from musubi.errors import DataError, MusubiError, RunError
 from musubi.spec.architecture import Architecture
 from musubi.spec.report import Report
 from musubi.spec.runtime import Networks, Runtime
@@ -18,6 +18,24 @@ if TYPE_CHECKING:
     from musubi.config.dataset import DatasetEntry, DatasetFile
 
 _SHOWN = 20
+
+
+class DeviceFullError(RunError):
+    """The device's memory is too small for one clip or one caption.
+
+    Args:
+        what: The fact, naming the source.
+        fix: What to do where nothing more is known.
+        component: The network that ran.
+        size: Width, height and frames of the clip; None for a caption.
+    """
+
+    def __init__(
+        self, what: str, *, fix: str, component: str, size: tuple[int, int, int] | None = None
+    ) -> None:
+        super().__init__(what, fix=fix)
+        self.component = component
+        self.size = size
 
 
 class Loader(Networks, Protocol):

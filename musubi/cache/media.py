@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from musubi.cache.failures import write_failures
-from musubi.cache.job import Job, Summary
+from musubi.cache.job import DeviceFullError, Job, Summary
 from musubi.cache.leftovers import delete_leftovers, sweep
 from musubi.cache.store import check_record, metadata_of, write_record
 from musubi.cache.threads import WriteBehind, read_ahead
@@ -42,7 +42,7 @@ def cache_media(job: Job) -> Summary:
 
     Raises:
         DataError: A file cannot be used and the run is strict, or no file at all gave a record.
-        RunError: The disk is full, or the device has too little memory for one clip.
+        RunError: The disk is full, or (a DeviceFullError) the device is too small for one clip.
     """
     return _MediaRun(job).run()
 
@@ -142,10 +142,14 @@ class _MediaRun:
                 ]
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
-                raise RunError(
+                plan = batch[0].plan
+                (vae,) = job.architecture.of_role("vae", job.wanted.task)
+                raise DeviceFullError(
                     f"{batch[0].clip.name}: the device has too little memory to encode it.",
                     fix="Lower the resolution or the frames in the dataset file, or use the options "
                     "that save memory in `musubi cache latents --help`.",
+                    component=vae.name,
+                    size=(*plan.bucket, plan.length),
                 ) from error
         except DataError as error:
             if len(batch) == 1:

@@ -12,7 +12,7 @@ import torch
 from musubi.cache.failures import Failure, write_failures
 from musubi.cache.freshness import settings_digest, text_digest
 from musubi.cache.header import Header
-from musubi.cache.job import Job, Summary
+from musubi.cache.job import DeviceFullError, Job, Summary
 from musubi.cache.leftovers import delete_leftovers, sweep
 from musubi.cache.shelf import Shelf, read_shelf
 from musubi.cache.store import (
@@ -29,7 +29,7 @@ from musubi.cache.store import (
 from musubi.cache.survey import judge_text
 from musubi.cache.threads import WriteBehind
 from musubi.data.sources import scan
-from musubi.errors import DataError, RunError
+from musubi.errors import DataError
 from musubi.spec.report import Progress
 from musubi.spec.runtime import Record
 
@@ -86,7 +86,7 @@ def cache_captions(job: Job) -> Summary:
 
     Raises:
         DataError: A caption cannot be used and the run is strict, or there is none at all.
-        RunError: The disk is full.
+        RunError: The disk is full, or (a DeviceFullError) the device is too small for one caption.
     """
     return _TextRun(job).run()
 
@@ -225,9 +225,10 @@ class _TextRun:
                 found = [{k: t.detach().cpu() for k, t in r.items()} for r in found]
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
-                raise RunError(
+                raise DeviceFullError(
                     f"The device has too little memory to encode {batch[0].name} with {component}.",
                     fix="Use --device cpu, or a smaller dtype.",
+                    component=component,
                 ) from error
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -62,14 +62,14 @@ COMMANDS = (
         words=("cache", "latents"),
         help="Encode images and videos with the VAE, once, before training.",
         model=Lazy("musubi.config.cache:CacheLatentsConfig"),
-        run=Lazy("musubi.cache.encode:run_latents"),
+        run=Lazy("musubi.plan.caching:run_latents"),
         place="cache latents",
     ),
     Command(
         words=("cache", "text"),
         help="Encode captions with the text encoders, once, before training.",
         model=Lazy("musubi.config.cache:CacheTextConfig"),
-        run=Lazy("musubi.cache.encode:run_text"),
+        run=Lazy("musubi.plan.caching:run_text"),
         place="cache text",
     ),
     Command(

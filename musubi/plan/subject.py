@@ -13,35 +13,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from musubi.config.dataset import read_dataset_config
 from musubi.config.options import own_options, paths
 from musubi.config.task import Choice, choose_task, published
-from musubi.data.survey import survey
 from musubi.errors import ConfigError
 from musubi.lora.adapter import Adapters
 from musubi.memory.estimate import Optimizer
 from musubi.memory.step import Case
+from musubi.plan.buckets import Bucket, of_dataset
 from musubi.plan.requests import Request, check_sides, previews, requests
 from musubi.spec import Architecture, Component, LoraTargets, Report, Task
 from musubi.weights.contents import inspect
 from musubi.weights.dtypes import FP8, parse_dtype
 
 DEFAULT_RANK = 4
-
-
-@dataclass(frozen=True, order=True)
-class Bucket:
-    """Clips of one size: pixels, frames, and how many make a batch."""
-
-    width: int
-    height: int
-    frames: int
-    batch: int = 1
-
-    def __str__(self) -> str:
-        size = f"{self.width}x{self.height}"
-        shown = f"{size}, {self.frames} frames" if self.frames > 1 else size
-        return f"{shown}, batch {self.batch}" if self.batch > 1 else shown
 
 
 @dataclass(frozen=True)
@@ -297,7 +281,7 @@ def _buckets(
     asked = [getattr(config, name, None) for name in ("width", "height", "frames")]
     dataset = getattr(config, "dataset_config", None)
     if not any(asked) and dataset is not None:
-        return _of_dataset(config, architecture, choice.task, Path(dataset), report)
+        return of_dataset(config, architecture, choice.task, Path(dataset), report)
     width, height = getattr(config, "width_height", None) or choice.sampling.size
     frames = getattr(config, "video_length", None) or choice.sampling.frames
     width, height, frames = asked[0] or width, asked[1] or height, asked[2] or frames
@@ -309,30 +293,6 @@ def _buckets(
             fix=f"Write --frames {(frames - 1) // every * every + 1}.",
         )
     return (Bucket(width, height, frames, batch),)
-
-
-def _of_dataset(
-    config: Any, architecture: Architecture, task: Task, path: Path, report: Report
-) -> tuple[Bucket, ...]:
-    found = survey(
-        read_dataset_config(path, architecture),
-        architecture,
-        task,
-        workers=None,
-        report=report,
-        options=own_options(config, architecture),
-    )
-    made: dict[Bucket, None] = {}
-    for one in found:
-        counts = Counter((plan.bucket, len(plan.frames)) for plan in one.plans)
-        for ((width, height), frames), count in counts.items():
-            batch = min(one.entry.batch_size, count * one.entry.num_repeats)
-            made[Bucket(width, height, max(1, frames), batch)] = None
-    if not made:
-        raise ConfigError(
-            f"{path} gives no clip to plan for.", fix="`musubi cache check` says why."
-        )
-    return tuple(made)
 
 
 def _steps(asks: Sequence[Request], case: Case) -> float:

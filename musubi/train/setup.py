@@ -18,7 +18,7 @@ from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
 from musubi.generate.session import Session, compute_dtype
 from musubi.lora.merge import Merging
-from musubi.plan import fit, rescue
+from musubi.plan import caching, fit, rescue
 from musubi.plan.rescue import Where
 from musubi.plan.subject import Bucket
 from musubi.spec import Architecture, Policy, Report
@@ -107,7 +107,10 @@ class Setup:
         seed = config.seed or 0
         seeds.seed_everything(seed)
         choice = self._choose_task()
-        with processes.first_alone(self.accelerator):
+        with (
+            processes.first_alone(self.accelerator),
+            caching.explained(config, architecture, choice.task, "train"),
+        ):
             data = dataset.prepare(
                 config,
                 architecture,

@@ -1,0 +1,87 @@
+"""`musubi cache latents` and `cache text`: when the device is full, what is needed and what helps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from musubi.cache import encode
+from musubi.cache.job import DeviceFullError
+from musubi.cache.tasks import choose_task
+from musubi.config.cache import CacheLatentsConfig, CacheTextConfig
+from musubi.config.memory import encoder_policies
+from musubi.config.options import own_options, paths
+from musubi.errors import RunError
+from musubi.memory.choose import needed
+from musubi.plan import beside, networks, words
+from musubi.plan.rescue import device_room
+from musubi.plan.subject import Bucket, networks_of
+from musubi.spec import Architecture, Report, Task
+from musubi.spec.option import Command
+from musubi.spec.policy import Policy
+
+
+def run_latents(config: CacheLatentsConfig, architecture: Architecture, report: Report) -> None:
+    """`musubi cache latents`."""
+    task = choose_task(architecture, config.task, paths(config, architecture))
+    with explained(config, architecture, task, "cache latents"):
+        encode.run_latents(config, architecture, report)
+
+
+def run_text(config: CacheTextConfig, architecture: Architecture, report: Report) -> None:
+    """`musubi cache text`."""
+    task = choose_task(architecture, config.task, paths(config, architecture))
+    with explained(config, architecture, task, "cache text"):
+        encode.run_text(config, architecture, report)
+
+
+@contextmanager
+def explained(
+    config: Any, architecture: Architecture, task: Task, command: Command
+) -> Iterator[None]:
+    """Inside, a device that is too small for one clip or caption is answered with figures.
+
+    Args:
+        config: The options of the command.
+        architecture: Whose networks.
+        task: What is cached.
+        command: Whose options may be named.
+
+    Raises:
+        RunError: The device's memory is full.
+    """
+    try:
+        yield
+    except DeviceFullError as error:
+        try:
+            said = _explain(error, config, architecture, task, command)
+        except Exception:  # whatever is wrong with the plan must not hide the fact
+            said = error
+    else:
+        return
+    raise said
+
+
+def _explain(
+    error: DeviceFullError, config: Any, architecture: Architecture, task: Task, command: Command
+) -> RunError:
+    network = networks_of(config, architecture)[error.component]
+    options, room = own_options(config, architecture), device_room()
+    if error.size is not None:
+        bucket = Bucket(*error.size)
+        found = networks.encoding(architecture, task, options, network, bucket, None)
+        fix = beside.for_vae(architecture, options, command)
+        at = f" at {bucket}"
+    else:
+        # Where training makes text records, its encoders run whole.
+        caches = command == "cache text"
+        policies = encoder_policies(config, architecture) if caches else {}
+        policy = policies.get(error.component, Policy())
+        found = networks.text(architecture, network, policy, None)
+        fix = beside.for_text(architecture, network, policy, room)
+        fix = f"{fix} Or use --device cpu." if caches else f"Run `musubi cache text` before. {fix}"
+        at = ""
+    there = f", and this one has {words.gib(room)}" if room is not None else ""
+    needs = f"It needs a card with {words.gib(needed(found))} GiB free{at}{there}."
+    return RunError(f"{error.what} {needs}", fix=fix)
