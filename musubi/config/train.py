@@ -64,7 +64,11 @@ class LengthOptions(Options):
         8, "Threads that read records ahead, at most one for each core.", group=_TRAINING, ge=0
     )
     ddp_timeout: int | None = option(
-        None, "Minutes that processes wait for each other.", group=_TRAINING, ge=1
+        None,
+        "Minutes that processes wait for each other; a day when previews are drawn, else "
+        "accelerate's own 10 to 30.",
+        group=_TRAINING,
+        ge=1,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -67,6 +68,7 @@ def apply(
         ConfigError: This platform cannot compile.
     """
     check(compiler, next(module.parameters()).device)
+    _leave_out_advice()
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, _VERSIONS)
     made: dict[type[nn.Module], Any] = {}
     for block in blocks(module, traits):
@@ -90,6 +92,18 @@ def check(compiler: Compiler, device: torch.device) -> None:
             "--compile needs the package 'triton', and it is not installed.",
             fix=f"Install it with `pip install {package}`, or leave out --compile.",
         )
+
+
+def _leave_out_advice() -> None:
+    """Drop a warning that PyTorch gives whoever chooses what is kept: blocks change nothing in place."""
+    logger = logging.getLogger("torch._higher_order_ops.wrap")
+    if not any(isinstance(one, _Advice) for one in logger.filters):
+        logger.addFilter(_Advice())
+
+
+class _Advice(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "context_fn is passed" not in record.getMessage()
 
 
 def _around(kind: type[nn.Module], compiler: Compiler, recomputed: Recompute) -> Any:

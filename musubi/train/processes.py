@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
+# Minutes: one process draws the previews while the others wait, and a set of long videos takes hours.
+_WHILE_DRAWING = 24 * 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +49,11 @@ def start(config: TrainConfig, trackers: list[str], logs: os.PathLike[str]) -> A
     from accelerate.utils import InitProcessGroupKwargs
 
     handlers: list[Any] = []
-    if config.ddp_timeout is not None:
-        handlers.append(InitProcessGroupKwargs(timeout=timedelta(minutes=config.ddp_timeout)))
+    patience = config.ddp_timeout
+    if patience is None and config.sample_prompts is not None:
+        patience = _WHILE_DRAWING
+    if patience is not None:
+        handlers.append(InitProcessGroupKwargs(timeout=timedelta(minutes=patience)))
     try:
         accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
