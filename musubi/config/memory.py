@@ -15,6 +15,8 @@ from musubi.spec import Architecture, Component, Policy
 from musubi.spec.policy import Recompute, Storage
 
 _MEMORY = "Memory and speed"
+# What only a network that stays as it is can have.
+FROZEN_ONLY = ("fp8_base", "fp8_scaled", "fp8_fast", "blocks_to_swap")
 _SIZE = "A size such as 12GiB, 12000MiB or 12 (GiB)"
 
 

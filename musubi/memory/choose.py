@@ -258,7 +258,8 @@ class _Search:
         return ConfigError(
             f"Nothing fits {_gib(self.vram)} at {size}: the least that is possible needs a card of "
             f"{_gib(needed(least.estimate))}, most of it for {what}.",
-            fix="Use smaller or shorter videos, a smaller batch, or more memory.",
+            fix="Use smaller or shorter videos, "
+            f"{'a smaller batch, ' if self.case.batch > 1 else ''}or more memory.",
         )
 
 

@@ -18,7 +18,7 @@ from musubi.spec.policy import Policy
 _VAE: Mapping[str, bool | int] = {
     "vae_tiling": True,
     "vae_spatial_tile_sample_min_size": 128,
-    "vae_chunk_size": 32,
+    "vae_temporal_tile_sample_min_size": 64,
     "vae_cache_cpu": True,
 }
 _CLOSE = "close other programs that use the GPU"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from musubi.config.memory import dit_policy, encoder_policies
+from musubi.config.memory import FROZEN_ONLY, dit_policy, encoder_policies
 from musubi.config.sizes import parse_bytes
 from musubi.errors import ConfigError
 from musubi.memory import speed
@@ -73,6 +73,7 @@ def policy_for(
         return asked
     sizes = buckets() if callable(buckets) else buckets
     about = subject(config, architecture, trains=trains, report=report, buckets=sizes)
+    check(config, about, asked)
     chosen = fitting(config, about, speed.of_device())
     flags = words.settings(chosen.policy, architecture.dit, trains=trains)
     report.note(
@@ -216,8 +217,7 @@ def check(config: Any, about: Subject, policy: Policy) -> None:
         ConfigError: Options contradict each other or the network.
     """
     if about.trains and getattr(config, "full", False):
-        names = ("fp8_base", "fp8_scaled", "blocks_to_swap")
-        mixed = [name for name in names if getattr(config, name)]
+        mixed = [name for name in FROZEN_ONLY if getattr(config, name)]
         if mixed:
             raise ConfigError(
                 f"--full trains the DiT itself, so --{mixed[0]} means nothing.",

@@ -66,7 +66,8 @@ def test_products_without_8_bits_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [{"fp8_base": True}, {"fp8_scaled": True}, {"blocks_to_swap": 3}]
+    "option",
+    [{"fp8_base": True}, {"fp8_scaled": True}, {"fp8_fast": True}, {"blocks_to_swap": 3}],
 )
 def test_the_whole_network_is_trained_as_it_is(option: dict) -> None:
     with pytest.raises(ConfigError, match="--full trains the DiT itself"):

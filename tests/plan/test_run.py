@@ -163,6 +163,7 @@ def test_text_encoders_are_streamed_as_far_as_they_must(config):
         ({"arch": "hunyuan_video", "blocks_to_swap": 60}, "this network has"),
         ({"full": True, "fp8_scaled": True}, "--fp8_scaled means nothing"),
         ({"full": True, "blocks_to_swap": 4}, "--blocks_to_swap means nothing"),
+        ({"full": True, "fp8_scaled": True, "fp8_fast": True}, "--fp8_scaled means nothing"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(plan, options, what):
@@ -197,6 +198,12 @@ def test_vram_completes_what_the_options_say(config):
     assert policy_for(plain, WAN, trains=True, buckets=never, report=report) == Policy(
         recompute="blocks"
     )
+
+
+def test_vram_refuses_what_loading_would_refuse_later(config):
+    asked = config(vram="12GiB", size="1.3B", blocks_to_swap=31)
+    with pytest.raises(ConfigError, match="asks for 31 of blocks, and this network has 30"):
+        policy_for(asked, WAN, trains=True, buckets=[Bucket(64, 64, 1)], report=Quiet())
 
 
 def test_the_planner_leaves_alone_what_was_given(config):
