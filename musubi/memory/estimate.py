@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from musubi.memory import optimizers
 from musubi.memory.figures import Figures, Work, figures
 from musubi.memory.speed import Card, started
-from musubi.memory.step import DEPTH, Case, on_meta, record
+from musubi.memory.step import DEPTH, Case, record
 from musubi.memory.trace import Trace
 from musubi.memory.weights import weights_of
 from musubi.spec.policy import Policy
+from musubi.weights.blank import on_meta
 
 # Work space of the libraries that multiply, held by PyTorch.
 LIBRARIES = 64 << 20

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,6 +20,8 @@ from musubi.generate.session import Session
 from musubi.generate.write import metadata, write_images, write_video
 from musubi.spec import Architecture, Recipe, Report
 from musubi.train.seeds import derive
+
+Rescued = Callable[[Literal["sample", "decode"], Recipe], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Gallery:
         name: `--output_name`.
         facts: What else decides the pictures, for their metadata.
         report: Told of what failed.
+        rescued: Inside, running out of device memory becomes an error that says what to change.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Gallery:
         *,
         facts: Mapping[str, Any],
         report: Report,
+        rescued: Rescued = lambda where, recipe: nullcontext(),
     ) -> None:
         self.session = session
         self.prompts = prompts
@@ -82,6 +87,7 @@ class Gallery:
         self.name = name
         self.facts = facts
         self.report = report
+        self.rescued = rescued
 
     def draw(self, *, step: int, epoch: int | None) -> None:
         """Draw every prompt. What fails is reported, and the next one is tried."""
@@ -99,7 +105,10 @@ class Gallery:
         time = datetime.now().strftime("%Y%m%d%H%M%S")
         stem = f"{self.name}_{moment}_{index:02d}_{time}"
         stem += f"_{recipe.seed}" if prompt.seeded else ""
-        frames = self.session.frames(self.session.latents(recipe))
+        with self.rescued("sample", recipe):
+            latents = self.session.latents(recipe)
+        with self.rescued("decode", recipe):
+            frames = self.session.frames(latents)
         words = metadata(recipe, **self.facts)
         if len(frames) == 1:
             return write_images(frames, self.folder, stem, words)[0]

@@ -274,6 +274,13 @@ class Setup:
             self.names.name,
             facts={"architecture": architecture.name, "task": choice.task.name},
             report=self.report,
+            rescued=lambda where, recipe: rescue.rescued(
+                config,
+                architecture,
+                where,
+                policy=self.policy,
+                buckets=(Bucket(recipe.width, recipe.height, recipe.frames),),
+            ),
         )
 
     def _check_preview_files(self, choice: Choice) -> None:

@@ -1,5 +1,6 @@
 """Previews: what they are called, that they may fail, what they are made of."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from musubi.config.task import Choice
-from musubi.errors import ConfigError
+from musubi.errors import ConfigError, RunError
 from musubi.spec import Quiet
 from musubi.train.preview import Gallery, read_prompts
 
@@ -67,6 +68,29 @@ def test_names_and_failures(toy, tmp_path: Path) -> None:
     assert names[0].endswith("_7.mp4") and names[1].endswith("_000.png")
     assert all("a cow" in warning and "Training goes on" in warning for warning in report.warnings)
     assert len(report.warnings) == 2
+
+
+def test_a_full_device_is_told_in_the_words_of_the_plan(toy, tmp_path: Path) -> None:
+    asked = []
+
+    @contextmanager
+    def rescued(where, recipe):
+        asked.append((where, recipe.prompt))
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise RunError("The memory is full.", fix="Add --blocks_to_swap 3.") from None
+
+    report = Quiet()
+    prompts = prompts_of(toy, "a cow\na dog\n")
+    session = FakeSession(broken="a cow")
+    folder = tmp_path / "sample"
+    Gallery(session, prompts, folder, "cat", facts={}, report=report, rescued=rescued).draw(
+        step=3, epoch=None
+    )
+    assert asked == [("sample", "a cow"), ("sample", "a dog"), ("decode", "a dog")]
+    (warning,) = report.warnings
+    assert "Add --blocks_to_swap 3. Training goes on." in warning
 
 
 def test_files_for_previews_are_asked_for_before_training(toy) -> None:

@@ -58,18 +58,25 @@ class CausalConv(nn.Module):
         self._padding = (side, side, side, side, kernel - 1, 0)
 
     def forward(self, x: torch.Tensor, columns: int | None = None) -> torch.Tensor:
-        """B C F H W; `columns` of it at a time."""
-        x = F.pad(x, self._padding, mode="replicate")
-        if columns is None or x.shape[-1] < 1.5 * columns:
-            return self.conv(x)
+        """B C F H W; `columns` of it at a time, so that its edges are never repeated as a whole."""
+        columns_here = x.shape[-1]
+        if columns is None or columns_here < 1.5 * columns:
+            return self.conv(F.pad(x, self._padding, mode="replicate"))
         kernel, stride = self.conv.kernel_size[2], self.conv.stride[2]
-        width = (x.shape[-1] - kernel) // stride + 1
+        side, *rest = self._padding[1:]
+        width = (columns_here + 2 * side - kernel) // stride + 1
         each = max(columns // stride, 1)
-        parts: list[torch.Tensor] = []
+        out = x.new_empty(0)
         for start in range(0, width, each):
             end = min(start + each, width)
-            parts.append(self.conv(x[..., start * stride : (end - 1) * stride + kernel]))
-        return torch.cat(parts, dim=-1)
+            low, high = start * stride - side, (end - 1) * stride + kernel - side
+            left, right = max(0, -low), max(0, high - columns_here)
+            piece = x[..., low + left : high - right]
+            made = self.conv(F.pad(piece, (left, right, *rest), mode="replicate"))
+            if start == 0:
+                out = made.new_empty(*made.shape[:-1], width)
+            out[..., start:end] = made
+        return out
 
 
 class Residual(nn.Module):

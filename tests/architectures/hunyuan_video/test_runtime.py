@@ -7,10 +7,11 @@ import contextlib
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from musubi.architectures.hunyuan_video import ARCHITECTURE
 from musubi.architectures.hunyuan_video.runtime import HunyuanVideoRuntime
-from musubi.architectures.hunyuan_video.vae import SCALING
+from musubi.architectures.hunyuan_video.vae import SCALING, Pieces
 from musubi.config.generate import GenerateConfig
 from musubi.config.options import for_architecture, own_options
 from musubi.config.resolve import resolve
@@ -19,6 +20,7 @@ from musubi.config.train import TrainConfig
 from musubi.errors import CheckpointError, ConfigError
 from musubi.generate.recipes import build_recipe
 from musubi.generate.write import metadata
+from musubi.memory.trace import Recorder
 from musubi.spec import Clip, Conditioning, Quiet, Recipe
 from musubi.testing import twins
 from musubi.train.step import move
@@ -246,6 +248,19 @@ def test_columns_change_nothing_and_tiles_little(nets):
     whole = runtime().encode_media(nets, [clip()])[0][0]["latents"]
     narrow = runtime(vae_chunk_size=8).encode_media(nets, [clip()])[0][0]["latents"]
     torch.testing.assert_close(narrow, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_columns_need_less_memory():
+    vae = ARCHITECTURE.component("vae")
+    peaks = []
+    for columns in (None, 32):
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            module = vae.build(**vae.full)
+            recorder = Recorder()
+            with recorder:
+                module.encode(torch.empty(1, 3, 9, 256, 256), pieces=Pieces(columns=columns))
+        peaks.append(recorder.trace.peak)
+    assert peaks[1] < 0.9 * peaks[0]
 
 
 @pytest.mark.parametrize(
