@@ -7,6 +7,7 @@ import pytest
 from musubi import registry
 from musubi.config.options import for_architecture
 from musubi.config.plan import PlanConfig
+from musubi.plan import machine
 from musubi.plan.run import run
 from musubi.spec import Quiet
 from musubi.testing import media, twins
@@ -20,6 +21,12 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory):
     return media.write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def roomy(monkeypatch):
+    """A computer whose memory decides nothing, whatever else runs on this one."""
+    monkeypatch.setattr(machine, "free_host", lambda: 1 << 40)
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from musubi.plan.fit import fitting, given, policy_for
 from musubi.plan.subject import Bucket, subject
 from musubi.spec import Policy, Quiet
 
+pytestmark = pytest.mark.usefixtures("roomy")
+
 WAN = registry.find("wan")
 GIB = 2**30
 LARGE = {"size": "14B", "video_size": (480, 832), "video_length": 81}

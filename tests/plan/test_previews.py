@@ -19,6 +19,8 @@ from musubi.plan.subject import Bucket, Whole, subject
 from musubi.spec import Policy, Quiet
 from musubi.train.preview import read_prompts
 
+pytestmark = pytest.mark.usefixtures("roomy")
+
 WAN = registry.find("wan")
 GIB = 2**30
 TRAINED = [Bucket(256, 256, 5)]

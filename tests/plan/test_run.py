@@ -13,6 +13,8 @@ from musubi.plan.fit import buckets_of, decided, encoders_for, largest_batch, po
 from musubi.plan.subject import Bucket, largest, subject
 from musubi.spec import Policy, Quiet
 
+pytestmark = pytest.mark.usefixtures("roomy")
+
 WAN = registry.find("wan")
 SIZE = {"width": 128, "height": 128, "frames": 9}
 GIB = 2**30
