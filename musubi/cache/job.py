@@ -147,6 +147,8 @@ class Summary:
 
 def listed(problems: Sequence[Problem]) -> str:
     """Problems as sentences; the first twenty of many."""
-    lines = [p.reason if p.name in p.reason else f"{p.name}: {p.reason}" for p in problems]
+    # Threads find them in any order.
+    ordered = sorted(problems, key=lambda problem: problem.name)
+    lines = [p.reason if p.name in p.reason else f"{p.name}: {p.reason}" for p in ordered]
     more = [f"And {len(lines) - _SHOWN} more."] if len(lines) > _SHOWN else []
     return " ".join(line.rstrip(".") + "." for line in lines[:_SHOWN] + more)
