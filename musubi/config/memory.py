@@ -16,7 +16,7 @@ from musubi.spec.policy import Recompute, Storage
 
 _MEMORY = "Memory and speed"
 # What only a network that stays as it is can have.
-FROZEN_ONLY = ("fp8_base", "fp8_scaled", "fp8_fast", "blocks_to_swap")
+_FROZEN_ONLY = ("fp8_base", "fp8_scaled", "fp8_fast", "blocks_to_swap")
 _SIZE = "A size such as 12GiB, 12000MiB or 12 (GiB)"
 
 
@@ -201,6 +201,25 @@ def dit_policy(config: NetworkMemoryOptions, dit: Component) -> Policy:
         slices=getattr(config, "ffn_slices", 1),
         compile=compiles(config),
     )
+
+
+def check_full(config: Any, *names: str) -> None:
+    """Refuse beside `--full` what only a network that stays as it is can have.
+
+    Args:
+        config: The options of a command that trains.
+        names: Options that mean nothing either, once they are given.
+
+    Raises:
+        ConfigError: One of them is given.
+    """
+    mixed = [name for name in names if getattr(config, name) is not None]
+    mixed += [name for name in _FROZEN_ONLY if getattr(config, name)]
+    if mixed:
+        raise ConfigError(
+            f"--full trains the DiT itself, so --{mixed[0]} means nothing.",
+            fix=f"Leave out --full or --{mixed[0]}.",
+        )
 
 
 def encoder_policies(config: Any, architecture: Architecture) -> dict[str, Policy]:

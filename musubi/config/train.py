@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 from typing_extensions import Self
 
-from musubi.config.memory import FROZEN_ONLY, RoomOptions, TrainMemoryOptions
+from musubi.config.memory import RoomOptions, TrainMemoryOptions, check_full
 from musubi.config.optimization import (
     LoraOptions,
     OptimizerOptions,
@@ -195,13 +195,7 @@ def _check_lora(config: TrainConfig) -> None:
         )
     if config.full:
         names = ("network_dim", "network_dropout", "network_args", "network_weights")
-        mixed = [n for n in (*names, "scale_weight_norms") if getattr(config, n) is not None]
-        mixed += [n for n in FROZEN_ONLY if getattr(config, n)]
-        if mixed:
-            raise ConfigError(
-                f"--full trains the DiT itself, so --{mixed[0]} means nothing.",
-                fix=f"Leave out --full or --{mixed[0]}.",
-            )
+        check_full(config, *names, "scale_weight_norms")
 
 
 def _check_names(config: TrainConfig) -> None:

@@ -131,12 +131,7 @@ class Placement:
             wanted = self.policy.streamed[number] if number < len(self.policy.streamed) else 0
             if not self.strict:
                 wanted = min(wanted, len(stack))
-            if wanted > len(stack):
-                raise ConfigError(
-                    f"--blocks_to_swap asks for {wanted} of {self.traits.stacks[number]}, and this "
-                    f"network has {len(stack)}.",
-                    fix="Swap fewer.",
-                )
+            check_swapped(self.traits.stacks[number], wanted, len(stack))
             for place in spread(len(stack), wanted):
                 self._homes[first + place] = self._house(stack[place], names, made)
             first += len(stack)
@@ -152,6 +147,19 @@ class Placement:
         home = housed(items, size, self.device, self.report)
         self._views |= {names[id(i.tensor)]: i.view(home.buffer) for i in items}
         return home
+
+
+def check_swapped(stack: str, wanted: int, there: int) -> None:
+    """Refuse to stream more blocks of a stack than it has.
+
+    Raises:
+        ConfigError: There are fewer.
+    """
+    if wanted > there:
+        raise ConfigError(
+            f"--blocks_to_swap asks for {wanted} of {stack}, and this network has {there}.",
+            fix="Swap fewer.",
+        )
 
 
 def placer(

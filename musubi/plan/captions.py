@@ -79,7 +79,7 @@ def _run(architecture: Architecture, name: str, module: nn.Module, tokens: int |
     options = {option.name: option.default for option in architecture.options}
     runtime = architecture.runtime(architecture, task, options)
     with torch.no_grad():
-        runtime.encode_text(_Nets(name, module, Tokenizer(tokens)), name, ["plan"])
+        runtime.encode_text(OneNetwork(name, module, Tokenizer(tokens)), name, ["plan"])
     return recorder.trace
 
 
@@ -105,12 +105,18 @@ def _op(name: str, flops: float, traffic: int, live: int, *, widens: bool = Fals
     return Op(name, kind, (), (), flops, traffic, live, 0, widens)
 
 
-class _Nets:
-    """One text encoder, for a runtime."""
+class OneNetwork:
+    """One network, for a runtime.
+
+    Args:
+        name: Of its component.
+        module: The network.
+        tokenizer: Of a text encoder.
+    """
 
     device = torch.device("cpu")
 
-    def __init__(self, name: str, module: nn.Module, tokenizer: Tokenizer) -> None:
+    def __init__(self, name: str, module: nn.Module, tokenizer: Tokenizer | None = None) -> None:
         self._name, self._module, self._tokenizer = name, module, tokenizer
 
     def __getitem__(self, name: str) -> nn.Module:
@@ -122,6 +128,8 @@ class _Nets:
         return name == self._name
 
     def tokenizer(self, name: str) -> Any:
+        if self._tokenizer is None:
+            raise KeyError(name)
         return self._tokenizer
 
 

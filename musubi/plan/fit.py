@@ -8,10 +8,11 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from musubi.config.memory import FROZEN_ONLY, dit_policy, encoder_policies
+from musubi.config.memory import check_full, dit_policy, encoder_policies
 from musubi.config.sizes import parse_bytes
 from musubi.errors import ConfigError
 from musubi.memory import speed
+from musubi.memory.apply import check_swapped
 from musubi.memory.choose import Chosen, choose, needed, stream_counts
 from musubi.memory.speed import Card
 from musubi.memory.weights import weights_of
@@ -217,20 +218,11 @@ def check(config: Any, about: Subject, policy: Policy) -> None:
         ConfigError: Options contradict each other or the network.
     """
     if about.trains and getattr(config, "full", False):
-        mixed = [name for name in FROZEN_ONLY if getattr(config, name)]
-        if mixed:
-            raise ConfigError(
-                f"--full trains the DiT itself, so --{mixed[0]} means nothing.",
-                fix=f"Leave out --full or --{mixed[0]}.",
-            )
+        check_full(config)
     dit, case = about.architecture.dit, about.case
     stacks = weights_of(dit, case.numbers, dtype=case.dtype).blocks
     for name, stack, count in zip(dit.traits.stacks, stacks, policy.streamed, strict=False):
-        if count > len(stack):
-            raise ConfigError(
-                f"--blocks_to_swap asks for {count} of {name}, and this network has {len(stack)}.",
-                fix="Swap fewer.",
-            )
+        check_swapped(name, count, len(stack))
 
 
 def may_compile() -> bool:

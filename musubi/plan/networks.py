@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from musubi.memory.estimate import LIBRARIES, PROCESS, Estimate
@@ -21,26 +20,6 @@ from musubi.plan.subject import Bucket, Network
 from musubi.spec import Architecture, Clip, Component, Task
 from musubi.spec.policy import Policy
 from musubi.weights.blank import on_meta
-
-
-class _Nets:
-    """One network, for a runtime."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, name: str, module: nn.Module) -> None:
-        self._name, self._module = name, module
-
-    def __getitem__(self, name: str) -> nn.Module:
-        if name != self._name:
-            raise KeyError(name)
-        return self._module
-
-    def __contains__(self, name: object) -> bool:
-        return name == self._name
-
-    def tokenizer(self, name: str) -> Any:
-        raise KeyError(name)
 
 
 def encoding(
@@ -109,7 +88,7 @@ def _record(network: Network, act: Any) -> Trace:
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         filled(module)
         with recorder:
-            act(_Nets(network.component.name, module))
+            act(captions.OneNetwork(network.component.name, module))
     return recorder.trace
 
 
