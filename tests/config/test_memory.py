@@ -61,7 +61,7 @@ def test_two_stacks_share_the_swapped_blocks() -> None:
 
 
 def test_products_without_8_bits_are_refused() -> None:
-    with pytest.raises(ConfigError, match="--fp8_fast multiplies 8-bit weights"):
+    with pytest.raises(ConfigError, match="--fp8_fast multiplies weights that are stored in fp8"):
         of(fp8_fast=True)
 
 

@@ -35,7 +35,7 @@ class Placed:
             layer.__class__ = Rows
             layer.register_buffer("scale", torch.empty(layer.out_features, 1, device="meta"))
 
-    def keeps(self, name):
+    def keeps(self, name, dtype):
         self.asked.append(name)
         return name in self.kept
 
