@@ -197,7 +197,9 @@ def dit_policy(config: NetworkMemoryOptions, dit: Component) -> Policy:
     storage: Storage = "fp8" if getattr(config, plain, False) else "kept"
     storage = "fp8_scaled" if config.fp8_scaled else storage
     if config.int8 or config.int8_fast:
-        named = next((n for n in ("fp8_scaled", "fp8_fast", plain) if getattr(config, n, False)), "")
+        named = next(
+            (n for n in ("fp8_scaled", "fp8_fast", plain) if getattr(config, n, False)), ""
+        )
         if named:
             raise ConfigError(
                 f"--{named} stores the DiT in fp8, and --{'int8' if config.int8 else 'int8_fast'} "

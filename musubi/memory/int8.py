@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 
 LARGEST = 127.0
 _SMALLEST = 127e-12
@@ -83,14 +85,7 @@ def _rounded(x: torch.Tensor, factor: torch.Tensor | None) -> tuple[torch.Tensor
 def _rows(x: torch.Tensor, factor: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     if (kernels := _kernels(x)) is not None:
         return kernels.quantized(x, factor)
-    if not x.is_cuda or len(x) <= _CHUNK:
-        return _rounded(x, factor)
-    q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    scale = torch.empty(len(x), 1, dtype=torch.float32, device=x.device)
-    for start in range(0, len(x), _CHUNK):  # or all of it would exist in float32
-        part = slice(start, start + _CHUNK)
-        q[part], scale[part] = _rounded(x[part], factor)
-    return q, scale
+    return _rounded(x, factor) if len(x) <= _CHUNK else _rounded_in_chunks(x, factor, _CHUNK)
 
 
 @_rows.register_fake
@@ -117,21 +112,10 @@ def _product(
         return kernels.product(a, b.contiguous(), scale_a, scale_b, bias, dtype)
     count = len(a)
     if a.is_cuda and count <= _FEW_ROWS:
-        a = torch.cat([a, a.new_zeros(2 * _FEW_ROWS - count, a.shape[1])])
-        scale_a = torch.cat([scale_a, scale_a.new_zeros(len(a) - count, 1)])
-    y = torch.empty(len(a), len(b), dtype=dtype, device=a.device)
-    step = _CHUNK if a.is_cuda and len(a) >= 2 * _CHUNK else len(a)
-    for start in range(0, len(a), max(1, step)):
-        # The last chunk takes what is left, so that none is too small.
-        end = start + step if len(a) - start >= 2 * step else len(a)
-        sums = torch._int_mm(a[start:end], b.t()) * scale_a[start:end]
-        if bias is None:
-            torch.mul(sums, scale_b.t(), out=y[start:end])
-        else:
-            torch.addcmul(bias, sums, scale_b.t(), out=y[start:end])
-        if end == len(a):
-            break
-    return y[:count] if len(a) == count else y[:count].clone()
+        a = F.pad(a, (0, 0, 0, 2 * _FEW_ROWS - count))
+        scale_a = F.pad(scale_a, (0, 0, 0, len(a) - count))
+    y = _multiplied(a, b, scale_a, scale_b, bias, dtype, _CHUNK)
+    return y if len(y) == count else y[:count].clone()
 
 
 @_product.register_fake
@@ -144,6 +128,39 @@ def _(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     return torch.empty((a.shape[0], b.shape[0]), dtype=dtype, device=a.device)
+
+
+def _rounded_in_chunks(
+    x: torch.Tensor, factor: torch.Tensor | None, step: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_rounded` of so many rows at a time: only these exist in float32."""
+    q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    scale = torch.empty(len(x), 1, dtype=torch.float32, device=x.device)
+    for start in range(0, len(x), step):
+        part = slice(start, start + step)
+        q[part], scale[part] = _rounded(x[part], factor)
+    return q, scale
+
+
+def _multiplied(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale_a: torch.Tensor,
+    scale_b: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    step: int,
+) -> torch.Tensor:
+    """`product` by PyTorch's own product of integers, so many rows at a time, or up to twice as many."""
+    y = torch.empty(len(a), len(b), dtype=dtype, device=a.device)
+    starts = range(0, max(1, len(a) - step + 1), step)  # the last one takes what is left
+    for start, end in itertools.pairwise([*starts, len(a)]):
+        sums = torch._int_mm(a[start:end], b.t()) * scale_a[start:end]
+        if bias is None:
+            torch.mul(sums, scale_b.t(), out=y[start:end])
+        else:
+            torch.addcmul(bias, sums, scale_b.t(), out=y[start:end])
+    return y
 
 
 def _kernels(x: torch.Tensor) -> ModuleType | None:

@@ -45,8 +45,9 @@ class Linear8(nn.Linear):
         kind = input.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
-        product = _Multiplied if self.products else _Expanded
-        return product.apply(input.to(dtype), self.weight, self.scale_weight, bias)
+        if self.products:
+            return _Multiplied.apply(input.to(dtype), self.weight, self.scale_weight, bias)
+        return _Expanded.apply(input.to(dtype), self.weight, self.scale_weight, bias)
 
 
 def convert(

@@ -67,7 +67,7 @@ def started(work: Work) -> float:
     return _START * work.kernels
 
 
-def _card(  # noqa: PLR0913 - a row of the table
+def _card(
     name: str,
     product: float,
     product8: float | None,

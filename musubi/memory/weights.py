@@ -93,9 +93,7 @@ def _weights(
     module = on_meta(component, dict(numbers), dtype)
     eights: list[str] = []
     if storage != "kept":
-        eights = list(
-            quantized.convert(module, component.traits, products=False, storage=storage)
-        )
+        eights = list(quantized.convert(module, component.traits, products=False, storage=storage))
     inside: set[int] = set()
     blocks = []
     for stack in stacks(module, component.traits):

@@ -24,7 +24,9 @@ class Net(nn.Module):
         self.own = Own(16, 16)
 
 
-def layer(*, products: bool, bias: bool = True, wide: int = 96) -> tuple[nn.Linear, quantized.Linear8]:
+def layer(
+    *, products: bool, bias: bool = True, wide: int = 96
+) -> tuple[nn.Linear, quantized.Linear8]:
     torch.manual_seed(0)
     plain = nn.Linear(64, wide, bias=bias)
     net = nn.Module()
@@ -40,7 +42,9 @@ def layer(*, products: bool, bias: bool = True, wide: int = 96) -> tuple[nn.Line
 def test_only_named_plain_layers_are_converted_and_names_stay() -> None:
     net = Net()
     before = list(net.state_dict())
-    names = quantized.convert(net, Traits(quantize=(*TRAITS.quantize, r"own\.weight")), products=True)
+    names = quantized.convert(
+        net, Traits(quantize=(*TRAITS.quantize, r"own\.weight")), products=True
+    )
     assert names == ["big.0.weight", "big.1.weight", "odd.weight"]
     assert [n for n in net.state_dict() if not n.endswith("scale_weight")] == before
     assert net.big[0].weight.dtype == fp8.E4M3

@@ -19,7 +19,7 @@ from musubi.errors import CheckpointError
 from musubi.nn import rope
 from musubi.nn.attention import attention
 from musubi.nn.linear import PatchEmbedding, PreciseLinear
-from musubi.nn.norm import LayerNorm, RMSNorm, modulated
+from musubi.nn.norm import LayerNorm, RMSNorm, gated, modulated
 from musubi.spec import Shapes
 
 HEAD = 128
@@ -113,11 +113,11 @@ class Block(nn.Module):
             image: B I D.
         """
         shift, scale, gate, shift2, scale2, gate2 = (self.modulation.float() + e).chunk(6, dim=1)
-        y = self.self_attn(modulated(x, shift, scale).to(x.dtype), cos, sin)
-        x = torch.addcmul(x.float(), y.float(), gate).to(x.dtype)
+        y = self.self_attn(modulated(x, shift, scale, dtype=x.dtype), cos, sin)
+        x = gated(x, y, gate)
         x = x + self.cross_attn(self.norm3(x), text, image).to(x.dtype)
-        y = self.ffn(modulated(x, shift2, scale2).to(x.dtype))
-        return torch.addcmul(x.float(), y.float(), gate2).to(x.dtype)
+        y = self.ffn(modulated(x, shift2, scale2, dtype=x.dtype))
+        return gated(x, y, gate2)
 
 
 class Head(nn.Module):
