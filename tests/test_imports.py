@@ -33,6 +33,8 @@ ROOMS["bench"] = (*ROOMS["testing"], "testing")
 ROOMS["demo"] = (*ROOMS["testing"], "testing")
 ROOMS["cli"] = (*ROOMS["demo"], "demo", "bench")
 ROOMS["architectures"] = ("errors", "spec", "nn", "weights")
+ROOMS = {room: (*others, "untrusted", "stopping") for room, others in ROOMS.items()}
+ROOMS |= {"untrusted": (), "stopping": ()}
 HEAVY = ("torch", "transformers", "accelerate", "numpy", "av", "PIL", "bitsandbytes")
 SOURCES = sorted(ROOT.rglob("*.py"))
 
