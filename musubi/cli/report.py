@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from musubi import stopping
-from musubi.spec.report import Progress, Quiet, Report
+from musubi.plugin.report import Progress, Quiet, Report
 
 if TYPE_CHECKING:
     from rich.console import Console

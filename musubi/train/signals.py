@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from musubi.spec.report import Report
+from musubi.plugin.report import Report
 from musubi.stopping import Deferred
 
 
