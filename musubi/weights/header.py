@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from musubi.errors import CheckpointError
-from musubi.untrusted import parse_json
+from musubi.untrusted import TextError, parse_json
 from musubi.weights.dtypes import stored_code, stored_dtype
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
@@ -131,42 +131,42 @@ def parse_header(text: bytes) -> tuple[dict[str, Entry], dict[str, str]]:
         text: The JSON behind the length.
 
     Raises:
-        ValueError: It is no JSON object, two tensors have one name, a shape or an offset is no
+        TextError: It is no JSON object, two tensors have one name, a shape or an offset is no
             natural number, or the tensors' bytes overlap or leave holes.
     """
     if text.count(b"[") > _MOST_LISTS:
-        raise ValueError(f"it has more than {_MOST_LISTS} lists")
+        raise TextError(f"it has more than {_MOST_LISTS} lists")
     if not text.startswith(b"{"):
-        raise ValueError("it does not begin with {")
+        raise TextError("it does not begin with {")
     facts = parse_json(text.decode("utf-8"), unique=True)
     if not isinstance(facts, dict):
-        raise ValueError("it is no JSON object")
+        raise TextError("it is no JSON object")
     metadata = facts.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ValueError("its __metadata__ is not a table of texts")
+        raise TextError("its __metadata__ is not a table of texts")
     found = {name: _entry(name, fact) for name, fact in facts.items()}
     ordered = sorted(found.items(), key=lambda item: (item[1].start, item[1].end))
     end = 0
     for name, entry in ordered:
         if entry.start != end:
             what = "overlap those" if entry.start < end else "leave a hole behind those"
-            raise ValueError(f"the bytes of the tensor {name!r} {what} of the one before")
+            raise TextError(f"the bytes of the tensor {name!r} {what} of the one before")
         end = entry.end
     return dict(ordered), metadata
 
 
 def _entry(name: str, fact: object) -> Entry:
     if not isinstance(fact, dict) or not {"dtype", "shape", "data_offsets"} <= fact.keys():
-        raise ValueError(f"the tensor {name!r} lacks its dtype, its shape or its offsets")
+        raise TextError(f"the tensor {name!r} lacks its dtype, its shape or its offsets")
     code, shape, offsets = fact["dtype"], fact["shape"], fact["data_offsets"]
     if not isinstance(code, str):
-        raise ValueError(f"the dtype of the tensor {name!r} is no text")
+        raise TextError(f"the dtype of the tensor {name!r} is no text")
     if not _natural(shape) or not _natural(offsets) or len(offsets) != 2:
-        raise ValueError(f"the shape or the offsets of the tensor {name!r} are no natural numbers")
+        raise TextError(f"the shape or the offsets of the tensor {name!r} are no natural numbers")
     start, end = offsets
     dtype = stored_dtype(code)
     if end < start or (dtype is not None and end - start != math.prod(shape) * dtype.itemsize):
-        raise ValueError(f"the tensor {name!r} has the wrong number of bytes")
+        raise TextError(f"the tensor {name!r} has the wrong number of bytes")
     return Entry(dtype, tuple(shape), start, end)
 
 
