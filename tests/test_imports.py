@@ -34,6 +34,8 @@ ROOMS["demo"] = (*ROOMS["testing"], "testing")
 ROOMS["cli"] = (*ROOMS["demo"], "demo", "bench")
 ROOMS["encoders"] = ("errors", "plugin", "nn", "weights")
 ROOMS["architectures"] = ("errors", "plugin", "nn", "weights", "encoders")
+ROOMS = {room: (*others, "untrusted", "stopping") for room, others in ROOMS.items()}
+ROOMS |= {"untrusted": (), "stopping": ()}
 HEAVY = ("torch", "transformers", "accelerate", "numpy", "av", "PIL", "bitsandbytes")
 SOURCES = sorted(ROOT.rglob("*.py"))
 
