@@ -24,7 +24,8 @@ ROOMS = {
     "lora": ("errors", "plugin", "registry", "config", "nn", "flow", "weights", "memory"),
     "data": ("errors", "plugin", "registry", "config", "nn", "flow", "weights", "memory"),
 }
-ROOMS["cache"] = (*ROOMS["data"], "data", "lora")
+ROOMS["estimate"] = ("errors", "plugin", "nn", "flow", "weights", "memory")
+ROOMS["cache"] = (*ROOMS["data"], "data", "lora", "estimate")
 ROOMS["plan"] = (*ROOMS["cache"], "cache")
 ROOMS["generate"] = (*ROOMS["plan"], "plan")
 ROOMS["train"] = (*ROOMS["generate"], "generate")
