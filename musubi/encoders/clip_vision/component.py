@@ -1,7 +1,7 @@
 """CLIP's image tower as a component. Plain data: no torch in this file."""
 
 from musubi.encoders.clip_vision import keys
-from musubi.spec import Component, Lazy, Traits
+from musubi.plugin import Component, Lazy, Traits
 
 CLIP_VISION = Component(
     name="clip",

@@ -1,6 +1,6 @@
 """The layouts in which CLIP's image tower is published, as key maps. Plain data: no torch here."""
 
-from musubi.spec import Fuse, KeyMap, Rename, Squeeze, renamed
+from musubi.plugin import Fuse, KeyMap, Rename, Squeeze, renamed
 
 _LAYERS = renamed(
     {

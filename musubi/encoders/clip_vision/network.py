@@ -13,7 +13,7 @@ from torch import nn
 
 from musubi.errors import CheckpointError
 from musubi.nn.norm import LayerNorm
-from musubi.spec import Shapes
+from musubi.plugin import Shapes
 
 HEAD = 80
 """Size of an attention head of ViT-H."""

@@ -1,7 +1,7 @@
 """Wan2.2's autoencoder as a component. Plain data: no torch in this file."""
 
 from musubi.encoders.wan22_vae import keys
-from musubi.spec import Component, Lazy
+from musubi.plugin import Component, Lazy
 
 WAN22_VAE = Component(
     name="vae",

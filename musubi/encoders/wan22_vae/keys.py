@@ -1,7 +1,7 @@
 """The layouts in which Wan2.2's autoencoder is published, as key maps. Plain data: no torch here."""
 
 from musubi.architectures.wan.keys import RESIDUAL, vae_middle
-from musubi.spec import KeyMap, Rename, renamed
+from musubi.plugin import KeyMap, Rename, renamed
 
 
 def _levels(theirs: str, ours: str, *, residuals: int, sampler: str) -> tuple[Rename, ...]:

@@ -25,7 +25,7 @@ from musubi.architectures.wan.vae import (
 )
 from musubi.errors import CheckpointError
 from musubi.nn.causal_conv import CausalConv3d, Stream
-from musubi.spec import Shapes
+from musubi.plugin import Shapes
 
 # Mean and standard deviation of each latent channel over the training set.
 MEAN = (
