@@ -315,7 +315,7 @@ def _modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> tor
 
 
 def _gated(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """x + y gate, summed in float32; the gate is B 1 D, or B G 1 D."""
+    """X + y gate, summed in float32; the gate is B 1 D, or B G 1 D."""
     if gate.ndim == x.ndim:
         return torch.addcmul(x.float(), y.float(), gate).to(x.dtype)
     groups = (gate.shape[1], -1)

@@ -1,6 +1,6 @@
 """The layouts in which Wan2.2's autoencoder is published, as key maps. Plain data: no torch here."""
 
-from musubi.architectures.wan.keys import RESIDUAL, vae_middle
+from musubi.encoders.wan_vae.keys import RESIDUAL, vae_middle
 from musubi.plugin import KeyMap, Rename, renamed
 
 

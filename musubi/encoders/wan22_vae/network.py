@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import nn
 
-from musubi.architectures.wan.vae import (
+from musubi.encoders.wan_vae.network import (
     RESIDUALS,
     WIDTHS,
     Layers,

@@ -5,6 +5,7 @@ import torch
 
 from musubi.encoders.wan22_vae import keys, network
 from musubi.encoders.wan22_vae.component import WAN22_VAE
+from musubi.encoders.wan_vae.component import VAE
 from musubi.errors import CheckpointError
 from musubi.testing.twins import build_twin, fill
 
@@ -107,9 +108,6 @@ def test_the_past_never_sees_the_future_and_tiles_cover_the_picture():
 
 
 def test_the_older_autoencoder_is_refused():
-    from musubi.architectures.wan import ARCHITECTURE
-
-    older = ARCHITECTURE.component("vae")
-    shapes = {n: tuple(t.shape) for n, t in older.build(**older.tiny).state_dict().items()}
+    shapes = {n: tuple(t.shape) for n, t in VAE.build(**VAE.tiny).state_dict().items()}
     with pytest.raises(CheckpointError, match=r"not Wan2.2's VAE"):
         network.infer(shapes)
