@@ -1,4 +1,4 @@
-"""UniPC for the flow as FramePack samples it: another multistep solver than `solvers.unipc`.
+"""UniPC for a flow without an alpha: another multistep solver than `solvers.unipc`.
 
 It integrates the prediction of the clean sample over lambda = -ln sigma, with B(h) = h and up to
 order 3 (Zhao et al. 2023, arXiv:2302.04867). The network is called once at each level above 0, and

@@ -1,4 +1,4 @@
-"""FramePack's UniPC: against diffusers' with the flow's alpha taken as 1, and its edge cases."""
+"""The flow's UniPC: against diffusers' with alpha taken as 1, and its edge cases."""
 
 import pytest
 import torch

@@ -244,7 +244,7 @@ def _leading(mask: torch.Tensor) -> bool:
 
 
 def added(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """x + gate y, float32 inside, in the dtype of x."""
+    """Of x + gate y the sum, float32 inside, in the dtype of x."""
     return torch.addcmul(x.float(), y.float(), gate).to(x.dtype)
 
 

@@ -28,12 +28,13 @@ from musubi.architectures.framepack.context import (
     split_heads,
     trimmed,
 )
+from musubi.encoders.sizes import all_there, depth
 from musubi.errors import CheckpointError
 from musubi.nn import rope
 from musubi.nn.attention import attention
 from musubi.nn.linear import PatchEmbedding, PreciseLinear
 from musubi.nn.norm import RMSNorm, modulated
-from musubi.spec import Shapes
+from musubi.plugin import Shapes
 
 PATCH = (1, 2, 2)
 PATCH_2X = (2, 4, 4)
@@ -378,11 +379,7 @@ def infer(shapes: Shapes) -> dict[str, Any]:
         "image_projection.up.weight",
         "proj_out.weight",
     )
-    absent = next((name for name in needed if name not in shapes), None)
-    if absent is not None:
-        raise CheckpointError(
-            f"This is not a FramePack denoiser: it has no tensor {absent!r}.", fix=fix
-        )
+    all_there(shapes, needed, "a FramePack denoiser", fix)
     patch = tuple(shapes["x_embedder.proj.weight"])
     hidden = patch[0]
     if len(patch) != 5 or patch[2:] != PATCH or hidden % HEAD:
@@ -393,16 +390,12 @@ def infer(shapes: Shapes) -> dict[str, Any]:
         )
     return {
         "hidden": hidden,
-        "double_depth": _count(shapes, "transformer_blocks."),
-        "single_depth": _count(shapes, "single_transformer_blocks."),
-        "refiner_depth": _count(shapes, "context_embedder.token_refiner.refiner_blocks."),
+        "double_depth": depth(shapes, "transformer_blocks."),
+        "single_depth": depth(shapes, "single_transformer_blocks."),
+        "refiner_depth": depth(shapes, "context_embedder.token_refiner.refiner_blocks."),
         "channels": patch[1],
         "text_dim": shapes["context_embedder.proj_in.weight"][1],
         "pooled_dim": shapes["time_text_embed.text_embedder.linear_1.weight"][1],
         "image_dim": shapes["image_projection.up.weight"][1],
         "guidance": "time_text_embed.guidance_embedder.linear_1.weight" in shapes,
     }
-
-
-def _count(shapes: Shapes, stack: str) -> int:
-    return len({n.removeprefix(stack).split(".")[0] for n in shapes if n.startswith(stack)})

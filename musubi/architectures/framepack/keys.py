@@ -4,7 +4,7 @@ Our names are those of the released files, which are diffusers' own: of lllyasvi
 of Kijai's single files in bfloat16 and in 8 bits.
 """
 
-from musubi.spec import KeyMap
+from musubi.plugin import KeyMap
 
 _MARKER = (
     "x_embedder.proj.weight",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from musubi.encoders.siglip import keys
-from musubi.spec import Component, Lazy, Traits
+from musubi.plugin import Component, Lazy, Traits
 
 FULL: Mapping[str, int] = {
     "dim": 1152,

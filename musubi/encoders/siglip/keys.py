@@ -1,6 +1,6 @@
 """Names in published SigLIP files ↔ ours. Plain data: no torch in this file."""
 
-from musubi.spec import KeyMap, Rename
+from musubi.plugin import KeyMap, Rename
 
 _VISION = (
     "embeddings.patch_embedding.weight",

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from musubi.encoders.sizes import all_there, depth
 from musubi.errors import CheckpointError
 from musubi.nn.attention import attention
 from musubi.nn.norm import LayerNorm
-from musubi.spec import Shapes
+from musubi.plugin import Shapes
 
 SIDE = 384
 """Pixels of the square that a picture is made to."""
@@ -186,11 +187,7 @@ def infer(shapes: Shapes) -> dict[str, int]:
     places = "vision_model.embeddings.position_embedding.weight"
     inner = "vision_model.encoder.layers.0.mlp.fc1.weight"
     bias = "vision_model.embeddings.patch_embedding.bias"
-    absent = next((n for n in (patches, places, inner, bias) if n not in shapes), None)
-    if absent is not None:
-        raise CheckpointError(
-            f"This is not a SigLIP vision tower: it has no tensor {absent!r}.", fix=fix
-        )
+    all_there(shapes, (patches, places, inner, bias), "a SigLIP vision tower", fix)
     dim, channels, patch, _ = shapes[patches]
     positions = shapes[places][0]
     if channels != 3 or (SIDE // patch) ** 2 != positions:
@@ -200,11 +197,10 @@ def infer(shapes: Shapes) -> dict[str, int]:
             f"pixels; what is needed is the one for {SIDE}.",
             fix=fix,
         )
-    stack = "vision_model.encoder.layers."
     return {
         "dim": dim,
         "ffn_dim": shapes[inner][0],
-        "num_layers": len({n.removeprefix(stack).split(".")[0] for n in shapes if stack in n}),
+        "num_layers": depth(shapes, "vision_model.encoder.layers."),
         "positions": positions,
         "patch": patch,
     }

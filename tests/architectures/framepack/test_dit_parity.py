@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from musubi.architectures.framepack import DIT, keys
+from musubi.architectures.framepack import keys
+from musubi.architectures.framepack.component import DIT
 from musubi.testing.twins import fill
 
 pytestmark = pytest.mark.parity

@@ -1,8 +1,8 @@
-"""Everything that the architecture `framepack` says about itself. Plain data: no torch in this file."""
+"""FramePack's denoiser as a component. Plain data: no torch in this file."""
 
 from musubi.architectures.framepack import keys
-from musubi.architectures.framepack.sizes import DIT_TRAITS, FULL, TINY
-from musubi.spec import Component, Lazy
+from musubi.architectures.framepack.sizes import DIT_TRAITS, TINY
+from musubi.plugin import Component, Lazy
 
 DIT = Component(
     name="dit",
