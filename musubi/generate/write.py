@@ -155,8 +155,9 @@ class LatentFile:
     def fps(self) -> float | None:
         """Frames per second, when the file says a number that can be meant."""
         given = self.recipe.get("fps")
-        known = isinstance(given, (int, float)) and not isinstance(given, bool)
-        return float(given) if known and 0 < given <= 1000 else None
+        if isinstance(given, bool) or not isinstance(given, (int, float)):
+            return None
+        return float(given) if 0 < given <= 1000 else None
 
 
 def read_latents(path: Path) -> LatentFile:
