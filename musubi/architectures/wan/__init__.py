@@ -82,6 +82,8 @@ DIT = Component(
         "out_dim": 16,
         "text_dim": 32,
         "freq_dim": 256,
+        "reference": False,
+        "vace_layers": 0,
     },
 )
 
