@@ -14,15 +14,16 @@ import torch
 
 from musubi.config.train import TrainConfig
 from musubi.errors import RunError, StoppedError
+from musubi.pages import columns
 from musubi.spec.report import Progress, Report
-from musubi.train import feed, optim, seeds
+from musubi.train import feed, log, optim, seeds
 from musubi.train.checkpoints import Checkpoints
 from musubi.train.feed import Feed, Micro, Source, Step
-from musubi.train.log import Figures, Metrics, Window
+from musubi.train.log import Figures, Mark, Metrics, Window
 from musubi.train.processes import Processes
 from musubi.train.signals import Stop
 from musubi.train.state import Position
-from musubi.train.step import Objective
+from musubi.train.step import Objective, tokens_of
 from musubi.train.trainee import Trainee
 from musubi.train.update import Update
 from musubi.train.validation import Validation
@@ -47,6 +48,7 @@ class _Made:
     step: Step
     figures: Figures
     rate: float
+    tokens: int
     extra: Mapping[str, float]
 
 
@@ -174,8 +176,10 @@ class Run:
 
     def _step(self, step: Step, loaded: Iterator[tuple[Micro, Any]]) -> None:
         number = self.position.step + 1
+        began, tokens = Mark(self.objective.device), 0
         losses: dict[str, torch.Tensor] = {}
         for micro, batch in loaded:
+            tokens += tokens_of(batch)
             loss = self.objective.training_loss(batch, number, micro.number) / step.total
             self.update.backward(loss)
             losses[f"micro {micro.number}"] = loss.detach()
@@ -188,7 +192,9 @@ class Run:
         figures = {"loss": loss, "grad_norm": norm, "stop": asked, **losses}
         extra = self.trainee.after_step()
         self._tell()
-        self._pending = _Made(number, self.position.epoch, step, Figures(figures), rate, extra)
+        figures_read = Figures(figures, began)
+        epoch = self.position.epoch
+        self._pending = _Made(number, epoch, step, figures_read, rate, tokens, extra)
         self.position.step, self.position.batch = number, step.end
         self._after_step(step)
 
@@ -244,11 +250,13 @@ class Run:
             self._refuse(number, made.step, read)
         average = self._window.add(loss)
         self.position.window = list(self._window.losses)
-        told = {"loss/current": loss, "loss/average": average, "lr/unet": made.rate}
-        told |= {"grad_norm": norm, **extra}
+        told = {columns.LOSS.key: loss, columns.AVERAGE.key: average, columns.RATE.key: made.rate}
+        told |= {columns.GRADIENT.key: norm, **extra}
         for group in self.update.optimizer.param_groups[:1]:
             if "d" in group and group["lr"] is not None:  # Prodigy and its kin
-                told["lr/d*lr"] = float(group["d"]) * float(group["lr"])
+                told[columns.ADAPTED_RATE.key] = float(group["d"]) * float(group["lr"])
+        told |= {columns.TOKENS.key: made.tokens, columns.SECONDS.key: made.figures.seconds}
+        told |= log.memory(self.objective.device)
         self._record(told, number, epoch)
         if self._bar is not None:
             self._bar.advance(1, avr_loss=average)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from musubi.errors import RunError, StoppedError
+from musubi.pages import columns
 from musubi.spec import Quiet
 from musubi.train.run import Processes
 from musubi.train.signals import Stop
@@ -70,10 +71,27 @@ def test_a_killed_run_ends_where_the_undisturbed_one_ends(
 
     assert same(weights(calm), weights(resumed))
     assert same(optimizer_of(calm), optimizer_of(resumed))
-    metrics = [tmp_path / name / "toy" / "metrics.jsonl" for name in ("calm", "killed")]
-    assert metrics[0].read_bytes() == metrics[1].read_bytes()
+    metrics = [
+        columns.learned(columns.read(tmp_path / name / "toy" / "metrics.jsonl"))
+        for name in ("calm", "killed")
+    ]
+    assert metrics[0] == metrics[1]
+    assert len([line for line in metrics[0] if columns.LOSS.key in line]) == calm.total
     finals = [tmp_path / name / "toy.safetensors" for name in ("calm", "killed")]
     assert finals[0].read_bytes() == finals[1].read_bytes()
+
+
+def test_every_step_says_what_it_took(world, tmp_path: Path) -> None:
+    run = world.make(tmp_path, max_train_steps=3)
+    run.train()
+    for line in columns.read(tmp_path / "toy" / "metrics.jsonl"):
+        assert set(line) - {"step", "epoch"} <= {c.key for c in columns.COLUMNS}
+        assert 0 < line["seconds"] < 60 and 0 < line["memory/host"] < 1000
+        assert line["tokens"] in (
+            1,
+            2,
+        )  # 1 x 2 x 2 cells are one token; the last batch has one item
+        assert columns.MEASURED.isdisjoint(columns.learned([line])[0])
 
 
 def test_the_loss_falls_and_every_step_is_told(world, tmp_path: Path) -> None:
