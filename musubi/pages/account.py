@@ -89,9 +89,7 @@ def read(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def datasets(
-    entries: Sequence[DatasetEntry], counts: Mapping[int, int]
-) -> list[dict[str, Any]]:
+def datasets(entries: Sequence[DatasetEntry], counts: Mapping[int, int]) -> list[dict[str, Any]]:
     """What each dataset is, in short.
 
     Args:
@@ -115,8 +113,7 @@ def buckets(items: Iterable[Any]) -> list[dict[str, Any]]:
     """Size, frames and number of the items of each bucket, the fullest first."""
     counts = Counter(tuple(item.bucket[:3]) for item in items)
     return [
-        {"width": w, "height": h, "frames": f, "items": n}
-        for (w, h, f), n in counts.most_common()
+        {"width": w, "height": h, "frames": f, "items": n} for (w, h, f), n in counts.most_common()
     ]
 
 

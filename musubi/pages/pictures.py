@@ -52,7 +52,7 @@ def clip(frames: np.ndarray, fps: float, side: int = SIDE) -> bytes:
     size = _even(size[0]), _even(size[1])
     method = Image.Resampling.NEAREST if times > 1 else Image.Resampling.LANCZOS
     stream = io.BytesIO()
-    with av.open(stream, "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with av.open(stream, "w", format="mp4") as container:
         track = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         track.width, track.height = size
         track.pix_fmt = "yuv420p"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from musubi.config.resolve import to_toml
 from musubi.config.train import TrainConfig
-from musubi.errors import RunError
+from musubi.errors import MusubiError, RunError, StoppedError
 from musubi.nn import attention
-from musubi.spec import Architecture, Quiet, Report
+from musubi.pages.live import LivePage
+from musubi.plugin import Architecture, Quiet, Report
 from musubi.train import log, processes, timesteps
 from musubi.train.checkpoints import Names
 from musubi.train.setup import Setup, output_name
@@ -40,7 +43,7 @@ def run(config: TrainConfig, architecture: Architecture, report: Report) -> None
             if accelerator.is_main_process:
                 _write_config(setup.config, architecture, names)
             try:
-                with stop, setup.rescued("train"):
+                with _shown(setup.page), stop, setup.rescued("train"):
                     ready.rehearse(setup.largest)
                     ready.train()
             finally:
@@ -48,6 +51,23 @@ def run(config: TrainConfig, architecture: Architecture, report: Report) -> None
     finally:
         accelerator.end_training()
         processes.forget()
+
+
+@contextmanager
+def _shown(page: LivePage | None) -> Iterator[None]:
+    """Inside, the page of the run is kept current; at the end it says how the run ended."""
+    if page is None:
+        yield
+        return
+    page.begin()
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, (StoppedError, KeyboardInterrupt))
+        message = error.what if isinstance(error, MusubiError) else repr(error)
+        page.end("stopped" if stopped else "failed", message)
+        raise
+    page.end("finished")
 
 
 def _log_folder(config: TrainConfig, names: Names) -> Path:

@@ -15,7 +15,7 @@ import torch
 from musubi.config.train import TrainConfig
 from musubi.errors import RunError, StoppedError
 from musubi.pages import columns
-from musubi.spec.report import Progress, Report
+from musubi.plugin.report import Progress, Report
 from musubi.train import feed, log, optim, seeds
 from musubi.train.checkpoints import Checkpoints
 from musubi.train.feed import Feed, Micro, Source, Step
@@ -36,6 +36,18 @@ class Previews(Protocol):
 
     def draw(self, *, step: int, epoch: int | None) -> None:
         """Draw and write them; what fails is reported and not raised."""
+        ...
+
+
+class Page(Protocol):
+    """Shows the run while it goes on; see `musubi.pages.live`."""
+
+    def tick(self) -> None:
+        """A line of metrics was written."""
+        ...
+
+    def renew(self) -> None:
+        """A checkpoint or a preview was written."""
         ...
 
 
@@ -75,6 +87,7 @@ class Run:
         validation: Measures held-back items, or None.
         previews: Draws previews, or None.
         stop: Set by Ctrl+C.
+        page: Shows the run, or None.
     """
 
     config: TrainConfig
@@ -95,6 +108,7 @@ class Run:
     validation: Validation | None = None
     previews: Previews | None = None
     stop: Stop | None = None
+    page: Page | None = None
 
     def __post_init__(self) -> None:
         self.batches = functools.lru_cache(maxsize=4)(self.batches)
@@ -266,6 +280,8 @@ class Run:
             # JSON has no infinity, which float16's scaler lets a gradient be.
             finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}
             self.metrics.write({"step": step, "epoch": epoch, **finite})
+            if self.page is not None:
+                self.page.tick()
         self.track({**figures, "epoch": epoch}, step)
 
     def _refuse(self, number: int, step: Step, read: Mapping[str, float]) -> None:
@@ -294,6 +310,8 @@ class Run:
                 number = position.epoch if kind == "epoch" else position.step
                 self.checkpoints.save(kind, path, number=number)
                 self.report.note(f"Saved {path}.")
+            if self.page is not None:
+                self.page.renew()
         self.processes.wait()
 
     # looking
@@ -333,6 +351,8 @@ class Run:
         if self.previews is not None:
             with self._aside():
                 self.previews.draw(step=self.position.step, epoch=epoch)
+            if self.page is not None:
+                self.page.renew()
         self.processes.wait()
 
     def _aside(self) -> ExitStack:

@@ -15,7 +15,7 @@ from torch import nn
 
 from musubi.config.options import for_architecture
 from musubi.config.train import TrainConfig
-from musubi.spec import (
+from musubi.plugin import (
     Architecture,
     Component,
     Conditioning,
@@ -299,6 +299,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     entry = SimpleNamespace(
         kind="image",
         directory=tmp_path / "cats",
+        place=tmp_path / "cats",
         jsonl_file=None,
         control_directory=None,
         batch_size=2,

@@ -9,7 +9,7 @@ import torch
 
 from musubi.errors import RunError, StoppedError
 from musubi.pages import columns
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 from musubi.train.run import Processes
 from musubi.train.signals import Stop
 
