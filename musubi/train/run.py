@@ -60,7 +60,6 @@ class _Made:
     step: Step
     figures: Figures
     rate: float
-    tokens: int
     extra: Mapping[str, float]
 
 
@@ -200,15 +199,16 @@ class Run:
         loss = sum(losses.values(), torch.zeros((), device=self.objective.device))
         rate = self._rate()
         asked = torch.full_like(loss, float(self.stop is not None and self.stop.requested))
+        seen = torch.full_like(loss, float(tokens))
         if self.processes.world > 1:
-            loss, asked = self.processes.total(torch.stack([loss, asked])).unbind()
+            loss, asked, seen = self.processes.total(torch.stack([loss, asked, seen])).unbind()
         norm = self.update.step()
-        figures = {"loss": loss, "grad_norm": norm, "stop": asked, **losses}
+        figures = {"loss": loss, "grad_norm": norm, "stop": asked, "tokens": seen, **losses}
         extra = self.trainee.after_step()
         self._tell()
         figures_read = Figures(figures, began)
         epoch = self.position.epoch
-        self._pending = _Made(number, epoch, step, figures_read, rate, tokens, extra)
+        self._pending = _Made(number, epoch, step, figures_read, rate, extra)
         self.position.step, self.position.batch = number, step.end
         self._after_step(step)
 
@@ -269,7 +269,7 @@ class Run:
         for group in self.update.optimizer.param_groups[:1]:
             if "d" in group and group["lr"] is not None:  # Prodigy and its kin
                 told[columns.ADAPTED_RATE.key] = float(group["d"]) * float(group["lr"])
-        told |= {columns.TOKENS.key: made.tokens, columns.SECONDS.key: made.figures.seconds}
+        told |= {columns.TOKENS.key: int(read["tokens"]), columns.SECONDS.key: made.figures.seconds}
         told |= log.memory(self.objective.device)
         self._record(told, number, epoch)
         if self._bar is not None:

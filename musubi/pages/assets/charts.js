@@ -18,11 +18,12 @@ function bounds(curves) {
   return [low === 0 ? 0 : low - room, high + room];
 }
 // curves: [{x, y, color, name, faint}]
-function chart(title, curves, { unit = "", tall = 210, wide = 620, aside = null, reading = null } = {}) {
+function chart(title, curves, { unit = "", tall = 210, wide = 620, aside = null, reading = null, zero = false } = {}) {
+  if (window.innerWidth < 700) [wide, tall] = [400, 200]; // letters keep their size on a phone
   const left = 52, right = 12, topEdge = 10, bottom = 24, plotWidth = wide - left - right, plotHeight = tall - topEdge - bottom;
   const xs = curves.flatMap((c) => c.x);
   const x0 = Math.min(...xs.slice(0, 1), ...curves.map((c) => c.x[0])), x1 = Math.max(...curves.map((c) => c.x[c.x.length - 1]), x0 + 1);
-  const [y0, y1] = bounds(curves);
+  const [low, y1] = bounds(curves), y0 = zero ? Math.min(0, low) : low;
   const px = (x) => left + ((x - x0) / (x1 - x0)) * plotWidth;
   const py = (y) => topEdge + (1 - (Math.min(Math.max(y, y0), y1) - y0) / (y1 - y0)) * plotHeight;
   const body = svg("svg", { viewBox: `0 0 ${wide} ${tall}`, role: "img", tabindex: 0, "aria-label": `${title} by step, from ${number(curves[0].y[0])} to ${number(curves[0].y[curves[0].y.length - 1])}` });

@@ -87,7 +87,7 @@ function curvesOf(data) {
     if (["loss/current", "loss/validation"].includes(one.key)) continue;
     const color = { "lr/unet": "c1", grad_norm: "c3", seconds: "c2", "memory/device": "c4", "memory/host": "c5" }[one.key] || "c1";
     const lines = one.smooth ? [{ ...one, color, faint: true, name: "each step" }, { x: one.x, y: one.smooth, color, name: "smoothed" }] : [{ ...one, color }];
-    cards.push(el("div", { class: "card" }, chart(one.title, lines, { unit: one.unit })));
+    cards.push(el("div", { class: "card" }, chart(one.title, lines, { unit: one.unit, zero: one.unit !== "" })));
   }
   return cards.length ? section("curves", "Curves", "point at a curve, or press ← and → on it", el("div", { class: "pair" }, cards)) : null;
 }
