@@ -19,6 +19,7 @@ from musubi.data import media
 from musubi.data.sources import Source, scan
 from musubi.errors import MusubiError
 from musubi.pages import pictures
+from musubi.untrusted import parse_json, read_text
 from musubi.weights.write import atomic
 
 FOLDER = "report"
@@ -83,7 +84,7 @@ class Account:
 def read(folder: Path) -> dict[str, Any]:
     """What a run's folder notes; empty where nothing was noted."""
     try:
-        found = json.loads((folder / FOLDER / FILE).read_text(encoding="utf-8"))
+        found = parse_json(read_text(folder / FOLDER / FILE))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

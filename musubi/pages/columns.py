@@ -6,11 +6,12 @@ runs, or of a run with its resumed twin, leaves it out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from musubi.untrusted import parse_json
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def learned(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _whole(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):

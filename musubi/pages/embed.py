@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import av
 import numpy as np
+from av.error import FFmpegError
 from PIL import Image
 
 from musubi.pages import pictures
@@ -51,7 +51,7 @@ class Embedder:
             key = path, path.stat().st_mtime_ns
             if key not in self._known:
                 self._known[key] = small(path)
-        except (OSError, ValueError, av.FFmpegError):
+        except (OSError, ValueError, FFmpegError):
             return {"why": "cannot be read", **full}
         found = self._known[key]
         self._spent += len(found["src"])
@@ -62,7 +62,7 @@ def small(path: Path) -> dict[str, Any]:
     """A small copy of a video or an image.
 
     Raises:
-        OSError, ValueError, av.FFmpegError: It cannot be read.
+        OSError, ValueError, FFmpegError: It cannot be read.
     """
     if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
         with Image.open(path) as image:

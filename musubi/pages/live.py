@@ -19,7 +19,7 @@ SECONDS = 30.0
 """Between two drawings, at least."""
 SHARE = 0.02
 """Of the time that may go into drawing."""
-_PATIENCE = 60.0
+_PATIENCE = 20.0
 
 
 class LivePage:

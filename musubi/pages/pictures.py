@@ -10,6 +10,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
 from PIL import Image
 
 SIDE = 320
@@ -69,7 +70,7 @@ def shrunk(path: Path, side: int = SIDE) -> bytes:
     """A video file as `clip` makes it.
 
     Raises:
-        av.FFmpegError, ValueError: It cannot be read.
+        FFmpegError, ValueError: It cannot be read.
     """
     frames, fps = read(path)
     return clip(frames, fps, side)
@@ -79,7 +80,7 @@ def read(path: Path) -> tuple[np.ndarray, float]:
     """Every frame of a video, uint8 F H W 3, and its frames per second.
 
     Raises:
-        av.FFmpegError, ValueError: It cannot be read, or holds no picture.
+        FFmpegError, ValueError: It cannot be read, or holds no picture.
     """
     with av.open(str(path)) as container:
         if not container.streams.video:
@@ -92,7 +93,7 @@ def read(path: Path) -> tuple[np.ndarray, float]:
     return np.stack(frames), fps
 
 
-def _pictures(container: av.container.InputContainer) -> Iterator[np.ndarray]:
+def _pictures(container: InputContainer) -> Iterator[np.ndarray]:
     for frame in container.decode(video=0):
         yield frame.to_ndarray(format="rgb24")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.error import FFmpegError
 from PIL import Image
 
 from musubi.generate.write import RECIPE
+from musubi.untrusted import parse_json
 
 Show = Callable[[Path], "Mapping[str, Any] | None"]
 """A file → {"src", "kind"} and what else the page needs to show it; None where it cannot be shown."""
@@ -99,8 +100,8 @@ def recipe(path: Path) -> dict[str, Any]:
         else:
             with Image.open(path) as image:
                 text = str(image.info.get(RECIPE, ""))
-        read = json.loads(text)
-    except (OSError, ValueError, av.FFmpegError):
+        read = parse_json(text)
+    except (OSError, ValueError, FFmpegError):
         return {}
     return read if isinstance(read, dict) else {}
 
