@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from musubi.memory.apply import Placement
-from musubi.spec import Component
-from musubi.weights.blank import finished, on_meta
+from musubi.plugin import Component
+from musubi.weights.meta import finished, on_meta
 
 
 def random_network(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from musubi.cache.freshness import Wanted
 from musubi.cache.header import Kind
-from musubi.cache.shelf import Shelf, read_shelf
+from musubi.cache.index import Shelf, read_shelf
 from musubi.cache.survey import (
     NO_RECORD,
     OTHER_SETTINGS,
@@ -25,8 +25,8 @@ from musubi.config.dataset import read_dataset_config
 from musubi.config.options import paths
 from musubi.data import check as data_check
 from musubi.data.sources import Source, scan
-from musubi.spec.architecture import Architecture
-from musubi.spec.report import Report
+from musubi.plugin.architecture import Architecture
+from musubi.plugin.report import Report
 from musubi.weights.identity import identity
 
 

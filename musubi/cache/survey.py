@@ -16,17 +16,18 @@ from musubi.cache.freshness import (
     text_digest,
 )
 from musubi.cache.header import Header
-from musubi.cache.shelf import Shelf
+from musubi.cache.index import Shelf
 from musubi.cache.store import Stored, rewrite_header, text_name
+from musubi.data.frames import DECODING_VERSION
 from musubi.errors import MusubiError
-from musubi.spec.architecture import Architecture, Task
+from musubi.plugin.architecture import Architecture, Task
 
 if TYPE_CHECKING:
     from musubi.config.dataset import DatasetEntry
     from musubi.data.sources import Source
 
 NO_RECORD = "no record"
-OTHER_SETTINGS = "made with other settings in the dataset file"
+OTHER_SETTINGS = "made with other settings in the dataset file, or by an older version of musubi"
 FOREIGN = "a record that another tool wrote"
 
 
@@ -61,6 +62,7 @@ def settings_of(entry: DatasetEntry, architecture: Architecture, task: Task) -> 
     }
     if entry.kind == "video":
         shaping |= {"source_fps": entry.source_fps, "frame_rate": architecture.frame_rate}
+        shaping["decoding"] = DECODING_VERSION
         names = ("target_frames", "frame_extraction", "frame_stride", "frame_sample", "max_frames")
         choosing |= {name: getattr(entry, name) for name in names}
     return Settings(

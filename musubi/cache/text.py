@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from musubi.cache.failures import Failure, write_failures
 from musubi.cache.freshness import settings_digest, text_digest
 from musubi.cache.header import Header
+from musubi.cache.index import Failure, Shelf, delete_leftovers, read_shelf, sweep, write_failures
 from musubi.cache.job import DeviceFullError, Job, Summary
-from musubi.cache.leftovers import delete_leftovers, sweep
-from musubi.cache.shelf import Shelf, read_shelf
 from musubi.cache.store import (
     Stored,
     check_record,
@@ -30,8 +28,8 @@ from musubi.cache.survey import judge_text
 from musubi.cache.threads import WriteBehind
 from musubi.data.sources import scan
 from musubi.errors import DataError
-from musubi.spec.report import Progress
-from musubi.spec.runtime import Record
+from musubi.plugin.report import Progress
+from musubi.plugin.runtime import Record
 
 if TYPE_CHECKING:
     from musubi.config.dataset import DatasetEntry

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from musubi.errors import ConfigError
-from musubi.spec.architecture import Architecture, Lazy
-from musubi.spec.option import Command as Place
+from musubi.plugin.architecture import Architecture, Lazy
+from musubi.plugin.option import Command as Place
 
 if TYPE_CHECKING:
     from musubi.config.options import Options, Retired
@@ -90,7 +90,7 @@ COMMANDS = (
         words=("train",),
         help="Train a LoRA, or the whole network with --full, on a cached dataset.",
         model=Lazy("musubi.config.train:TrainConfig"),
-        run=Lazy("musubi.train.loop:run"),
+        run=Lazy("musubi.train.command:run"),
         place="train",
     ),
     Command(

@@ -17,20 +17,20 @@ from musubi.config import prompts
 from musubi.config.generate import GenerateConfig
 from musubi.config.memory import compiler_words
 from musubi.config.options import own_options, paths, tokenizers
+from musubi.config.recipe import ENGINE_OPTIONS, build_recipe
 from musubi.config.task import Choice, choose_task
-from musubi.errors import ConfigError, MusubiError, RunError
+from musubi.errors import ConfigError, MusubiError, RunError, system_reason
 from musubi.generate import loras, write
 from musubi.generate.inputs import has_media
 from musubi.generate.interactive import ask
 from musubi.generate.loras import Chosen
-from musubi.generate.recipes import ENGINE_OPTIONS, build_recipe
-from musubi.generate.session import Session
+from musubi.generate.pipeline import Session
 from musubi.memory.apply import placer
 from musubi.memory.compiled import Compiler
 from musubi.nn import attention
 from musubi.plan.fit import encoders_for, policy_for
-from musubi.plan.rescue import rescued
-from musubi.spec import Architecture, Policy, Recipe, Report, Task
+from musubi.plan.out_of_memory import rescued
+from musubi.plugin import Architecture, Policy, Recipe, Report, Task
 from musubi.weights.dtypes import parse_dtype
 from musubi.weights.load import inspect
 from musubi.weights.nets import Nets
@@ -125,7 +125,7 @@ class _Job:
                 found = write.read_latents(path)
                 _check_channels(found.latents, self.architecture, path)
                 name = write.stem(self.folder, found.seed, original=path.stem)
-                fps = self.config.fps or found.recipe.get("fps") or self.architecture.frame_rate
+                fps = self.config.fps or found.fps or self.architecture.frame_rate
                 notes = {} if self.config.no_metadata else found.metadata
                 self._write(found.latents, name, float(fps), notes)
         _raise(failed, len(files))
@@ -300,7 +300,7 @@ def _writable(folder: Path) -> Path:
             return folder
     except OSError as error:
         raise ConfigError(
-            f"The folder {folder} of --save_path cannot be written: {error.strerror}.",
+            f"The folder {folder} of --save_path cannot be written: {system_reason(error)}.",
             fix="Give another folder.",
         ) from error
 

@@ -12,7 +12,7 @@ from musubi.config.options import paths, spared
 from musubi.errors import ConfigError, RunError
 from musubi.lora.files import LoraFile, read_lora
 from musubi.lora.pair import Pair
-from musubi.spec import Architecture, Report, Source
+from musubi.plugin import Architecture, Report, Source
 from musubi.weights.contents import Inspection, examine, locate
 from musubi.weights.dtypes import FP8, dtype_name
 from musubi.weights.files import Weights, open_weights
@@ -204,7 +204,8 @@ class Merge:
         if source.operation == "swap":
             change = torch.cat(change.chunk(2)[::-1])
         elif source.operation == "squeeze":
-            change = change[(..., *(None,) * source.ones)]
+            ones = (None,) * source.ones
+            change = change[(*ones, ...) if source.leading else (..., *ones)]
         elif source.operation == "concat":
             start = sum(self.weights.shapes[n][0] for n in source.names[:part])
             change = change[start : start + weight.shape[0]]

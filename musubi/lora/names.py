@@ -10,8 +10,8 @@ from torch import nn
 
 from musubi import registry
 from musubi.errors import ConfigError
-from musubi.spec import Architecture, Component, Source
-from musubi.weights.blank import blank
+from musubi.plugin import Architecture, Component, Source
+from musubi.weights.meta import blank
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
 KOHYA = "lora_unet_"

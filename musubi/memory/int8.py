@@ -155,7 +155,7 @@ def _multiplied(
     y = torch.empty(len(a), len(b), dtype=dtype, device=a.device)
     starts = range(0, max(1, len(a) - step + 1), step)  # the last one takes what is left
     for start, end in itertools.pairwise([*starts, len(a)]):
-        sums = torch._int_mm(a[start:end], b.t()) * scale_a[start:end]
+        sums = torch.ops.aten._int_mm(a[start:end], b.t()) * scale_a[start:end]
         if bias is None:
             torch.mul(sums, scale_b.t(), out=y[start:end])
         else:

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 try:
-    from triton.tools.tensor_descriptor import TensorDescriptor
-except ImportError:  # before Triton 3.3
-    TensorDescriptor = None
+    from triton.tools import tensor_descriptor  # pyright: ignore[reportMissingImports]
+
+    _describe: Any = tensor_descriptor.TensorDescriptor.from_tensor
+except ImportError:  # before Triton 3.4
+    _describe = None
 
 
 @dataclass(frozen=True)
@@ -183,11 +185,11 @@ def product(
     compiled = {"num_warps": tile.warps, "num_stages": tile.stages}
     rest = (scale_a, scale_w, bias, y, rows, outputs, length)
     if tile is _HOPPER and _copies_tiles(a, w):
-        left = TensorDescriptor.from_tensor(a, [tile.m, tile.k])
-        right = TensorDescriptor.from_tensor(w, [tile.n, tile.k])
-        _product_by_tiles[(count,)](left, right, *rest, **sizes, **compiled)
+        left = _describe(a, [tile.m, tile.k])
+        right = _describe(w, [tile.n, tile.k])
+        _on(_product_by_tiles, (count,))(left, right, *rest, **sizes, **compiled)
     else:
-        _product[(count,)](a, w, *rest, EVEN=length % tile.k == 0, **sizes, **compiled)
+        _on(_product, (count,))(a, w, *rest, EVEN=length % tile.k == 0, **sizes, **compiled)
     return y
 
 
@@ -199,7 +201,7 @@ def quantized(
     q = torch.empty(rows, length, dtype=torch.int8, device=x.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(length)
-    _quantize[(rows,)](
+    _on(_quantize, (rows,))(
         x.contiguous(),
         factor,
         q,
@@ -217,13 +219,13 @@ def turned(w: torch.Tensor) -> torch.Tensor:
     outputs, length = w.shape
     t = torch.empty(length, outputs, dtype=w.dtype, device=w.device)
     grid = (triton.cdiv(outputs, 128), triton.cdiv(length, 128))
-    _turn[grid](w, t, outputs, length, BN=128, BK=128, num_warps=8)
+    _on(_turn, grid)(w, t, outputs, length, BN=128, BK=128, num_warps=8)
     return t
 
 
 def _copies_tiles(*matrices: torch.Tensor) -> bool:
     """Whether the chip can: rows and matrices must begin at whole 16 bytes."""
-    if TensorDescriptor is None:
+    if _describe is None:
         return False
     return all(m.data_ptr() % 16 == 0 and m.shape[1] % 16 == 0 for m in matrices)
 
@@ -233,6 +235,10 @@ def _tile(rows: int, capability: tuple[int, int]) -> Tile:
     if rows <= _FEW_ROWS.m:
         return _FEW_ROWS
     return _HOPPER if capability[0] == 9 else _OTHERS
+
+
+def _on(kernel: Any, grid: tuple[int, ...]) -> Any:
+    return kernel[grid]
 
 
 def kernels() -> dict[str, Any]:

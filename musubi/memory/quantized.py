@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from musubi.memory import fp8, int8
-from musubi.spec.policy import Storage
-from musubi.spec.traits import Traits, named
+from musubi.plugin.policy import Storage
+from musubi.plugin.traits import Traits, named
 
 SCALE = "scale_weight"
 DTYPES: dict[Storage, torch.dtype] = {

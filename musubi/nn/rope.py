@@ -73,10 +73,10 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
     Args:
         x: Queries or keys, B L H D.
-        cos: (L, D / 2).
-        sin: (L, D / 2).
+        cos: (L, D / 2), or B L D / 2 where items are at places of their own.
+        sin: Likewise.
     """
-    cos, sin = cos[:, None], sin[:, None]
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     if x.itemsize == 2 and not torch.compiler.is_compiling():
         # One product of complex numbers instead of four, a sum, a difference and a copy; compiled,
         # these are one kernel, and complex numbers none.

@@ -21,8 +21,8 @@ from musubi.errors import CheckpointError
 from musubi.lora.adapter import Adapters
 from musubi.memory.blocks import stacks
 from musubi.memory.compiled import Compiler
-from musubi.spec import Architecture, Clip, Conditioning, Policy, Recipe, Record, Task
-from musubi.spec.policy import Recompute, Storage
+from musubi.plugin import Architecture, Clip, Conditioning, Policy, Recipe, Record, Task
+from musubi.plugin.policy import Recompute, Storage
 from musubi.testing import twins
 from musubi.testing.subject import CAPTIONS, Subject, noisy
 from musubi.weights.files import open_weights
@@ -224,8 +224,8 @@ def eight_bits_stay_close(subject: Subject) -> None:
         found = _outcome(subject, task, records, alone)
         for a, b in zip(plain[:2], found[:2], strict=True):
             _close(b, a, 0.3, str(alone))
-        gradients = [torch.cat([g.flatten() for g in one[2:-1]]) for one in (found, plain)]
-        _close(*gradients, 0.5, f"the gradients of {alone}")
+        here, there = (torch.cat([g.flatten() for g in one[2:-1]]) for one in (found, plain))
+        _close(here, there, 0.5, f"the gradients of {alone}")
         away = replace(
             alone, recompute="blocks", streamed=every_block(subject), offload_activations=True
         )

@@ -13,7 +13,7 @@ from torch import nn
 
 from musubi.config.optimization import TimestepOptions
 from musubi.flow import times
-from musubi.spec import Runtime, is_mask
+from musubi.plugin import Runtime, is_mask
 from musubi.train import seeds
 
 Batch = Mapping[str, Any]
@@ -85,6 +85,16 @@ class Objective:
             found = self.runtime.predict(self.dit, times.mix(x0, noise, t), t, given)
         error = found.float() - times.velocity(x0, noise)
         return error.square().flatten(1).mean(1)
+
+
+def tokens_of(batch: Batch) -> int:
+    """How many tokens the latents of a batch are for the network; 0 where there are no latents."""
+    found = batch.get("latents")
+    latents = found if isinstance(found, (list, tuple)) else [found]
+    cells = (
+        t.numel() // t.shape[-4] for t in latents if isinstance(t, torch.Tensor) and t.ndim > 3
+    )
+    return sum(cells) // CELLS_PER_TOKEN
 
 
 def draw_times(

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from musubi.spec.report import Report
+from musubi import stopping
+from musubi.pages import columns
+from musubi.plugin.report import Report
 from musubi.train.step import Objective
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]
@@ -57,6 +59,8 @@ class Validation:
         mine = range(self.rank, len(self.items), self.world)
         with report.progress("validation", len(mine), unit="item") as bar:
             for place in mine:
+                if self.world == 1:  # several processes must end at the same item
+                    stopping.check()
                 index = self.items[place]
                 batch = self.load([index])
                 losses = [
@@ -69,4 +73,7 @@ class Validation:
         n = len(values)
         mean = math.fsum(values) / n
         spread = math.fsum((v - mean) ** 2 for v in values) / max(1, n - 1)
-        return {"loss/validation": mean, "loss/validation_error": math.sqrt(spread / n)}
+        return {
+            columns.VALIDATION.key: mean,
+            columns.VALIDATION_ERROR.key: math.sqrt(spread / n),
+        }

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from musubi.memory import int8, quantized
-from musubi.spec import Traits
+from musubi.plugin import Traits
 
 TRAITS = Traits(quantize=("layer.weight",))
 

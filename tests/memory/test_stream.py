@@ -10,8 +10,8 @@ from musubi.errors import ConfigError
 from musubi.memory.apply import Placement, park, placer
 from musubi.memory.quantized import DTYPES
 from musubi.memory.stream import SLOTS, spread
-from musubi.spec import Policy, Traits
-from musubi.spec.policy import Storage
+from musubi.plugin import Policy, Traits
+from musubi.plugin.policy import Storage
 
 TRAITS = Traits(stacks=("blocks",), quantize=(r"blocks\.\d+\.inner\.weight",))
 CPU = torch.device("cpu")

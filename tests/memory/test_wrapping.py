@@ -6,11 +6,11 @@ from torch import nn
 
 from musubi import registry
 from musubi.errors import ConfigError
+from musubi.estimate.example import example_batch
 from musubi.memory import compiled, recompute
 from musubi.memory.blocks import unwrap, wrap
 from musubi.memory.compiled import Compiler
-from musubi.memory.example import example_batch
-from musubi.spec import Traits
+from musubi.plugin import Traits
 
 
 class Add(nn.Module):

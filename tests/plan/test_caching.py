@@ -11,7 +11,7 @@ from musubi.config.cache import CacheLatentsConfig, CacheTextConfig
 from musubi.config.options import for_architecture
 from musubi.errors import ConfigError, RunError
 from musubi.plan import caching
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 from musubi.testing import media
 
 WAN = registry.find("wan")
@@ -78,7 +78,7 @@ def test_a_caption_that_does_not_fit_names_the_encoder_settings(options, monkeyp
         full()
 
     monkeypatch.setattr(WanRuntime, "encode_text", fails)
-    monkeypatch.setattr(caching.beside, "for_text", lambda a, n, p, room: f"Add {p.storage}.")
+    monkeypatch.setattr(caching.advice, "for_text", lambda a, n, p, room: f"Add {p.storage}.")
     config = options(CacheTextConfig, "cache text", fp8_t5=True)
     with pytest.raises(RunError) as told:
         caching.run_text(config, WAN, Quiet())

@@ -63,7 +63,7 @@ def test_integers_stand_for_their_multiples_of_a_scale(scale):
 
 
 def test_integers_of_other_widths_are_refused():
-    with pytest.raises(CheckpointError, match="quantised as torch.int16"):
+    with pytest.raises(CheckpointError, match=r"quantised as torch\.int16"):
         expand("x", torch.ones(2, 2, dtype=torch.int16), torch.ones(2))
 
 
@@ -72,4 +72,6 @@ def test_integers_are_kept_only_with_scales():
     dtypes = {"a": torch.int8, "b": torch.int8}
     assert scaled.joinable(["a", "b"], shapes, dtypes, {"a": "sa", "b": "sb"})
     assert not scaled.joinable(["a", "b"], shapes, dtypes, {"a": "sa"})
-    assert not scaled.joinable(["a", "b"], shapes, {**dtypes, "b": FP8_KIND}, {"a": "sa", "b": "sb"})
+    assert not scaled.joinable(
+        ["a", "b"], shapes, {**dtypes, "b": FP8_KIND}, {"a": "sa", "b": "sb"}
+    )

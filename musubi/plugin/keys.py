@@ -1,0 +1,232 @@
+"""Checkpoint dialects: the names that a file uses, and ours, both ways by the same rules.
+
+A rule is a pair of templates. `{n}` (any word) stands for one dotted part, `{rest}` for everything
+that is left, so a rule read from right to left is its own inverse.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from musubi.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rename:
+    """Their name becomes ours; the tensor is unchanged."""
+
+    theirs: str
+    ours: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swap:
+    """Their name becomes ours, and the two halves of axis 0 change places (shift and scale)."""
+
+    theirs: str
+    ours: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Squeeze:
+    """Their name becomes ours, and axes of length 1 go: a convolution that is a matrix.
+
+    `ones` says how many: 3 for a 1x1x1 convolution. They are the last axes, or, with `leading`, the
+    first: a table of positions that has an axis for the batch.
+    """
+
+    theirs: str
+    ours: str
+    ones: int
+    leading: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fuse:
+    """Several of theirs, joined along axis 0 in this order, are one of ours.
+
+    `ratio` gives the relative lengths of the parts, for taking ours apart again.
+    """
+
+    theirs: tuple[str, ...]
+    ours: str
+    ratio: tuple[int, ...] = ()
+
+    @property
+    def weights(self) -> tuple[int, ...]:
+        """`ratio`, or equal parts."""
+        return self.ratio or (1,) * len(self.theirs)
+
+
+Rule = Rename | Swap | Squeeze | Fuse
+Operation = Literal["copy", "swap", "squeeze", "unsqueeze", "concat", "split"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where one tensor comes from.
+
+    Args:
+        names: The tensors it is made of.
+        operation: `copy`; `swap` the halves of axis 0; `squeeze` away `ones` axes of length 1, or
+            `unsqueeze`: put them back; `concat` along axis 0; or `split`: take part number `part`
+            of axis 0 cut in the proportions `ratio`.
+        ratio: Relative lengths for `concat` and `split`.
+        part: Which part, for `split`.
+        ones: How many axes of length 1, for `squeeze` and `unsqueeze`.
+        leading: They are the first axes instead of the last.
+    """
+
+    names: tuple[str, ...]
+    operation: Operation = "copy"
+    ratio: tuple[int, ...] = ()
+    part: int = 0
+    ones: int = 0
+    leading: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyMap:
+    """One dialect of checkpoint names.
+
+    Args:
+        name: What people call it: "official", "comfyui", "diffusers".
+        marker: Templates of names; a file speaks this dialect when each occurs in it.
+        rules: Tried in order; the first that matches is used; a name that none matches is kept.
+        prefix: Stripped when reading and put on when writing; names without it are ignored.
+        drop: Templates of names that mean nothing to us (an embedded tokenizer, say).
+    """
+
+    name: str
+    marker: tuple[str, ...]
+    rules: tuple[Rule, ...] = ()
+    prefix: str = ""
+    drop: tuple[str, ...] = ()
+
+    def recognises(self, names: Iterable[str]) -> bool:
+        """Whether a file with these names speaks this dialect."""
+        return not self.lacking(names)
+
+    def lacking(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The markers that do not occur among these names."""
+        stripped = list(self._strip(names).values())
+        return tuple(m for m in self.marker if all(_match(m, n) is None for n in stripped))
+
+    def reading(self, names: Iterable[str]) -> dict[str, Source]:
+        """Our name → where it comes from in a file with these `names`.
+
+        Raises:
+            CheckpointError: Two of theirs map onto one of ours, or a part of a fused one is absent.
+        """
+        found: dict[str, Source] = {}
+        parts: dict[str, dict[int, str]] = {}
+        fused: dict[str, Fuse] = {}
+        for name, bare in self._strip(names).items():
+            if any(_match(d, bare) is not None for d in self.drop):
+                continue
+            ours, rule, index = self._read_one(bare)
+            if isinstance(rule, Fuse):
+                fused[ours] = rule
+                clash = ours in found or index in parts.setdefault(ours, {})
+                parts.setdefault(ours, {})[index] = name
+            else:
+                clash = ours in found or ours in parts
+                found[ours] = _whole(name, rule, reading=True)
+            if clash:
+                raise CheckpointError(
+                    f"Two tensors of the {self.name} layout, {name!r} among them, are both {ours!r}.",
+                    fix="The file mixes two layouts; download it again.",
+                )
+        for ours, rule in fused.items():
+            absent = [t for i, t in enumerate(rule.theirs) if i not in parts[ours]]
+            if absent:
+                raise CheckpointError(
+                    f"{ours!r} is made of {len(rule.theirs)} tensors, and the file lacks {absent[0]!r}.",
+                    fix="The file is incomplete; download it again.",
+                )
+            order = tuple(parts[ours][i] for i in range(len(rule.theirs)))
+            found[ours] = Source(names=order, operation="concat", ratio=rule.weights)
+        return found
+
+    def writing(self, names: Iterable[str]) -> dict[str, Source]:
+        """Their name → where it comes from among our `names`: the inverse of `reading`."""
+        out: dict[str, Source] = {}
+        for name in names:
+            for theirs, source in self._write_one(name):
+                if self.prefix + theirs in out:
+                    raise CheckpointError(
+                        f"{name!r} and {out[self.prefix + theirs].names[0]!r} are both "
+                        f"{self.prefix + theirs!r} in the {self.name} layout.",
+                        fix="This is a fault in the architecture's key map; please report it.",
+                    )
+                out[self.prefix + theirs] = source
+        return out
+
+    def _strip(self, names: Iterable[str]) -> dict[str, str]:
+        n = len(self.prefix)
+        return {name: name[n:] for name in names if name.startswith(self.prefix)}
+
+    def _read_one(self, name: str) -> tuple[str, Rule | None, int]:
+        for rule in self.rules:
+            templates = rule.theirs if isinstance(rule, Fuse) else (rule.theirs,)
+            for index, template in enumerate(templates):
+                values = _match(template, name)
+                if values is not None:
+                    return rule.ours.format(**values), rule, index
+        return name, None, 0
+
+    def _write_one(self, name: str) -> list[tuple[str, Source]]:
+        for rule in self.rules:
+            values = _match(rule.ours, name)
+            if values is None:
+                continue
+            if isinstance(rule, Fuse):
+                return [
+                    (
+                        t.format(**values),
+                        Source(names=(name,), operation="split", ratio=rule.weights, part=i),
+                    )
+                    for i, t in enumerate(rule.theirs)
+                ]
+            return [(rule.theirs.format(**values), _whole(name, rule, reading=False))]
+        return [(name, Source(names=(name,)))]
+
+
+def _whole(name: str, rule: Rename | Swap | Squeeze | None, *, reading: bool) -> Source:
+    """The source of a tensor that is made of one whole other."""
+    if isinstance(rule, Swap):
+        return Source(names=(name,), operation="swap")
+    if isinstance(rule, Squeeze):
+        operation = "squeeze" if reading else "unsqueeze"
+        return Source(names=(name,), operation=operation, ones=rule.ones, leading=rule.leading)
+    return Source(names=(name,))
+
+
+def renamed(pairs: dict[str, str], *, theirs: str = "", ours: str = "") -> tuple[Rename, ...]:
+    """Rules for layers that differ by name: weight, bias and whatever else a layer holds.
+
+    >>> renamed({"to_q": "q"}, theirs="attn.", ours="attention.")
+    (Rename(theirs='attn.to_q.{rest}', ours='attention.q.{rest}'),)
+    """
+    return tuple(
+        Rename(theirs=f"{theirs}{t}.{{rest}}", ours=f"{ours}{o}.{{rest}}") for t, o in pairs.items()
+    )
+
+
+@lru_cache(maxsize=4096)
+def _pattern(template: str) -> re.Pattern[str]:
+    out: list[str] = []
+    for literal, field in re.findall(r"([^{}]*)(?:\{(\w+)\})?", template):
+        out.append(re.escape(literal))
+        if field:
+            out.append(f"(?P<{field}>{'.+' if field == 'rest' else '[^.]+'})")
+    return re.compile("".join(out))
+
+
+def _match(template: str, name: str) -> dict[str, str] | None:
+    found = _pattern(template).fullmatch(name)
+    return None if found is None else found.groupdict()
