@@ -6,14 +6,18 @@ import contextlib
 import gc
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from musubi.cache.header import Header
-from musubi.cache.store import Stored, possible_stems, read_head
+from musubi.cache.store import Stored, is_whole, possible_stems, read_head
 from musubi.errors import DataError
 from musubi.plugin.architecture import Architecture
+
+_READERS = 4
+"""Threads that compare records with their digests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,12 @@ class Shelf:
 
 
 def read_shelf(
-    directory: Path, architecture: Architecture, *, media: bool = True, text: bool = True
+    directory: Path,
+    architecture: Architecture,
+    *,
+    media: bool = True,
+    text: bool = True,
+    whole: bool = False,
 ) -> Shelf:
     """Read the head of every record of one architecture in a directory.
 
@@ -50,6 +59,8 @@ def read_shelf(
         architecture: Whose records.
         media: Whether to read media records.
         text: Whether to read text records.
+        whole: Whether to read the records whole and compare them with their digests, which takes as
+            long as the disk needs.
     """
     endings = {
         "media": f"_{architecture.suffix}.safetensors",
@@ -65,6 +76,8 @@ def read_shelf(
         "media": _heads(directory, found["media"] if media else [], architecture),
         "text": _heads(directory, found["text"] if text else [], architecture),
     }
+    if whole:
+        heads = {kind: _compared(directory, found) for kind, found in heads.items()}
     by_stem: dict[str, list[str]] = {}
     foreign: set[str] = set()
     for name, head in heads["media"].items():
@@ -135,6 +148,21 @@ def _heads(
                 head = None
             heads[name] = head if head is not None and head.belongs_to(architecture) else None
     return heads
+
+
+def _compared(directory: Path, heads: Mapping[str, Stored | None]) -> dict[str, Stored | None]:
+    """The heads, with those marked whose records are damaged."""
+    sealed = [name for name, head in heads.items() if head and head.header and head.header.digest]
+    with ThreadPoolExecutor(_READERS) as pool:  # digests let other threads run
+        found = dict(
+            zip(sealed, pool.map(lambda name: is_whole(directory / name), sealed), strict=True)
+        )
+    return {
+        name: head._replace(damaged=True)
+        if head is not None and not found.get(name, True)
+        else head
+        for name, head in heads.items()
+    }
 
 
 @contextlib.contextmanager
