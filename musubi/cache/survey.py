@@ -20,6 +20,7 @@ from musubi.cache.freshness import (
 from musubi.cache.header import Header
 from musubi.cache.shelf import Shelf
 from musubi.cache.store import Stored, rewrite_header, text_name
+from musubi.data.frames import DECODING_VERSION
 from musubi.errors import MusubiError
 from musubi.plugin.architecture import Architecture, Task
 
@@ -31,7 +32,7 @@ _TICK = 3 * 10**9
 """Nanoseconds, and more than the two seconds in which some disks count."""
 
 NO_RECORD = "no record"
-OTHER_SETTINGS = "made with other settings in the dataset file"
+OTHER_SETTINGS = "made with other settings in the dataset file, or by an older version of musubi"
 DAMAGED = "its record is damaged"
 FOREIGN = "a record that another tool wrote"
 
@@ -67,6 +68,7 @@ def settings_of(entry: DatasetEntry, architecture: Architecture, task: Task) -> 
     }
     if entry.kind == "video":
         shaping |= {"source_fps": entry.source_fps, "frame_rate": architecture.frame_rate}
+        shaping["decoding"] = DECODING_VERSION
         names = ("target_frames", "frame_extraction", "frame_stride", "frame_sample", "max_frames")
         choosing |= {name: getattr(entry, name) for name in names}
     return Settings(

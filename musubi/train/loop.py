@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musubi.config.resolve import to_toml
 from musubi.config.train import TrainConfig
-from musubi.errors import RunError, system_fix, system_reason
+from musubi.errors import MusubiError, RunError, StoppedError, system_fix, system_reason
 from musubi.nn import attention
+from musubi.pages.live import LivePage
 from musubi.plugin import Architecture, Quiet, Report
 from musubi.stopping import go_on_with
 from musubi.train import log, processes, state, timesteps
@@ -69,11 +71,28 @@ def _run(
                 _write_config(setup.config, architecture, names)
             go_on_with(names.command())
             try:
-                with stop, setup.rescued("train"):
+                with _shown(setup.page), stop, setup.rescued("train"):
                     ready.rehearse(setup.largest)
                     ready.train()
             finally:
                 setup.finish()
+
+
+@contextmanager
+def _shown(page: LivePage | None) -> Iterator[None]:
+    """Inside, the page of the run is kept current; at the end it says how the run ended."""
+    if page is None:
+        yield
+        return
+    page.begin()
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, (StoppedError, KeyboardInterrupt))
+        message = error.what if isinstance(error, MusubiError) else repr(error)
+        page.end("stopped" if stopped else "failed", message)
+        raise
+    page.end("finished")
 
 
 def _log_folder(config: TrainConfig, names: Names) -> Path:

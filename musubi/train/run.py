@@ -14,16 +14,17 @@ import torch
 
 from musubi.config.train import TrainConfig
 from musubi.errors import RunError, StoppedError
+from musubi.pages import columns
 from musubi.plugin.report import Progress, Report
 from musubi.stopping import StopSignal
-from musubi.train import feed, optim, seeds
+from musubi.train import feed, log, optim, seeds
 from musubi.train.checkpoints import Checkpoints
 from musubi.train.feed import Feed, Micro, Source, Step
-from musubi.train.log import Figures, Metrics, Window
+from musubi.train.log import Figures, Mark, Metrics, Window
 from musubi.train.processes import Processes
 from musubi.train.signals import Stop
 from musubi.train.state import Position
-from musubi.train.step import Objective
+from musubi.train.step import Objective, tokens_of
 from musubi.train.trainee import Trainee
 from musubi.train.update import Update
 from musubi.train.validation import Validation
@@ -36,6 +37,18 @@ class Previews(Protocol):
 
     def draw(self, *, step: int, epoch: int | None) -> None:
         """Draw and write them; what fails is reported and not raised."""
+        ...
+
+
+class Page(Protocol):
+    """Shows the run while it goes on; see `musubi.pages.live`."""
+
+    def tick(self) -> None:
+        """A line of metrics was written."""
+        ...
+
+    def renew(self) -> None:
+        """A checkpoint or a preview was written."""
         ...
 
 
@@ -74,6 +87,7 @@ class Run:
         validation: Measures held-back items, or None.
         previews: Draws previews, or None.
         stop: Set by Ctrl+C.
+        page: Shows the run, or None.
     """
 
     config: TrainConfig
@@ -94,6 +108,7 @@ class Run:
     validation: Validation | None = None
     previews: Previews | None = None
     stop: Stop | None = None
+    page: Page | None = None
 
     def __post_init__(self) -> None:
         self.batches = functools.lru_cache(maxsize=4)(self.batches)
@@ -176,21 +191,26 @@ class Run:
 
     def _step(self, step: Step, loaded: Iterator[tuple[Micro, Any]]) -> None:
         number = self.position.step + 1
+        began, tokens = Mark(self.objective.device), 0
         losses: dict[str, torch.Tensor] = {}
         for micro, batch in loaded:
+            tokens += tokens_of(batch)
             loss = self.objective.training_loss(batch, number, micro.number) / step.total
             self.update.backward(loss)
             losses[f"micro {micro.number}"] = loss.detach()
         loss = sum(losses.values(), torch.zeros((), device=self.objective.device))
         rate = self._rate()
         asked = torch.full_like(loss, float(self._asked()))
+        seen = torch.full_like(loss, float(tokens))
         if self.processes.world > 1:
-            loss, asked = self.processes.total(torch.stack([loss, asked])).unbind()
+            loss, asked, seen = self.processes.total(torch.stack([loss, asked, seen])).unbind()
         norm = self.update.step()
-        figures = {"loss": loss, "grad_norm": norm, "stop": asked, **losses}
+        figures = {"loss": loss, "grad_norm": norm, "stop": asked, "tokens": seen, **losses}
         extra = self.trainee.after_step()
         self._tell()
-        self._pending = _Made(number, self.position.epoch, step, Figures(figures), rate, extra)
+        figures_read = Figures(figures, began)
+        epoch = self.position.epoch
+        self._pending = _Made(number, epoch, step, figures_read, rate, extra)
         self.position.step, self.position.batch = number, step.end
         self._after_step(step)
 
@@ -255,11 +275,13 @@ class Run:
             self._refuse(number, made.step, read)
         average = self._window.add(loss)
         self.position.window = list(self._window.losses)
-        told = {"loss/current": loss, "loss/average": average, "lr/unet": made.rate}
-        told |= {"grad_norm": norm, **extra}
+        told = {columns.LOSS.key: loss, columns.AVERAGE.key: average, columns.RATE.key: made.rate}
+        told |= {columns.GRADIENT.key: norm, **extra}
         for group in self.update.optimizer.param_groups[:1]:
             if "d" in group and group["lr"] is not None:  # Prodigy and its kin
-                told["lr/d*lr"] = float(group["d"]) * float(group["lr"])
+                told[columns.ADAPTED_RATE.key] = float(group["d"]) * float(group["lr"])
+        told |= {columns.TOKENS.key: int(read["tokens"]), columns.SECONDS.key: made.figures.seconds}
+        told |= log.memory(self.objective.device)
         self._record(told, number, epoch)
         if self._bar is not None:
             self._bar.advance(1, avr_loss=average)
@@ -269,6 +291,8 @@ class Run:
             # JSON has no infinity, which float16's scaler lets a gradient be.
             finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}
             self.metrics.write({"step": step, "epoch": epoch, **finite})
+            if self.page is not None:
+                self.page.tick()
         self.track({**figures, "epoch": epoch}, step)
 
     def _refuse(self, number: int, step: Step, read: Mapping[str, float]) -> None:
@@ -297,6 +321,8 @@ class Run:
                 number = position.epoch if kind == "epoch" else position.step
                 self.checkpoints.save(kind, path, number=number)
                 self.report.note(f"Saved {path}.")
+            if self.page is not None:
+                self.page.renew()
         self.processes.wait()
 
     # looking
@@ -342,6 +368,8 @@ class Run:
                     self.previews.draw(step=self.position.step, epoch=epoch)
                 except StopSignal:
                     self.report.note("The previews are left unfinished.")
+            if self.page is not None:
+                self.page.renew()
         self.processes.wait()
 
     def _aside(self) -> ExitStack:

@@ -299,6 +299,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     entry = SimpleNamespace(
         kind="image",
         directory=tmp_path / "cats",
+        place=tmp_path / "cats",
         jsonl_file=None,
         control_directory=None,
         batch_size=2,
