@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from musubi.cache.failures import write_failures
+from musubi.cache.index import delete_leftovers, write_failures
 from musubi.cache.job import DeviceFullError, Job, Summary
-from musubi.cache.leftovers import delete_leftovers, sweep
+from musubi.cache.stale_clips import Place, Work, Worklist, named_size
 from musubi.cache.store import check_record, metadata_of, write_record
 from musubi.cache.threads import WriteBehind, read_ahead
-from musubi.cache.worklist import Place, Work, Worklist, named_size
 from musubi.data import clips as data_clips
 from musubi.errors import DataError, RunError
 from musubi.plugin.report import Progress
 from musubi.plugin.runtime import Clip, Record
+from musubi.weights.temporary import sweep
 
 if TYPE_CHECKING:
     from musubi.data.clips import ClipPlan
@@ -203,10 +203,10 @@ class _MediaRun:
     def finish(self, place: Place) -> None:
         """Delete leftovers, and remember what failed."""
         shelf = place.shelf
-        sweep(shelf.directory)
+        sweep(shelf.directory, again=True)
         if not self.job.keep:
             self.summary.removed += delete_leftovers(
-                shelf, shelf.media, place.named, place.failures
+                shelf, shelf.media, place.named, place.failures, report=self.job.report
             )
         write_failures(shelf.directory, self.job.architecture, "media", place.failures)
 

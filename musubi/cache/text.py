@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from musubi.cache.failures import Failure, write_failures
 from musubi.cache.freshness import settings_digest, text_digest
 from musubi.cache.header import Header
+from musubi.cache.index import Failure, Shelf, delete_leftovers, read_shelf, write_failures
 from musubi.cache.job import DeviceFullError, Job, Summary
-from musubi.cache.leftovers import delete_leftovers, sweep
-from musubi.cache.shelf import Shelf, read_shelf
 from musubi.cache.store import (
     Stored,
     check_record,
@@ -33,6 +31,7 @@ from musubi.data.sources import scan
 from musubi.errors import DataError
 from musubi.plugin.report import Progress
 from musubi.plugin.runtime import Record
+from musubi.weights.temporary import sweep
 
 if TYPE_CHECKING:
     from musubi.config.dataset import DatasetEntry
@@ -295,9 +294,11 @@ class _TextRun:
     def finish(self, place: _Place) -> None:
         """Delete leftovers, and remember what failed."""
         shelf = place.shelf
-        sweep(shelf.directory)
+        sweep(shelf.directory, again=True)
         if not self.job.keep:
-            self.summary.removed += delete_leftovers(shelf, shelf.text, place.named, place.failures)
+            self.summary.removed += delete_leftovers(
+                shelf, shelf.text, place.named, place.failures, report=self.job.report
+            )
         write_failures(shelf.directory, self.job.architecture, "text", place.failures)
 
     bar: Progress
