@@ -195,7 +195,7 @@ class Session:
                 bar.advance()
                 stopping.check()  # training holds a signal back, and a preview need not be whole
 
-            x = solvers.solve(recipe.solver, predict, x, levels, times, stepped)
+            x = solvers.solve(recipe.solver, predict, x, levels, times, stepped, seed=recipe.seed)
         if not x.isfinite().all():
             raise RunError(
                 f"The latents of {_short(recipe.prompt)!r} (seed {recipe.seed}) are not finite.",

@@ -99,7 +99,7 @@ T2V = Sampling(
     guidance_scale=5.0,
     frames=81,
     solver="unipc",
-    solvers=("unipc", "dpm++", "vanilla"),
+    solvers=("unipc", "dpm++", "vanilla", "lcm"),
     negative_prompt=NEGATIVE_PROMPT,
 )
 T2I = Sampling(
@@ -108,7 +108,7 @@ T2I = Sampling(
     guidance_scale=5.0,
     frames=1,
     solver="unipc",
-    solvers=("unipc", "dpm++", "vanilla"),
+    solvers=("unipc", "dpm++", "vanilla", "lcm"),
     negative_prompt=NEGATIVE_PROMPT,
 )
 
