@@ -22,8 +22,8 @@ class Quality:
     """How a video is encoded.
 
     Args:
-        crf: Constant rate factor of x264 and x265, 0 to 51: 6 more is about half the size.
-        bit_depth: 8 gives H.264; 10 gives H.265 in its profile Main 10.
+        crf: Constant rate factor of x264, 0 to 51: 6 more is about half the size.
+        bit_depth: 8, or 10 for H.264 in its profile High 10.
         lossless: Keep every pixel, as H.264 in RGB; `crf` and `bit_depth` then mean nothing.
     """
 
@@ -36,9 +36,9 @@ class Quality:
         """FFmpeg's encoder, its pixel format, and its options."""
         if self.lossless:
             return "libx264rgb", "rgb24", {"qp": "0"}
-        if self.bit_depth == 10:
-            return "libx265", "yuv420p10le", {"crf": f"{self.crf:g}", "x265-params": "log-level=1"}
-        return "libx264", "yuv420p", {"crf": f"{self.crf:g}"}
+        # not H.265: x265 writes beyond its memory when a picture is tiny
+        layout = "yuv420p10le" if self.bit_depth == 10 else "yuv420p"
+        return "libx264", layout, {"crf": f"{self.crf:g}"}
 
 
 def write_video(
@@ -83,8 +83,6 @@ def write_video(
         codec.color_primaries = codec.color_trc = colours.BT709
         codec.colorspace = colours.RGB if quality.lossless else colours.BT709
         codec.color_range = colours.FULL if quality.lossless else colours.LIMITED
-        if quality.bit_depth == 10 and not quality.lossless:
-            codec.codec_tag = "hvc1"  # the name that Apple's players know it by
         for picture in frames:
             frame = _frame(picture, quality)
             frame.colorspace, frame.color_range = codec.colorspace, codec.color_range
