@@ -17,6 +17,7 @@ from musubi.config import prompts
 from musubi.config.generate import GenerateConfig
 from musubi.config.memory import compiler_words
 from musubi.config.options import own_options, paths, tokenizers
+from musubi.config.recipe import ENGINE_OPTIONS, build_recipe
 from musubi.config.task import Choice, choose_task
 from musubi.data.video_writer import CRF, Quality
 from musubi.errors import ConfigError, MusubiError, RunError, system_reason
@@ -24,13 +25,12 @@ from musubi.generate import loras, write
 from musubi.generate.inputs import has_media
 from musubi.generate.interactive import ask
 from musubi.generate.loras import Chosen
-from musubi.generate.recipes import ENGINE_OPTIONS, build_recipe
-from musubi.generate.session import Session
+from musubi.generate.pipeline import Session
 from musubi.memory.apply import placer
 from musubi.memory.compiled import Compiler
 from musubi.nn import attention
 from musubi.plan.fit import encoders_for, policy_for
-from musubi.plan.rescue import rescued
+from musubi.plan.out_of_memory import rescued
 from musubi.plugin import Architecture, Policy, Recipe, Report, Task
 from musubi.weights.dtypes import parse_dtype
 from musubi.weights.load import inspect

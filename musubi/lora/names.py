@@ -11,7 +11,7 @@ from torch import nn
 from musubi import registry
 from musubi.errors import ConfigError
 from musubi.plugin import Architecture, Component, Source
-from musubi.weights.blank import blank
+from musubi.weights.meta import blank
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
 KOHYA = "lora_unet_"

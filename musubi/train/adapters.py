@@ -17,7 +17,7 @@ from musubi.lora.adapter import Adapters
 from musubi.lora.files import read_lora, write_lora
 from musubi.lora.merge import Merging, merging_transform
 from musubi.plugin import Architecture, Component, Report
-from musubi.train.trainee import refuse_broken
+from musubi.train.trainable import refuse_broken
 
 DEFAULT_RANK = 4
 _NUMBERS = ("loraplus_lr_ratio", "rank_dropout", "module_dropout")
