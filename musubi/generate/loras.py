@@ -14,12 +14,13 @@ from musubi.config.lora import LoraMergeConfig
 from musubi.config.options import for_architecture, spared
 from musubi.errors import ConfigError
 from musubi.lora.adapter import Adapters
-from musubi.lora.delta import Decomposed, Delta, Difference, Pair, Replacement
+from musubi.lora.delta import Delta, Difference, Pair, Replacement
 from musubi.lora.files import LoraFile, read_lora
+from musubi.lora.kinds import Decomposed
 from musubi.lora.merge import merging_transform
 from musubi.lora.merge import run as run_merge
 from musubi.lora.names import WEIGHT
-from musubi.spec import Architecture, Report
+from musubi.plugin import Architecture, Report
 from musubi.weights.load import Transform
 
 T = TypeVar("T")

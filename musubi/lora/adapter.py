@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,17 +11,17 @@ from torch import nn
 
 from musubi.errors import CheckpointError, ConfigError
 from musubi.lora import patterns
-from musubi.lora.delta import Decomposed, Delta, Difference, Hada, Kron, Pair, Rotation
+from musubi.lora.delta import Delta, Difference, Pair
 from musubi.lora.forward import NONE, Drops, added, on_bias, weight_of
 from musubi.lora.fresh import Kind, fresh, principal
+from musubi.lora.kinds import Decomposed, Hada, Kron, Rotation
 from musubi.lora.layout import by_parameter
 from musubi.lora.names import WEIGHT
-from musubi.spec import LoraTargets
+from musubi.plugin import LoraTargets
 
 _SHOWN = 5
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-Base = Callable[[str, nn.Module], torch.Tensor]
-"""(dotted name of a layer, the layer) → its weight as it multiplies, wherever it lies."""
+Homes = Mapping[tuple[int, str], torch.Tensor]
 
 
 class Adapter(nn.Module):
@@ -49,14 +49,16 @@ class Adapter(nn.Module):
         self.live_bias = None if bias is None else Difference(self._parameter("bias", bias.value))
         self.start: Pair | None = None
         if start is not None:
-            self.register_buffer("start_down", start.down.clone())
-            self.register_buffer("start_up", start.up.clone())
-            self.start = Pair(self.start_down, self.start_up, start.alpha)
+            self.start = Pair(start.down.clone(), start.up.clone(), start.alpha)
+            self.register_buffer("start_down", self.start.down)
+            self.register_buffer("start_up", self.start.up)
 
     def _registered(self, delta: Delta) -> Delta:
         made: dict[int, nn.Parameter] = {}
         for name, tensor in delta.tensors().items():
-            made[id(tensor)] = self._parameter(name.removeprefix("inner.").replace(".", "_"), tensor)
+            made[id(tensor)] = self._parameter(
+                name.removeprefix("inner.").replace(".", "_"), tensor
+            )
         return delta.mapped(lambda tensor: made[id(tensor)])
 
     def _parameter(self, name: str, tensor: torch.Tensor) -> nn.Parameter:
@@ -161,7 +163,7 @@ class Adapters(nn.Module):
         kind: Kind | None = None,
         ranks: Sequence[tuple[str, int, float | None]] = (),
         convolutions: tuple[int, float | None] | None = None,
-        base: Base | None = None,
+        homes: Homes | None = None,
     ) -> Adapters:
         """Fresh adapters, which change nothing until they are trained.
 
@@ -179,7 +181,7 @@ class Adapters(nn.Module):
             kind: What is made; LoRA when not given.
             ranks: (pattern, rank, alpha) of layers that differ; the first that matches counts.
             convolutions: (rank, alpha) of convolutions, which take part then.
-            base: Where weights are that are not in their layers.
+            homes: Where tensors are of layers that are away, as `musubi.memory.apply.at_home` says.
 
         Raises:
             ConfigError: No layer matches, or a pattern or group cannot be used.
@@ -209,11 +211,11 @@ class Adapters(nn.Module):
         for path in chosen:
             layer = layers[path]
             convolution = isinstance(layer, _CONVOLUTIONS) and convolutions is not None
-            size, share = convolutions if convolution else (rank, alpha)
+            size, share = (rank, alpha) if not convolution else cast(tuple, convolutions)
             hit = next(((r, a) for p, r, a in special if p.fullmatch(path)), None)
             if hit is not None:
                 size, share = hit[0], share if hit[1] is None else hit[1]
-            made[path] = _fresh(kind, path, layer, size, share, drops, base)
+            made[path] = _fresh(kind, layer, size, share, drops, homes)
         return cls(model, made, notes)
 
     @classmethod
@@ -352,18 +354,16 @@ class Adapters(nn.Module):
 
 def _fresh(
     kind: Kind,
-    path: str,
     layer: nn.Module,
     rank: int,
     alpha: float | None,
     drops: Drops,
-    base: Base | None,
+    homes: Homes | None,
 ) -> Adapter:
     weight = torch.empty(_shape(layer, "weight"), device="meta")
     device = cast(torch.Tensor, layer.weight).device
     if kind.name == "dora" or kind.init == "pissa":
-        weight = weight_of(layer) if base is None else base(path, layer)
-        weight = weight.to(device)
+        weight = weight_of(layer, homes).to(device)
     else:
         weight = torch.empty((), device=device).expand(weight.shape)
     delta = fresh(kind, layer, weight, rank=rank, alpha=alpha)

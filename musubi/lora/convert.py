@@ -8,11 +8,11 @@ from musubi.config.lora import LoraConvertConfig
 from musubi.errors import CheckpointError
 from musubi.lora.delta import Delta
 from musubi.lora.files import ALIASES, architecture_of, keep_apart, read_lora
-from musubi.lora.layout import NoWords, laid_out, write_lora
+from musubi.lora.layout import NoWordsError, laid_out, write_lora
 from musubi.lora.names import WEIGHT
 from musubi.lora.peft import HEADER
 from musubi.lora.verify import judge, summary
-from musubi.spec import Architecture, Report
+from musubi.plugin import Architecture, Report
 from musubi.weights.dtypes import parse_dtype
 from musubi.weights.files import open_weights
 
@@ -75,7 +75,7 @@ def _sayable(
         try:
             laid_out(_shapes(pair), form, architecture.dit)
             kept[name] = delta
-        except NoWords:
+        except NoWordsError:
             dropped.append(name)
     if not kept:
         raise CheckpointError(

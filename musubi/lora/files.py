@@ -11,9 +11,10 @@ import torch
 
 from musubi import registry
 from musubi.errors import CheckpointError, ConfigError
-from musubi.lora.delta import Decomposed, Delta, Difference, InputRotation, Pair, stacked
+from musubi.lora.delta import Delta, Difference, Pair, stacked
 from musubi.lora.keys import assembled, grouped
-from musubi.lora.layout import ALIASES, FORMS, NoWords, laid_out, write_lora
+from musubi.lora.kinds import Decomposed, InputRotation
+from musubi.lora.layout import ALIASES, FORMS, NoWordsError, laid_out, write_lora
 from musubi.lora.names import (
     JOINED,
     KOHYA,
@@ -28,14 +29,14 @@ from musubi.lora.names import (
 )
 from musubi.lora.patterns import compiled
 from musubi.lora.peft import config_of
-from musubi.spec import Architecture, Source
+from musubi.plugin import Architecture, Source
 from musubi.weights.files import Weights, open_weights
 
 __all__ = [
     "ALIASES",
     "FORMS",
     "LoraFile",
-    "NoWords",
+    "NoWordsError",
     "architecture_of",
     "keep_apart",
     "laid_out",
@@ -273,14 +274,14 @@ def _check(path: Path, stem: str, delta: Delta, finite: bool) -> None:
 def _notes(
     path: Path, weights: Weights, groups: Mapping[str, Mapping[str, str]], info: Mapping[str, str]
 ) -> tuple[str, ...]:
-    bare = next(iter(groups)).startswith("base_model.model.")
-    if bare and not any("alpha" in f for f in groups.values()):
-        if not config_of(path, weights.names, info).given:
-            return (
-                f"{path} comes from peft, and no adapter_config.json beside it says how strong it "
-                "is; it is used as its tensors are.",
-            )
-    return ()
+    peft = next(iter(groups)).startswith("base_model.model.")
+    said = any("alpha" in f for f in groups.values())
+    if said or not peft or config_of(path, weights.names, info).given:
+        return ()
+    return (
+        f"{path} comes from peft, and no adapter_config.json beside it says how strong it is; it is "
+        "used as its tensors are.",
+    )
 
 
 def _looked_up(groups: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -289,11 +290,7 @@ def _looked_up(groups: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 
 def _match(found: Mapping[str, Found], stem: str) -> Found | None:
-    return (
-        lookup(found, stem)
-        or _placed(found, stem, "bias")
-        or _placed(found, stem, "modulation")
-    )
+    return lookup(found, stem) or _placed(found, stem, "bias") or _placed(found, stem, "modulation")
 
 
 def _placed(found: Mapping[str, Found], stem: str, place: str) -> Found | None:
@@ -372,7 +369,7 @@ def _ours(path: Path, stem: str, delta: Delta, source: Source) -> Delta:
 
 
 def _fused(path: Path, ours: str, parts: Mapping[int, Delta], ratio: tuple[int, ...]) -> Delta:
-    index, first = next((i, p) for i, p in parts.items())
+    first = next(iter(parts.values()))
     known = next(((i, p.outputs) for i, p in parts.items() if p.outputs), None)
     if known is None:
         raise CheckpointError(
@@ -404,7 +401,7 @@ def _form(stems: Iterable[str], hits: Mapping[str, Found]) -> str:
     if stems[0].startswith(JOINED):
         return "kohya"
     renamed = any(
-        bare_of(stem) != layer_of(ours) and source.operation != "copy"
+        (bare_of(stem) != layer_of(ours) and source.operation != "copy")
         or not layer_of(ours).endswith(bare_of(stem))
         for stem, (ours, source) in hits.items()
         if not ours.endswith("modulation")

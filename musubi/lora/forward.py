@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,17 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from musubi.lora.delta import (
-    Decomposed,
-    Delta,
-    Difference,
-    Hada,
-    InputRotation,
-    Kron,
-    Pair,
-    Rotation,
-    norms,
-)
+from musubi.lora.delta import Delta, Difference, Pair
+from musubi.lora.kinds import Decomposed, Hada, InputRotation, Kron, Rotation, norms
 from musubi.memory.fp8 import SCALE, expanded
 
 _ROWS = 4096  # of a weight whose norms are taken at once
@@ -73,9 +64,7 @@ def added(
         change = _back(layer, delta.turned_rows(plain) - plain) * strength
     elif isinstance(layer, nn.Linear) and isinstance(delta, Hada) and delta.t1 is None:
         w1_a = delta.w1_a * (delta.scale * strength)
-        change = cast(
-            torch.Tensor, _HadaLinear.apply(x, w1_a, delta.w1_b, delta.w2_a, delta.w2_b)
-        )
+        change = cast(torch.Tensor, _HadaLinear.apply(x, w1_a, delta.w1_b, delta.w2_a, delta.w2_b))
     elif isinstance(layer, nn.Linear) and isinstance(delta, Kron):
         change = _kron(delta, x, strength)
     elif isinstance(layer, nn.Linear) and isinstance(delta, InputRotation):
@@ -93,10 +82,21 @@ def added(
     return change
 
 
-def weight_of(layer: nn.Module) -> torch.Tensor:
-    """The weight of a layer as it multiplies: expanded when it is stored in 8 bits."""
-    weight = cast(torch.Tensor, layer.weight)
-    scale = getattr(layer, SCALE, None)
+def weight_of(
+    layer: nn.Module, homes: Mapping[tuple[int, str], torch.Tensor] | None = None
+) -> torch.Tensor:
+    """The weight of a layer as it multiplies: expanded when it is stored in 8 bits.
+
+    Args:
+        layer: Linear or a convolution.
+        homes: Where the tensors are of layers that are away; see `musubi.memory.apply.at_home`.
+    """
+
+    def found(leaf: str) -> torch.Tensor | None:
+        here = getattr(layer, leaf, None)
+        return here if homes is None else homes.get((id(layer), leaf), here)
+
+    weight, scale = cast(torch.Tensor, found("weight")), found(SCALE)
     return weight if scale is None else expanded(weight, scale, torch.float32)
 
 
@@ -129,9 +129,9 @@ def _pair(
     """The scale is on the small matrix: on the change it would cost the backward pass another tensor."""
     scale = pair.scale * strength
     linear = isinstance(layer, nn.Linear)
-    if not linear and (pair.down.ndim == 2 or getattr(layer, "groups", 1) != 1):
-        if pair.mid is None:
-            return _applied(layer, x, (pair.change(cast(Any, layer).weight) * strength).to(x.dtype))
+    dense = pair.down.ndim == 2 or getattr(layer, "groups", 1) != 1
+    if not linear and dense and pair.mid is None:
+        return _applied(layer, x, (pair.change(cast(Any, layer).weight) * strength).to(x.dtype))
     if linear:
         hidden = F.linear(x, pair.down.flatten(1).to(x.dtype))
     elif pair.mid is None:

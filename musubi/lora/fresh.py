@@ -8,16 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from musubi.lora.delta import (
-    Decomposed,
-    Delta,
-    Difference,
-    Hada,
-    Kron,
-    Pair,
-    Rotation,
-)
+from musubi.lora.delta import Delta, Difference, Pair
 from musubi.lora.forward import norms_of
+from musubi.lora.kinds import Decomposed, Hada, Kron, Rotation
 
 INNER = ("lora", "loha", "lokr")
 """The kinds that can be the direction of a DoRA."""

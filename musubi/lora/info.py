@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from musubi.config.lora import LoraInfoConfig
-from musubi.lora.delta import Decomposed, Hada, Kron, Pair
+from musubi.lora.delta import Pair
 from musubi.lora.files import read_lora
+from musubi.lora.kinds import Decomposed, Hada, Kron
 from musubi.lora.names import JOINED, PREFIXES, recognised
-from musubi.spec import Report
+from musubi.plugin import Report
 
 _SHOWN = 3
 

@@ -14,17 +14,8 @@ from pathlib import Path
 import torch
 
 from musubi.errors import CheckpointError
-from musubi.lora.delta import (
-    Decomposed,
-    Delta,
-    Difference,
-    Hada,
-    InputRotation,
-    Kron,
-    Pair,
-    Replacement,
-    Rotation,
-)
+from musubi.lora.delta import Delta, Difference, Pair, Replacement
+from musubi.lora.kinds import Decomposed, Hada, InputRotation, Kron, Rotation
 from musubi.lora.peft import PeftConfig
 
 Fields = Mapping[str, str]
@@ -136,9 +127,7 @@ def _complete(path: Path, stem: str, fields: Fields) -> None:
             needed += (("hada_t1",), ("hada_t2",))
     elif any(f.startswith("lokr_") for f in fields):
         needed = (("lokr_w1", "lokr_w1_a"), ("lokr_w2", "lokr_w2_a"))
-        needed += tuple(
-            (f"lokr_{n}_b",) for n in ("w1", "w2") if f"lokr_{n}" not in fields
-        )
+        needed += tuple((f"lokr_{n}_b",) for n in ("w1", "w2") if f"lokr_{n}" not in fields)
     elif {"down", "up", "mid", "magnitude", "up_bias"} & set(fields):
         needed = (("down",), ("up",))
     missing = next((names for names in needed if not set(names) & set(fields)), None)
@@ -210,8 +199,13 @@ def assembled(
     if main is not None:
         magnitude = at("magnitude")
         yield "weight", main if magnitude is None else Decomposed(main, magnitude)
-    for field, place in (("diff", "weight"), ("w_norm", "weight"), ("diff_b", "bias"),
-                         ("b_norm", "bias"), ("diff_m", "modulation")):
+    for field, place in (
+        ("diff", "weight"),
+        ("w_norm", "weight"),
+        ("diff_b", "bias"),
+        ("b_norm", "bias"),
+        ("diff_m", "modulation"),
+    ):
         if field in fields:
             yield place, Difference(there(field))
     if "set_weight" in fields:

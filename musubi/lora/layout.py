@@ -10,21 +10,11 @@ import torch
 
 from musubi.errors import CheckpointError, ConfigError, did_you_mean
 from musubi.lora import metadata as facts
-from musubi.lora.delta import (
-    Decomposed,
-    Delta,
-    Difference,
-    Hada,
-    InputRotation,
-    Kron,
-    Pair,
-    Replacement,
-    Rotation,
-    Stacked,
-)
+from musubi.lora.delta import Delta, Difference, Pair, Replacement, Stacked
 from musubi.lora.keys import written
+from musubi.lora.kinds import Decomposed, Hada, InputRotation, Kron, Rotation
 from musubi.lora.names import KOHYA, WEIGHT, underscored
-from musubi.spec import Component, Source
+from musubi.plugin import Component, Source
 from musubi.weights.write import save
 
 FORMS = ("kohya", "comfy", "diffusers")
@@ -33,7 +23,7 @@ _OF_WEIGHTS = (Pair, Hada, Kron, Decomposed, Rotation, InputRotation)
 _BIAS = ".bias"
 
 
-class NoWords(CheckpointError):
+class NoWordsError(CheckpointError):
     """A form of names has no words for what an adapter does to a layer."""
 
 
@@ -60,7 +50,7 @@ def write_lora(
     Raises:
         ConfigError: The form is unknown.
         CheckpointError: A number is not finite in the file's dtype.
-        NoWords: The form cannot say what one of the changes is.
+        NoWordsError: The form cannot say what one of the changes is.
     """
     tensors = laid_out(deltas, form, component)
     cast: dict[str, torch.Tensor] = {}
@@ -94,7 +84,7 @@ def laid_out(
 
     Raises:
         ConfigError: The form is unknown, or the network has no names of that kind.
-        NoWords: The form cannot say what one of the changes is.
+        NoWordsError: The form cannot say what one of the changes is.
     """
     form = ALIASES.get(form, form)
     if form not in FORMS:
@@ -128,7 +118,7 @@ def _words(parameter: str, place: str, delta: Delta) -> dict[str, torch.Tensor]:
     try:
         return written(place, delta)
     except TypeError:
-        raise NoWords(
+        raise NoWordsError(
             f"{parameter!r} is changed by {delta.title}, for which this form of LoRA files has no "
             "words.",
             fix="Write the form it came in, or make plain pairs of it: `musubi lora resize`.",
@@ -159,11 +149,15 @@ def _diffusers(named: Mapping[str, Delta], component: Component | None) -> dict[
         part = part_of(named[ours], source)
         stem, place = _split(theirs.removeprefix(dialect.prefix))
         pair = part.inner if isinstance(part, Decomposed) else part
-        if place == "bias" and isinstance(part, Difference) and f"{_split(ours)[0]}{WEIGHT}" in pairs:
+        if (
+            place == "bias"
+            and isinstance(part, Difference)
+            and f"{_split(ours)[0]}{WEIGHT}" in pairs
+        ):
             out[f"transformer.{stem}.lora_B.bias"] = part.value.float()
             continue
         if place != "weight" or not isinstance(pair, Pair) or pair.mid is not None:
-            raise NoWords(
+            raise NoWordsError(
                 f"{ours!r} is changed by a {named[ours].title}, and diffusers reads low-rank pairs "
                 "alone.",
                 fix="Write the form comfy or kohya, or make pairs of it: `musubi lora resize`.",
@@ -173,7 +167,7 @@ def _diffusers(named: Mapping[str, Delta], component: Component | None) -> dict[
         out[f"transformer.{stem}.lora_B.weight"] = folded.up
         if isinstance(part, Decomposed):
             if part.by_column:
-                raise NoWords(
+                raise NoWordsError(
                     f"The magnitudes of {ours!r} are of its columns, and diffusers' are of rows.",
                     fix="Write the form comfy or kohya.",
                 )
@@ -185,7 +179,7 @@ def part_of(delta: Delta, source: Source) -> Delta:
     """The change of their tensor, which is made of ours.
 
     Raises:
-        NoWords: The change does not come apart.
+        NoWordsError: The change does not come apart.
     """
     part: Delta | None = delta
     if source.operation == "swap":
@@ -198,7 +192,7 @@ def part_of(delta: Delta, source: Source) -> Delta:
     elif source.operation == "unsqueeze" and isinstance(delta, (Difference, Replacement)):
         part = dataclasses.replace(delta, value=delta.value[(..., *(None,) * source.ones)])
     if part is None:
-        raise NoWords(
+        raise NoWordsError(
             f"The {delta.title} of {source.names[0]!r} cannot be taken apart into the layers that "
             "diffusers has in its place.",
             fix="Write the form comfy or kohya, or make pairs of it: `musubi lora resize`.",

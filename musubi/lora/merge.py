@@ -12,7 +12,7 @@ from musubi.config.options import paths, spared
 from musubi.errors import ConfigError, RunError
 from musubi.lora.delta import Delta
 from musubi.lora.files import LoraFile, read_lora
-from musubi.spec import Architecture, Report, Source
+from musubi.plugin import Architecture, Report, Source
 from musubi.weights.contents import Inspection, examine, locate
 from musubi.weights.dtypes import FP8, dtype_name
 from musubi.weights.files import Weights, open_weights
@@ -226,9 +226,7 @@ class Merge:
         return expand(name, stored, self.weights.read(scale) if scale is not None else None)
 
     def _new_scale(self, name: str, scale: str) -> torch.Tensor:
-        return self._factor(
-            self.merged(name), self.weights.read(scale), self.weights.dtypes[name]
-        )
+        return self._factor(self.merged(name), self.weights.read(scale), self.weights.dtypes[name])
 
     def _factor(self, merged: torch.Tensor, old: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The scale that lets the 8-bit range hold the merged weight, shaped like the old one."""

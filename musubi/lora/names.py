@@ -11,7 +11,7 @@ from torch import nn
 
 from musubi import registry
 from musubi.errors import ConfigError
-from musubi.spec import Architecture, Component, KeyMap, Source
+from musubi.plugin import Architecture, Component, KeyMap, Source
 from musubi.weights.blank import blank
 
 KOHYA = "lora_unet_"
@@ -33,12 +33,21 @@ Found = tuple[str, Source]
 """(our parameter's name, how their part of it is made from ours)."""
 
 
-def known_parameters(component: Component, variants: Iterable[Mapping] = ()) -> frozenset[str]:
-    """Names of the parameters of a component at its toy size and at given sizes."""
+def known_parameters(
+    component: Component, variants: Iterable[Mapping] = (), *, linear: bool = False
+) -> frozenset[str]:
+    """Names of the parameters of a component at its toy size and at given sizes.
+
+    Args:
+        component: The network.
+        variants: The sizes, beside the toy's.
+        linear: Only the weights of linear layers.
+    """
     found: set[str] = set()
     for numbers in (component.tiny, *variants):
         if numbers:
-            found |= _built(component, tuple(sorted(numbers.items(), key=lambda i: i[0])))
+            made = _built(component, tuple(sorted(numbers.items(), key=lambda i: i[0])))
+            found |= {name for name, is_linear in made.items() if is_linear or not linear}
     return frozenset(found)
 
 
@@ -169,13 +178,15 @@ def _named_by(dialect: KeyMap, numbers: list[int]) -> set[str]:
 
 
 @lru_cache(maxsize=32)
-def _cached(build: Callable[..., nn.Module], numbers: tuple) -> frozenset[str]:
+def _cached(build: Callable[..., nn.Module], numbers: tuple) -> Mapping[str, bool]:
     with blank():
         module: nn.Module = build(**dict(numbers))
-    return frozenset(name for name, _ in module.named_parameters())
+    linear = {f"{n}{WEIGHT}" for n, m in module.named_modules() if isinstance(m, nn.Linear)}
+    return {name: name in linear for name, _ in module.named_parameters()}
 
 
-def _built(component: Component, numbers: tuple) -> frozenset[str]:
+def _built(component: Component, numbers: tuple) -> Mapping[str, bool]:
+    """Name of each parameter → whether it is the weight of a linear layer."""
     try:
         return _cached(component.build, numbers)
     except TypeError:  # numbers that cannot be hashed

@@ -33,13 +33,15 @@ class PeftConfig:
 
     def alpha(self, stem: str, rank: int) -> float | None:
         """Alpha of a layer, so that alpha / rank is its scale; None when nothing is said."""
-        value = self._of("alpha_pattern", stem, self.given.get("lora_alpha", self.given.get("alpha")))
+        value = self._of(
+            "alpha_pattern", stem, self.given.get("lora_alpha", self.given.get("alpha"))
+        )
         if value is None:
             return None
         return float(value) * (math.sqrt(rank) if self.given.get("use_rslora") else 1.0)
 
     def plain_scale(self, stem: str) -> float:
-        """alpha / r of a layer whose tensors do not show a rank."""
+        """The scale of a layer whose tensors do not show a rank."""
         rank = self._of("rank_pattern", stem, self.given.get("r"))
         alpha = self._of("alpha_pattern", stem, self.given.get("alpha"))
         return 1.0 if not rank or alpha is None else float(alpha) / float(rank)

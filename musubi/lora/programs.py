@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from musubi.lora.names import KOHYA, WEIGHT
-from musubi.spec import Component
+from musubi.plugin import Component
 
 PAIR = frozenset({"down", "up", "alpha"})
 _MATRICES = frozenset({"down", "up"})
@@ -78,7 +78,7 @@ class Row:
 
 
 def _diffusers(**more: object) -> Reading:
-    """diffusers' own names, which every network of it reads."""
+    """The names of diffusers itself, which every network of it reads."""
     return Reading(  # type: ignore[arg-type]
         **{
             "program": "diffusers",
@@ -312,13 +312,9 @@ class Judge:
         return f"{self.program} does not read tensors called .{name.rpartition('.')[2]} here."
 
     def _refuses(self, rules: Sequence[tuple[Reading, Mapping[str, str]]], name: str) -> bool:
-        return any(
-            r.unread == "refused" and not re.fullmatch(r.passed, name) for r, _ in rules[:1]
-        )
+        return any(r.unread == "refused" and not re.fullmatch(r.passed, name) for r, _ in rules[:1])
 
-    def _alpha(
-        self, found: Sequence[Reading], stem: str, fields: Mapping[str, str]
-    ) -> str | None:
+    def _alpha(self, found: Sequence[Reading], stem: str, fields: Mapping[str, str]) -> str | None:
         pair = "down" in fields
         if any(r.alpha == "refused" for r in found) and "alpha" in fields:
             return "It refuses a file of these names that holds alpha."

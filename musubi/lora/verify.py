@@ -17,12 +17,11 @@ from musubi.lora.layout import laid_out
 from musubi.lora.names import WEIGHT, bare_of, known, known_parameters, lookup
 from musubi.lora.patterns import choose
 from musubi.lora.programs import Judge, Verdict, readings, spelled_by
-from musubi.spec import Architecture, Component, Report
+from musubi.plugin import Architecture, Component, Report
 from musubi.weights.files import open_weights
 
 PROGRAMS = ("ComfyUI", "diffusers")
 _SHOWN = 3
-_ORDER = ("kohya", "comfy", "diffusers")
 
 
 def run(config: LoraVerifyConfig, report: Report) -> None:
@@ -81,7 +80,8 @@ def judge(architecture: Architecture, names: Sequence[str]) -> tuple[Verdict, ..
         for hit in (found.get(f"{bare_of(stem)}.modulation"),)
         if hit is not None
     }
-    ours = sorted({hit[0] for hit in hits.values()} | _everywhere(component, groups))
+    # Rows of the table are chosen by layers, of which the file may have few.
+    ours = sorted({hit[0] for hit in hits.values()} | known_parameters(component, linear=True))
     rules = readings(component, [p.removesuffix(WEIGHT) for p in ours])
     return tuple(
         Judge(
@@ -96,19 +96,22 @@ def judge(architecture: Architecture, names: Sequence[str]) -> tuple[Verdict, ..
     )
 
 
-def best_form(architecture: Architecture, deltas: Mapping[str, Delta]) -> tuple[str, float]:
+def best_form(
+    architecture: Architecture, deltas: Mapping[str, Delta], order: Sequence[str] = FORMS
+) -> tuple[str, float]:
     """The form of names that the programs load most of, and how much the worst of them loads.
 
     Args:
         architecture: Whose network.
         deltas: Our names → changes.
+        order: The forms; the first of equal ones is taken.
     """
     meta = {
         name: delta.mapped(lambda t: torch.empty(t.shape, device="meta"))
         for name, delta in deltas.items()
     }
     counts: dict[str, float] = {}
-    for form in _ORDER:
+    for form in order:
         try:
             names = list(laid_out(meta, form, architecture.dit))
         except MusubiError:
@@ -133,14 +136,10 @@ def summary(verdict: Verdict) -> str | None:
     )
 
 
-def _everywhere(component: Component, groups: Iterable[str]) -> set[str]:
-    """Our target layers in the blocks of a file: rows of the table are chosen by them."""
-    return {p for p in known_parameters(component) if p.endswith(WEIGHT)}
-
-
 def _missing(component: Component, present: set[str]) -> str | None:
     """A target layer that a block lacks, when the blocks are counted from 0."""
-    common = _targets(component, (p.removesuffix(WEIGHT) for p in known_parameters(component)))
+    linear = known_parameters(component, linear=True)
+    common = _targets(component, (p.removesuffix(WEIGHT) for p in linear))
     for stack in component.traits.stacks:
         pattern = re.compile(re.escape(stack) + r"\.(\d+)\.(.+)")
         numbers = {m[1] for m in map(pattern.fullmatch, present) if m}
@@ -159,7 +158,8 @@ def _targets(component: Component, layers: Iterable[str]) -> list[str]:
 
 def _advice(file: LoraFile, architecture: Architecture) -> str:
     """The form that loads everywhere, found by laying the file out in each and judging that."""
-    best, share = best_form(architecture, file.deltas)
+    # Old names load in fewer programs when layers are missing.
+    best, share = best_form(architecture, file.deltas, ("comfy", "diffusers", "kohya"))
     output = file.path.with_name(f"{file.path.stem}-{best}.safetensors")
     command = (
         f'musubi lora convert --arch {architecture.name} --input "{file.path}" '

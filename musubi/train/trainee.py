@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from musubi.errors import RunError
-from musubi.spec.traits import named
+from musubi.plugin.traits import named
 from musubi.weights.write import save
 
 
@@ -52,6 +52,10 @@ class Trainee(Protocol):
 
     def write(self, path: Path, metadata: Mapping[str, str]) -> None:
         """Write a checkpoint that others can use."""
+        ...
+
+    def remarks(self) -> list[str]:
+        """What the user should know about the file at the end."""
         ...
 
 
@@ -98,6 +102,9 @@ class Whole:
 
     def after_step(self) -> Mapping[str, float]:
         return {}
+
+    def remarks(self) -> list[str]:
+        return []
 
     def write(self, path: Path, metadata: Mapping[str, str]) -> None:
         state = self.dit.state_dict()

@@ -15,7 +15,7 @@ from torch import nn
 
 from musubi.config.options import for_architecture
 from musubi.config.train import TrainConfig
-from musubi.spec import (
+from musubi.plugin import (
     Architecture,
     Component,
     Conditioning,
@@ -178,7 +178,7 @@ def make(folder: Path, **more: Any) -> Run:
     if resume is not None:
         found = state.find(names, resume)
         if found is not None:
-            state.apply(state.read(found), trainee, update)
+            state.apply(state.read(found), trainee, update, found)
             run = make_at(run, state.read(found).position)
     return run
 

@@ -3,7 +3,7 @@
 Read `architecture.py` (what it says about itself), then `runtime.py` (the six verbs it performs).
 """
 
-from musubi.spec.architecture import (
+from musubi.plugin.architecture import (
     Architecture,
     Component,
     Lazy,
@@ -15,13 +15,13 @@ from musubi.spec.architecture import (
     Tokenizer,
     Variant,
 )
-from musubi.spec.keys import Fuse, KeyMap, Rename, Source, Squeeze, Swap, renamed
-from musubi.spec.option import Option
-from musubi.spec.policy import Policy
-from musubi.spec.record import Field, Schema, is_mask
-from musubi.spec.report import Progress, Quiet, Report
-from musubi.spec.runtime import Clip, Conditioning, Networks, Recipe, Record, Runtime, Section
-from musubi.spec.traits import LoraNames, LoraTargets, Preset, Traits
+from musubi.plugin.keys import Fuse, KeyMap, Rename, Source, Squeeze, Swap, renamed
+from musubi.plugin.option import Option
+from musubi.plugin.policy import Policy
+from musubi.plugin.record import Field, Schema, is_mask
+from musubi.plugin.report import Progress, Quiet, Report
+from musubi.plugin.runtime import Clip, Conditioning, Networks, Recipe, Record, Runtime, Section
+from musubi.plugin.traits import LoraTargets, Preset, Traits
 
 __all__ = [
     "Architecture",
@@ -32,7 +32,6 @@ __all__ = [
     "Fuse",
     "KeyMap",
     "Lazy",
-    "LoraNames",
     "LoraTargets",
     "Networks",
     "Numbers",

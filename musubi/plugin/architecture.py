@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from musubi.spec.keys import KeyMap
-from musubi.spec.option import Option
-from musubi.spec.record import Schema
-from musubi.spec.traits import Preset, Traits
+from musubi.plugin.keys import KeyMap
+from musubi.plugin.option import Option
+from musubi.plugin.record import Schema
+from musubi.plugin.traits import Preset, Traits
 
 Shapes = Mapping[str, tuple[int, ...]]
 Numbers = Mapping[str, Any]

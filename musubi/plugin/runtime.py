@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from musubi.spec.architecture import Architecture, Task
+    from musubi.plugin.architecture import Architecture, Task
 
     Record = dict[str, torch.Tensor]
 else:
