@@ -86,9 +86,9 @@ class Asked:
         notes: What was given and does nothing.
     """
 
-    kind: Kind
-    rank: int
-    alpha: float
+    kind: Kind = field(default_factory=Kind)
+    rank: int = DEFAULT_RANK
+    alpha: float = 1.0
     dropout: float | None = None
     rank_dropout: float | None = None
     module_dropout: float | None = None

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from musubi import registry
+from musubi.lora.options import Asked
 from musubi.memory import speed
 from musubi.memory.estimate import Optimizer, estimate
 from musubi.memory.step import Case
@@ -36,7 +37,7 @@ def _estimated(case):
         height=case["height"],
         frames=case["frames"],
         batch=case["batch"],
-        attach=NewLora(targets, case["rank"]) if trains else None,
+        attach=NewLora(targets, Asked(rank=case["rank"])) if trains else None,
     )
     policy = Policy(**{**case["policy"], "streamed": tuple(case["policy"]["streamed"])})
     optimizer = Optimizer(name=case["optimizer"])
