@@ -195,7 +195,8 @@ def assembled(
     elif "generator" in fields:
         generator = there("generator")
         block = round((1 + (1 + 8 * generator.shape[1]) ** 0.5) / 2)
-        main = InputRotation(generator, block, config.neumann_terms, config.block_share)
+        shared = config.block_share or generator.shape[0] == 1
+        main = InputRotation(generator, block, config.neumann_terms, shared)
     if main is not None:
         magnitude = at("magnitude")
         yield "weight", main if magnitude is None else Decomposed(main, magnitude)
