@@ -17,19 +17,20 @@ from musubi.config import prompts
 from musubi.config.generate import GenerateConfig
 from musubi.config.memory import compiler_words
 from musubi.config.options import own_options, paths, tokenizers
+from musubi.config.recipe import ENGINE_OPTIONS, build_recipe
 from musubi.config.task import Choice, choose_task
-from musubi.errors import ConfigError, MusubiError, RunError
+from musubi.data.video_writer import CRF, Quality
+from musubi.errors import ConfigError, MusubiError, RunError, system_reason
 from musubi.generate import loras, write
 from musubi.generate.inputs import has_media
 from musubi.generate.interactive import ask
 from musubi.generate.loras import Chosen
-from musubi.generate.recipes import ENGINE_OPTIONS, build_recipe
-from musubi.generate.session import Session
+from musubi.generate.pipeline import Session
 from musubi.memory.apply import placer
 from musubi.memory.compiled import Compiler
 from musubi.nn import attention
 from musubi.plan.fit import encoders_for, policy_for
-from musubi.plan.rescue import rescued
+from musubi.plan.out_of_memory import rescued
 from musubi.plugin import Architecture, Policy, Recipe, Report, Task
 from musubi.weights.dtypes import parse_dtype
 from musubi.weights.load import inspect
@@ -72,6 +73,12 @@ class _Job:
     policy: Policy
     report: Report
     adapted: weakref.ref[nn.Module] | None = None  # a strong one would keep it in memory
+
+    @property
+    def quality(self) -> Quality:
+        """How videos are encoded, as the options say."""
+        crf = CRF if self.config.crf is None else self.config.crf
+        return Quality(crf=crf, bit_depth=self.config.bit_depth, lossless=self.config.lossless)
 
     def recipe(self, asked: Mapping[str, Any]) -> Recipe:
         """What the command line says, with `asked` laid over it, and every gap filled."""
@@ -125,7 +132,7 @@ class _Job:
                 found = write.read_latents(path)
                 _check_channels(found.latents, self.architecture, path)
                 name = write.stem(self.folder, found.seed, original=path.stem)
-                fps = self.config.fps or found.recipe.get("fps") or self.architecture.frame_rate
+                fps = self.config.fps or found.fps or self.architecture.frame_rate
                 notes = {} if self.config.no_metadata else found.metadata
                 self._write(found.latents, name, float(fps), notes)
         _raise(failed, len(files))
@@ -182,7 +189,7 @@ class _Job:
         self, latents: torch.Tensor, name: str, fps: float, notes: Mapping[str, str]
     ) -> None:
         with rescued(self.config, self.architecture, "decode", policy=self.policy):
-            frames = self.session.frames(latents)
+            frames = self.session.frames(latents, deep=self.quality.bit_depth > 8)
         kept = len(frames) - self.config.trim_tail_frames
         if kept < 1:
             raise ConfigError(
@@ -194,7 +201,9 @@ class _Job:
         if self.config.output_type in ("images", "latent_images"):
             written = write.write_images(frames, self.folder, name, notes)[0]
         else:
-            written = write.write_video(frames, self.folder / f"{name}.mp4", fps, notes)
+            written = write.write_video(
+                frames, self.folder / f"{name}.mp4", fps, notes, self.quality
+            )
         self.report.note(
             f"Wrote {written if len(frames) == 1 or written.suffix == '.mp4' else written.parent}."
         )
@@ -301,7 +310,7 @@ def _writable(folder: Path) -> Path:
             return folder
     except OSError as error:
         raise ConfigError(
-            f"The folder {folder} of --save_path cannot be written: {error.strerror}.",
+            f"The folder {folder} of --save_path cannot be written: {system_reason(error)}.",
             fix="Give another folder.",
         ) from error
 

@@ -359,7 +359,9 @@ def _ours(path: Path, stem: str, delta: Delta, source: Source) -> Delta:
     if source.operation == "swap":
         made = delta.turned()
     elif source.operation == "unsqueeze" and isinstance(delta, Difference):
-        made = Difference(delta.value.flatten(-source.ones - 1))
+        shape = delta.value.shape
+        kept = shape[source.ones :] if source.leading else shape[: -source.ones]
+        made = Difference(delta.value.reshape(kept))
     if made is None:
         raise CheckpointError(
             f"{path}: the {delta.title} of {stem!r} cannot be turned into the layer that is here.",

@@ -190,7 +190,9 @@ def part_of(delta: Delta, source: Source) -> Delta:
         start = unit * sum(source.ratio[: source.part])
         part = delta.rows(start, start + unit * source.ratio[source.part])
     elif source.operation == "unsqueeze" and isinstance(delta, (Difference, Replacement)):
-        part = dataclasses.replace(delta, value=delta.value[(..., *(None,) * source.ones)])
+        ones = (None,) * source.ones
+        value = delta.value[(*ones, ...) if source.leading else (..., *ones)]
+        part = dataclasses.replace(delta, value=value)
     if part is None:
         raise NoWordsError(
             f"The {delta.title} of {source.names[0]!r} cannot be taken apart into the layers that "

@@ -201,7 +201,8 @@ class Merge:
         if source.operation == "swap":
             return torch.cat(merged.chunk(2)[::-1])
         if source.operation == "squeeze":
-            return merged[(..., *(None,) * source.ones)]
+            ones = (None,) * source.ones
+            return merged[(*ones, ...) if source.leading else (..., *ones)]
         if source.operation == "concat":
             start = sum(self.weights.shapes[n][0] for n in source.names[:part])
             return merged[start : start + self.weights.shapes[name][0]]
@@ -214,7 +215,7 @@ class Merge:
             if source.operation == "swap":
                 whole = torch.cat(parts[0].chunk(2)[::-1])
             elif source.operation == "squeeze":
-                whole = parts[0].flatten(-source.ones - 1)
+                whole = parts[0].reshape(self.contents.shapes[ours])
             else:
                 whole = torch.cat(parts) if len(parts) > 1 else parts[0]
             self._last = ours, self.merging(ours, whole)

@@ -12,7 +12,7 @@ from torch import nn
 from musubi import registry
 from musubi.errors import ConfigError
 from musubi.plugin import Architecture, Component, KeyMap, Source
-from musubi.weights.blank import blank
+from musubi.weights.meta import blank
 
 KOHYA = "lora_unet_"
 PREFIXES = (

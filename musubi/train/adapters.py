@@ -19,7 +19,7 @@ from musubi.lora.options import Asked, asked
 from musubi.lora.verify import best_form, judge, summary
 from musubi.memory.apply import at_home
 from musubi.plugin import Architecture, Report
-from musubi.train.trainee import refuse_broken
+from musubi.train.trainable import refuse_broken
 
 _TITLES = {
     "lora": "LoRA",

@@ -15,7 +15,7 @@ from musubi.lora.metadata import modelspec, training_metadata
 from musubi.plugin import Architecture
 from musubi.train.dataset import Dataset
 from musubi.train.state import Position
-from musubi.train.trainee import Trainee
+from musubi.train.trainable import Trainee
 
 # Of a dataset, what files say; names of directories lose their parents.
 _ALL = ("resolution", "caption_extension", "num_repeats", "enable_bucket", "bucket_no_upscale")

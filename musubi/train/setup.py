@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,16 +17,19 @@ from musubi.config.options import own_options, paths
 from musubi.config.task import Choice, choose_task
 from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
-from musubi.generate.session import Session, compute_dtype
+from musubi.generate.pipeline import Session, compute_dtype
 from musubi.lora.merge import Merging
-from musubi.plan import caching, fit, rescue
-from musubi.plan.rescue import Where
-from musubi.plan.subject import Bucket
+from musubi.pages import account
+from musubi.pages.live import LivePage
+from musubi.pages.run import REPORT
+from musubi.plan import caching, fit, out_of_memory
+from musubi.plan.out_of_memory import Where
+from musubi.plan.workload import Bucket
 from musubi.plugin import Architecture, Policy, Report
 from musubi.train import (
     adapters,
     dataset,
-    feed,
+    loader,
     log,
     networks,
     optim,
@@ -40,10 +44,10 @@ from musubi.train.checkpoints import Checkpoints, Names
 from musubi.train.dataset import Dataset
 from musubi.train.offload import Mirror
 from musubi.train.resume import Resumed, settings_of, snapshot
-from musubi.train.run import Run
 from musubi.train.signals import Stop
 from musubi.train.step import Objective
-from musubi.train.trainee import Trainee, Whole
+from musubi.train.train_loop import Run
+from musubi.train.trainable import Trainee, Whole
 from musubi.train.update import Update
 from musubi.train.upload import Upload
 from musubi.train.validation import Validation
@@ -91,6 +95,7 @@ class Setup:
         self.started = time.time()
         self.upload: Upload | None = None
         self.merging: Merging | None = None
+        self.page: LivePage | None = None
         self.policy = Policy()
         self.buckets: tuple[Bucket, ...] = ()
         self.largest: list[int] = []
@@ -137,7 +142,7 @@ class Setup:
             gallery.session.dit = dit
         trainee = self._trainee(dit)
         batches = data.batches(seed)
-        per_epoch = feed.steps_per_epoch(
+        per_epoch = loader.steps_per_epoch(
             len(batches(1)), config.gradient_accumulation_steps, self.accelerator.num_processes
         )
         total = (
@@ -191,13 +196,14 @@ class Setup:
             trainee=trainee,
         )
         run.checkpoints = self._checkpoints(run, trainee, data, about)
+        run.page = self.page = self._page(run, choice, data, per_epoch)
         self._start_trackers(trackers, position.step)
         self._tell(trainee, data, per_epoch, total)
         return run
 
     def rescued(self, where: Where) -> AbstractContextManager[None]:
         """Inside, running out of device memory becomes an error that says what to change."""
-        return rescue.rescued(
+        return out_of_memory.rescued(
             self.config, self.architecture, where, policy=self.policy, buckets=self.buckets
         )
 
@@ -274,7 +280,7 @@ class Setup:
             self.names.name,
             facts={"architecture": architecture.name, "task": choice.task.name},
             report=self.report,
-            rescued=lambda where, recipe: rescue.rescued(
+            rescued=lambda where, recipe: out_of_memory.rescued(
                 config,
                 architecture,
                 where,
@@ -376,6 +382,32 @@ class Setup:
 
     # telling
 
+    def _page(self, run: Run, choice: Choice, data: Dataset, per_epoch: int) -> LivePage | None:
+        """The page of the run; not begun."""
+        if not self.accelerator.is_main_process:
+            return None
+        items = [data.records.items[i] for i in (*data.training, *data.held)]
+        entries = data.file.datasets
+        thumbs, more = account.shown(entries)
+        device = self.accelerator.device
+        noted = account.Account(
+            name=self.names.name,
+            architecture=self.architecture.name,
+            task=choice.variant.name if choice.variant else choice.task.name,
+            trained=run.trainee.title,
+            total=run.total,
+            per_epoch=per_epoch,
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+            started=self.started,
+            resumed_at=run.position.step,
+            datasets=account.datasets(entries, Counter(item.dataset for item in items)),
+            buckets=account.buckets(items),
+            items=thumbs,
+            more=more,
+            held=len(data.held),
+        )
+        return LivePage(self.names.own, noted, self.report)
+
     def _start_trackers(self, trackers: list[str], step: int) -> None:
         config = self.config
         log.wandb_login(config, trackers)
@@ -397,5 +429,6 @@ class Setup:
             "processes": self.accelerator.num_processes,
             "seed": self.config.seed,
             "checkpoints": self.names.final(),
+            "page": self.names.own / REPORT,
         }
         self.report.table("Training", ("", ""), figures.items())

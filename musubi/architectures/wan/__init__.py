@@ -70,6 +70,8 @@ DIT = Component(
         "out_dim": 16,
         "text_dim": 32,
         "freq_dim": 256,
+        "reference": False,
+        "vace_layers": 0,
     },
 )
 
@@ -85,7 +87,7 @@ T2V = Sampling(
     guidance_scale=5.0,
     frames=81,
     solver="unipc",
-    solvers=("unipc", "dpm++", "vanilla"),
+    solvers=("unipc", "dpm++", "vanilla", "lcm"),
     negative_prompt=NEGATIVE_PROMPT,
 )
 T2I = Sampling(
@@ -94,7 +96,7 @@ T2I = Sampling(
     guidance_scale=5.0,
     frames=1,
     solver="unipc",
-    solvers=("unipc", "dpm++", "vanilla"),
+    solvers=("unipc", "dpm++", "vanilla", "lcm"),
     negative_prompt=NEGATIVE_PROMPT,
 )
 
