@@ -76,7 +76,7 @@ def test_alpha_in_the_metadata_alone(pairs, tmp_path):
 
 def test_what_is_not_known_is_not_said_to_be_absent(pairs, tmp_path):
     path = tmp_path / "a.safetensors"
-    more = {"diffusion_model.vace_blocks.0.before_proj.diff": torch.ones(2)}
+    more = {"diffusion_model.later_blocks.0.gate.diff": torch.ones(2)}
     save_file(laid_out(pairs, "comfy") | more, path)
     (comfyui, diffusers) = judge(WAN, list(load_file(path)))
     assert comfyui.unknown == tuple(more) and not comfyui.ignores
