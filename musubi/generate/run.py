@@ -247,13 +247,14 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
         path = _path(architecture, dit.name, given)
         found = inspect(dit, path)
         choice = choose_task(architecture, config.task, found.numbers, path)
-        modules = (name.removesuffix(".weight") for name in found.shapes)
-        chosen = loras.choose(config, architecture, modules, report)
+        chosen = loras.choose(config, architecture, found.shapes, report)
     for name in _needed(config, architecture, choice.task):
         _path(architecture, name, given)
     assert config.save_path is not None  # the config's own check
     folder = _writable(Path(config.save_path))
-    merged = bool(chosen) and config.lora_mode == "merge"
+    merged = loras.merging(chosen) if chosen else None
+    if config.lora_mode == "attach":
+        merged = loras.merging_rest(chosen)
     device = device_of(config.device)
     policy = policy_for(config, architecture, trains=False, buckets=(), report=report)
     nets = Nets(
@@ -262,7 +263,7 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
         device=device,
         dtypes=_dtypes(config, architecture),
         tokenizers=tokenizers(config, architecture),
-        transforms={dit.name: loras.merging(chosen)} if merged else {},
+        transforms={} if merged is None else {dit.name: merged},
         place=placer(
             {**encoders_for(config, architecture), dit.name: policy},
             device,
