@@ -146,8 +146,8 @@ class Session:
                     return finished.value
 
     @torch.no_grad()
-    def frames(self, latents: torch.Tensor) -> np.ndarray:
-        """Decode latents (1) C F H W to uint8 frames F H W 3.
+    def frames(self, latents: torch.Tensor, *, deep: bool = False) -> np.ndarray:
+        """Decode latents (1) C F H W to uint8 frames F H W 3, or to uint16 ones when `deep`.
 
         Raises:
             RunError: The VAE answered with numbers that are not finite.
@@ -160,7 +160,7 @@ class Session:
                 raise RunError(
                     "The decoded frames are not finite.", fix="Try --vae_dtype float32 or bfloat16."
                 )
-            return np.stack([_levels(picture) for picture in pictures.unbind(1)])
+            return np.stack([_levels(picture, deep) for picture in pictures.unbind(1)])
 
     def free(self) -> None:
         """Let the DiT rest, unless it was handed in."""
@@ -277,9 +277,11 @@ def compute_dtype(module: nn.Module) -> torch.dtype:
     return most if most in (torch.float32, torch.float16, torch.float64) else torch.bfloat16
 
 
-def _levels(picture: torch.Tensor) -> np.ndarray:
+def _levels(picture: torch.Tensor, deep: bool) -> np.ndarray:
     # 3 H W in [0, 1] → uint8 H W 3. A frame at a time: a long video in float32 is gigabytes.
-    return picture.mul(255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    most, kind = (65535, np.uint16) if deep else (255, np.uint8)
+    levels = picture.float().mul(most).round().clamp(0, most)
+    return levels.permute(1, 2, 0).cpu().numpy().astype(kind)
 
 
 def _autocast(device: torch.device, dtype: torch.dtype) -> Any:

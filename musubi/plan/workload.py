@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,12 @@ from musubi.config.task import Choice, choose_task, published
 from musubi.errors import ConfigError
 from musubi.estimate.record import Case
 from musubi.estimate.step import Optimizer
-from musubi.lora.adapter import Adapters
+from musubi.lora.options import Asked, asked
 from musubi.plan.buckets import Bucket, of_dataset
 from musubi.plan.requests import Request, check_sides, previews, requests
 from musubi.plugin import Architecture, Component, LoraTargets, Report, Task
 from musubi.weights.contents import inspect
 from musubi.weights.dtypes import parse_dtype
-
-DEFAULT_RANK = 4
 
 
 @dataclass(frozen=True)
@@ -45,30 +41,19 @@ class Network:
 
 @dataclass(frozen=True)
 class NewLora:
-    """Attaches the LoRA that the options ask for."""
+    """Attaches the adapters that the options ask for."""
 
     targets: LoraTargets
-    rank: int
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
+    asked: Asked
 
     def __call__(self, module: nn.Module) -> Sequence[nn.Parameter]:
-        made = Adapters.create(
-            module,
-            self.targets,
-            rank=self.rank,
-            alpha=1.0,
-            include=self.include,
-            exclude=self.exclude,
-            groups=self.groups,
-        )
+        made = self.asked.create(module, self.targets)
         made.attach()
         made.train()
         return list(made.parameters())
 
     def __hash__(self) -> int:
-        return hash((id(self.targets), self.rank, self.include, self.exclude, self.groups))
+        return hash((id(self.targets), self.asked))
 
 
 @dataclass(frozen=True)
@@ -312,17 +297,5 @@ def _attach(config: Any, architecture: Architecture, full: bool) -> NewLora | Wh
     targets = architecture.dit.traits.lora
     if targets is None:
         raise ConfigError(f"{architecture.title} takes no LoRA.", fix="Add --full.")
-    lists: dict[str, tuple[str, ...]] = {}
-    for pair in getattr(config, "network_args", None) or ():
-        key, _, text = pair.partition("=")
-        if key.strip() in ("include_patterns", "exclude_patterns", "groups"):
-            with contextlib.suppress(ValueError, SyntaxError):
-                value = ast.literal_eval(text.strip())
-                lists[key.strip()] = (value,) if isinstance(value, str) else tuple(value)
-    return NewLora(
-        targets,
-        getattr(config, "network_dim", None) or DEFAULT_RANK,
-        include=lists.get("include_patterns", ()),
-        exclude=lists.get("exclude_patterns", ()),
-        groups=lists.get("groups", ()),
-    )
+    found = asked(config)
+    return NewLora(targets, replace(found, alpha=1.0, kind=replace(found.kind, init="default")))

@@ -74,6 +74,8 @@ def _run(
                 with _shown(setup.page), stop, setup.rescued("train"):
                     ready.rehearse(setup.largest)
                     ready.train()
+                for remark in ready.trainee.remarks():
+                    said.warn(remark)
             finally:
                 setup.finish()
 

@@ -54,6 +54,10 @@ class Trainee(Protocol):
         """Write a checkpoint that others can use."""
         ...
 
+    def remarks(self) -> list[str]:
+        """What the user should know about the file at the end."""
+        ...
+
 
 class Whole:
     """The DiT itself.
@@ -98,6 +102,9 @@ class Whole:
 
     def after_step(self) -> Mapping[str, float]:
         return {}
+
+    def remarks(self) -> list[str]:
+        return []
 
     def write(self, path: Path, metadata: Mapping[str, str]) -> None:
         state = self.dit.state_dict()

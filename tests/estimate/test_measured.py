@@ -9,6 +9,7 @@ from musubi import registry
 from musubi.estimate import cards
 from musubi.estimate.record import Case
 from musubi.estimate.step import Optimizer, estimate
+from musubi.lora.options import Asked
 from musubi.plan.workload import NewLora
 from musubi.plugin import Policy
 
@@ -36,7 +37,7 @@ def _estimated(case):
         height=case["height"],
         frames=case["frames"],
         batch=case["batch"],
-        attach=NewLora(targets, case["rank"]) if trains else None,
+        attach=NewLora(targets, Asked(rank=case["rank"])) if trains else None,
     )
     policy = Policy(**{**case["policy"], "streamed": tuple(case["policy"]["streamed"])})
     optimizer = Optimizer(name=case["optimizer"])

@@ -105,13 +105,14 @@ def test_a_step_peaks_where_it_was_recorded():
     # The same network with its LoRA, in numbers: what a preview's step allocates.
     from musubi.estimate.example import example_batch
     from musubi.estimate.record import Case
+    from musubi.lora.options import Asked
     from musubi.plan.workload import NewLora
 
     numbers = {**WAN.dit.tiny, "num_layers": 2}
     case = Case(
         architecture=WAN, task=WAN.tasks[0], numbers=numbers, width=256, height=256, frames=9,
         dtype=torch.float32, compute=None,
-        attach=Shown(NewLora(WAN.dit.traits.lora, 4)),
+        attach=Shown(NewLora(WAN.dit.traits.lora, Asked(rank=4))),
     )  # fmt: skip
     torch.manual_seed(0)
     dit = WAN.dit.build(**numbers).eval().requires_grad_(False)
