@@ -20,11 +20,12 @@ ROOMS = {
     "nn": ("errors", "plugin"),
     "flow": ("errors", "plugin", "nn"),
     "weights": ("errors", "plugin", "registry", "nn"),
-    "memory": ("errors", "plugin", "nn", "weights"),
+    "memory": ("errors", "plugin", "nn"),
     "lora": ("errors", "plugin", "registry", "config", "nn", "flow", "weights", "memory"),
     "data": ("errors", "plugin", "registry", "config", "nn", "flow", "weights", "memory"),
 }
-ROOMS["cache"] = (*ROOMS["data"], "data", "lora")
+ROOMS["estimate"] = ("errors", "plugin", "nn", "flow", "weights", "memory")
+ROOMS["cache"] = (*ROOMS["data"], "data", "lora", "estimate")
 ROOMS["plan"] = (*ROOMS["cache"], "cache")
 ROOMS["generate"] = (*ROOMS["plan"], "plan")
 ROOMS["pages"] = (*ROOMS["generate"], "generate")

@@ -10,7 +10,7 @@ from torch import nn
 
 from musubi.memory.apply import Placement
 from musubi.plugin import Component
-from musubi.weights.blank import finished, on_meta
+from musubi.weights.meta import finished, on_meta
 
 
 def random_network(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from musubi.cache.freshness import Wanted
 from musubi.cache.header import Kind
-from musubi.cache.shelf import Shelf, read_shelf
+from musubi.cache.index import Shelf, read_shelf
 from musubi.cache.survey import (
     NO_RECORD,
     OTHER_SETTINGS,

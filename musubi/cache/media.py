@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from musubi.cache.failures import write_failures
+from musubi.cache.index import delete_leftovers, sweep, write_failures
 from musubi.cache.job import DeviceFullError, Job, Summary
-from musubi.cache.leftovers import delete_leftovers, sweep
+from musubi.cache.stale_clips import Place, Work, Worklist, named_size
 from musubi.cache.store import check_record, metadata_of, write_record
 from musubi.cache.threads import WriteBehind, read_ahead
-from musubi.cache.worklist import Place, Work, Worklist, named_size
 from musubi.data import clips as data_clips
 from musubi.errors import DataError, RunError
 from musubi.plugin.report import Progress

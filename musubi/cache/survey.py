@@ -16,7 +16,7 @@ from musubi.cache.freshness import (
     text_digest,
 )
 from musubi.cache.header import Header
-from musubi.cache.shelf import Shelf
+from musubi.cache.index import Shelf
 from musubi.cache.store import Stored, rewrite_header, text_name
 from musubi.data.frames import DECODING_VERSION
 from musubi.errors import MusubiError

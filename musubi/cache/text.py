@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from musubi.cache.failures import Failure, write_failures
 from musubi.cache.freshness import settings_digest, text_digest
 from musubi.cache.header import Header
+from musubi.cache.index import Failure, Shelf, delete_leftovers, read_shelf, sweep, write_failures
 from musubi.cache.job import DeviceFullError, Job, Summary
-from musubi.cache.leftovers import delete_leftovers, sweep
-from musubi.cache.shelf import Shelf, read_shelf
 from musubi.cache.store import (
     Stored,
     check_record,

@@ -90,7 +90,7 @@ COMMANDS = (
         words=("train",),
         help="Train a LoRA, or the whole network with --full, on a cached dataset.",
         model=Lazy("musubi.config.train:TrainConfig"),
-        run=Lazy("musubi.train.loop:run"),
+        run=Lazy("musubi.train.command:run"),
         place="train",
     ),
     Command(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from PIL import Image, ImageDraw
 
 from musubi.data import buckets, check, clips, fonts
 from musubi.data.clips import ClipPlan
 from musubi.data.survey import Surveyed, survey_of, threads_by_default
+from musubi.data.video_writer import write_video
 from musubi.errors import DataError, RunError
 from musubi.plugin.architecture import Architecture
 from musubi.plugin.report import Report
@@ -200,29 +199,13 @@ def _videos(
             with atomic(folder / f"{name}.png") as temporary:
                 Image.fromarray(_beside(clip)[0]).save(temporary, format="PNG")
         else:
-            _write_clip(_beside(clip), folder / f"{name}.mp4", rate)
+            write_video(_beside(clip), folder / f"{name}.mp4", rate)
     return count
 
 
 def _beside(clip: Clip) -> np.ndarray:
     """The clip and its controls side by side."""
     return np.concatenate([clip.frames, *(c[..., :3] for c in clip.controls)], axis=2)
-
-
-def _write_clip(frames: np.ndarray, path: Path, rate: float) -> None:
-    # yuv420p has no odd sides
-    frames = np.pad(
-        frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge"
-    )
-    with atomic(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "18"}
-        for picture in frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
 
 
 # the terminal

@@ -17,19 +17,20 @@ from musubi.config import prompts
 from musubi.config.generate import GenerateConfig
 from musubi.config.memory import compiler_words
 from musubi.config.options import own_options, paths, tokenizers
+from musubi.config.recipe import ENGINE_OPTIONS, build_recipe
 from musubi.config.task import Choice, choose_task
+from musubi.data.video_writer import CRF, Quality
 from musubi.errors import ConfigError, MusubiError, RunError, system_reason
 from musubi.generate import loras, write
 from musubi.generate.inputs import has_media
 from musubi.generate.interactive import ask
 from musubi.generate.loras import Chosen
-from musubi.generate.recipes import ENGINE_OPTIONS, build_recipe
-from musubi.generate.session import Session
+from musubi.generate.pipeline import Session
 from musubi.memory.apply import placer
 from musubi.memory.compiled import Compiler
 from musubi.nn import attention
 from musubi.plan.fit import encoders_for, policy_for
-from musubi.plan.rescue import rescued
+from musubi.plan.out_of_memory import rescued
 from musubi.plugin import Architecture, Policy, Recipe, Report, Task
 from musubi.weights.dtypes import parse_dtype
 from musubi.weights.load import inspect
@@ -72,6 +73,12 @@ class _Job:
     policy: Policy
     report: Report
     adapted: weakref.ref[nn.Module] | None = None  # a strong one would keep it in memory
+
+    @property
+    def quality(self) -> Quality:
+        """How videos are encoded, as the options say."""
+        crf = CRF if self.config.crf is None else self.config.crf
+        return Quality(crf=crf, bit_depth=self.config.bit_depth, lossless=self.config.lossless)
 
     def recipe(self, asked: Mapping[str, Any]) -> Recipe:
         """What the command line says, with `asked` laid over it, and every gap filled."""
@@ -182,7 +189,7 @@ class _Job:
         self, latents: torch.Tensor, name: str, fps: float, notes: Mapping[str, str]
     ) -> None:
         with rescued(self.config, self.architecture, "decode", policy=self.policy):
-            frames = self.session.frames(latents)
+            frames = self.session.frames(latents, deep=self.quality.bit_depth > 8)
         kept = len(frames) - self.config.trim_tail_frames
         if kept < 1:
             raise ConfigError(
@@ -194,7 +201,9 @@ class _Job:
         if self.config.output_type in ("images", "latent_images"):
             written = write.write_images(frames, self.folder, name, notes)[0]
         else:
-            written = write.write_video(frames, self.folder / f"{name}.mp4", fps, notes)
+            written = write.write_video(
+                frames, self.folder / f"{name}.mp4", fps, notes, self.quality
+            )
         self.report.note(
             f"Wrote {written if len(frames) == 1 or written.suffix == '.mp4' else written.parent}."
         )
@@ -238,13 +247,14 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
         path = _path(architecture, dit.name, given)
         found = inspect(dit, path)
         choice = choose_task(architecture, config.task, found.numbers, path)
-        modules = (name.removesuffix(".weight") for name in found.shapes)
-        chosen = loras.choose(config, architecture, modules, report)
+        chosen = loras.choose(config, architecture, found.shapes, report)
     for name in _needed(config, architecture, choice.task):
         _path(architecture, name, given)
     assert config.save_path is not None  # the config's own check
     folder = _writable(Path(config.save_path))
-    merged = bool(chosen) and config.lora_mode == "merge"
+    merged = loras.merging(chosen) if chosen else None
+    if config.lora_mode == "attach":
+        merged = loras.merging_rest(chosen)
     device = device_of(config.device)
     policy = policy_for(config, architecture, trains=False, buckets=(), report=report)
     nets = Nets(
@@ -253,7 +263,7 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
         device=device,
         dtypes=_dtypes(config, architecture),
         tokenizers=tokenizers(config, architecture),
-        transforms={dit.name: loras.merging(chosen)} if merged else {},
+        transforms={} if merged is None else {dit.name: merged},
         place=placer(
             {**encoders_for(config, architecture), dit.name: policy},
             device,

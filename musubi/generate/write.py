@@ -12,23 +12,22 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from musubi.data import video_writer
+from musubi.data.video_writer import Quality
 from musubi.errors import CheckpointError, DataError
 from musubi.plugin import Recipe
 from musubi.untrusted import TextError, parse_json
 from musubi.weights.files import open_weights
 from musubi.weights.write import atomic, save
 
-BIT_RATE = 4_000_000
 _LONGEST = 120  # bytes of another file's name that are taken over into a name
 RECIPE = "musubi"  # the metadata key of the whole recipe, as JSON
 
@@ -77,28 +76,15 @@ def stem(folder: Path, seed: int, *, original: str | None = None) -> str:
 
 
 def write_video(
-    frames: np.ndarray, path: Path, fps: float, metadata: Mapping[str, str] | None = None
+    frames: np.ndarray,
+    path: Path,
+    fps: float,
+    metadata: Mapping[str, str] | None = None,
+    quality: Quality | None = None,
 ) -> Path:
-    """Write uint8 F H W 3 as H.264, yuv420p, 4 Mbit/s; the recipe goes into the comment.
-
-    An odd side, which yuv420p cannot hold, gains one line that repeats its last.
-    """
-    height, width = frames.shape[1:3]
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        if metadata:
-            container.metadata["comment"] = metadata.get(RECIPE) or json.dumps(dict(metadata))
-        rate = Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream("libx264", rate=rate)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.bit_rate = BIT_RATE
-        for picture in frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
+    """Write uint8 or uint16 F H W 3 as mp4; the recipe goes into the comment."""
+    tags = {"comment": metadata.get(RECIPE) or json.dumps(dict(metadata))} if metadata else None
+    return video_writer.write_video(frames, path, fps, quality=quality, tags=tags)
 
 
 def write_images(

@@ -220,3 +220,19 @@ def park(module: nn.Module, device: torch.device) -> nn.Module:
     if stream is not None and device != stream.device:
         stream.leave()
     return module.to(device)
+
+
+def at_home(module: nn.Module) -> dict[tuple[int, str], torch.Tensor]:
+    """Tensors of a network's streamed blocks, which are empty in place, as host memory has them.
+
+    Args:
+        module: The network.
+
+    Returns:
+        (`id` of the module that owns it, its name there) → the tensor, which is not to be changed.
+    """
+    stream: Stream | None = module.__dict__.get(_STREAM)
+    homes = () if stream is None else stream.homes.values()
+    return {
+        (id(item.owner), item.leaf): item.view(home.buffer) for home in homes for item in home.items
+    }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from musubi.cache.shelf import read_shelf
+from musubi.cache.index import read_shelf
 from musubi.cache.survey import settings_of
 from musubi.config.dataset import DatasetEntry, DatasetFile, read_dataset_config
 from musubi.config.options import own_options

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from musubi.estimate.record import filled
+from musubi.estimate.trace import Op, Recorder, Trace, walk
 from musubi.memory import fp8
-from musubi.memory.step import filled
-from musubi.memory.trace import Op, Recorder, Trace, walk
-from musubi.plan.subject import Network
+from musubi.plan.workload import Network
 from musubi.plugin import Architecture, Component
-from musubi.weights.blank import on_meta
+from musubi.weights.meta import on_meta
 
 # Tokens of a caption where the architecture sets no limit.
 TOKENS = 512

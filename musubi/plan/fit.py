@@ -11,16 +11,16 @@ from typing import Any, Protocol
 from musubi.config.memory import check_full, dit_policy, encoder_policies
 from musubi.config.sizes import parse_bytes
 from musubi.errors import ConfigError
-from musubi.memory import speed
+from musubi.estimate import cards
+from musubi.estimate.cards import Card
+from musubi.estimate.sizes import weights_of
 from musubi.memory.apply import check_swapped
-from musubi.memory.choose import Chosen, choose, needed, stream_counts
-from musubi.memory.speed import Card
-from musubi.memory.weights import weights_of
-from musubi.plan import beside, words
+from musubi.plan import advice, words
+from musubi.plan.choose import Chosen, choose, needed, stream_counts
 from musubi.plan.machine import device_bytes, host_room
 from musubi.plan.networks import text
 from musubi.plan.previews import Previews
-from musubi.plan.subject import Bucket, Network, Subject, largest, networks_of, subject
+from musubi.plan.workload import Bucket, Network, Subject, largest, networks_of, subject
 from musubi.plugin import Architecture, Component, Report
 from musubi.plugin.policy import Policy
 
@@ -75,7 +75,7 @@ def policy_for(
     sizes = buckets() if callable(buckets) else buckets
     about = subject(config, architecture, trains=trains, report=report, buckets=sizes)
     check(config, about, asked)
-    chosen = fitting(config, about, speed.of_device())
+    chosen = fitting(config, about, cards.of_device())
     flags = words.settings(chosen.policy, architecture.dit, trains=trains)
     report.note(
         f"--vram {config.vram}: {flags}. {words.gib(chosen.estimate.device)} GiB are expected at "
@@ -89,7 +89,7 @@ def policy_for(
             report.warn(
                 f"Previews at {drawn.buckets[0]} need a card with {words.gib(most)} GiB free, under "
                 f"these settings: they will fail, and training goes on. Ask for smaller ones in "
-                f"--sample_prompts. {beside.for_vae(architecture, about.options, 'train')}"
+                f"--sample_prompts. {advice.for_vae(architecture, about.options, 'train')}"
             )
     return chosen.policy
 

@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from musubi.memory.estimate import LIBRARIES, PROCESS, Estimate
-from musubi.memory.figures import work_of
-from musubi.memory.speed import Card, started
-from musubi.memory.step import filled
-from musubi.memory.trace import Recorder, Trace
-from musubi.memory.weights import weights_of
+from musubi.estimate.cards import Card, started
+from musubi.estimate.figures import work_of
+from musubi.estimate.record import filled
+from musubi.estimate.sizes import weights_of
+from musubi.estimate.step import LIBRARIES, PROCESS, Estimate
+from musubi.estimate.trace import Recorder, Trace
 from musubi.plan import captions
-from musubi.plan.subject import Bucket, Network
+from musubi.plan.workload import Bucket, Network
 from musubi.plugin import Architecture, Clip, Component, Task
 from musubi.plugin.policy import Policy
-from musubi.weights.blank import on_meta
+from musubi.weights.meta import on_meta
 
 
 def encoding(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from musubi.memory.estimate import Estimate, estimate
-from musubi.memory.speed import Card
+from musubi.estimate.cards import Card
+from musubi.estimate.step import Estimate, estimate
 from musubi.plan import networks
 from musubi.plan.previews import Previews
-from musubi.plan.subject import Bucket, Subject
+from musubi.plan.workload import Bucket, Subject
 from musubi.plugin.policy import Policy
 
 PREVIEW_STEP, PREVIEW_DECODE = "a step of a preview", "decode a preview"

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from musubi.memory.estimate import Estimate, estimate
-from musubi.memory.speed import Card
-from musubi.memory.step import Attach
-from musubi.memory.weights import weights_of
+from musubi.estimate.cards import Card
+from musubi.estimate.record import Attach
+from musubi.estimate.sizes import weights_of
+from musubi.estimate.step import Estimate, estimate
 from musubi.plan import networks
 from musubi.plan.requests import Request
-from musubi.plan.subject import Bucket, Network, Subject, sized
+from musubi.plan.workload import Bucket, Network, Subject, sized
 from musubi.plugin.policy import Policy
 
 

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from musubi.config.plan import PlanConfig
-from musubi.memory import speed
-from musubi.memory.choose import Chosen, needed
-from musubi.memory.speed import Card
-from musubi.plan import beside, words
+from musubi.estimate import cards
+from musubi.estimate.cards import Card
+from musubi.plan import advice, words
+from musubi.plan.choose import Chosen, needed
 from musubi.plan.fit import check, decided_by_host, encoders_for, fitting, given
 from musubi.plan.machine import device_bytes, host_room
 from musubi.plan.phases import PREVIEW_DECODE, PREVIEW_STEP, SHOWN, Phase, phases
-from musubi.plan.subject import Subject, subject
-from musubi.plan.table import HEADS, table
-from musubi.plan.words import gib
+from musubi.plan.words import HEADS, gib, table
+from musubi.plan.workload import Subject, subject
 from musubi.plugin import Architecture, Quiet, Report
 from musubi.plugin.policy import Policy
 
@@ -32,7 +31,7 @@ def run(config: PlanConfig, architecture: Architecture, report: Report) -> None:
     trains = config.purpose == "train"
     quiet = config.json_file == "-"
     about = subject(config, architecture, trains=trains, report=Quiet() if quiet else report)
-    card = speed.of_device() if config.card is None else speed.named(config.card)
+    card = cards.of_device() if config.card is None else cards.named(config.card)
     policy = given(config, architecture.dit, trains=trains)
     check(config, about, policy)
     chosen = None
@@ -115,18 +114,18 @@ def _host_memory(config: PlanConfig, chosen: Chosen) -> str:
 
 def _too_large(phase: Phase, about: Subject, encoders: Mapping[str, Policy], room: int) -> str:
     """A phase beside the DiT's that does not fit, and what helps it that is not done yet."""
-    architecture, advice = about.architecture, ""
+    architecture, hint = about.architecture, ""
     for component in architecture.of_role("text", about.task):
         if phase.name == f"text by the {component.name}":
             network, policy = about.networks[component.name], encoders.get(component.name, Policy())
-            advice = beside.for_text(architecture, network, policy, room)
+            hint = advice.for_text(architecture, network, policy, room)
     if phase.name in ("encode", "decode", PREVIEW_DECODE):
         command = "generate" if not about.trains else "train"
-        advice = beside.for_vae(architecture, about.options, command)
+        hint = advice.for_vae(architecture, about.options, command)
     if about.previews and phase.name in (PREVIEW_STEP, PREVIEW_DECODE):
-        advice = f"{advice} Or ask for smaller previews in --sample_prompts.".lstrip()
+        hint = f"{hint} Or ask for smaller previews in --sample_prompts.".lstrip()
     need = gib(needed(phase.estimate))
-    return f"The phase {phase.name!r} needs a card with {need} GiB free. {advice}".rstrip()
+    return f"The phase {phase.name!r} needs a card with {need} GiB free. {hint}".rstrip()
 
 
 def _figures(

@@ -21,7 +21,7 @@ from musubi.plugin.policy import Policy
 from musubi.plugin.record import Field, Schema, is_mask
 from musubi.plugin.report import Progress, Quiet, Report
 from musubi.plugin.runtime import Clip, Conditioning, Networks, Recipe, Record, Runtime, Section
-from musubi.plugin.traits import LoraNames, LoraTargets, Preset, Traits
+from musubi.plugin.traits import LoraTargets, Preset, Traits
 
 __all__ = [
     "Architecture",
@@ -32,7 +32,6 @@ __all__ = [
     "Fuse",
     "KeyMap",
     "Lazy",
-    "LoraNames",
     "LoraTargets",
     "Networks",
     "Numbers",

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 
 from musubi.config.prompts import read_prompt_file
+from musubi.config.recipe import preview_recipe
 from musubi.config.task import Choice
 from musubi.errors import MusubiError
-from musubi.generate.recipes import preview_recipe
-from musubi.generate.session import Session
+from musubi.generate.pipeline import Session
 from musubi.generate.write import metadata, write_images, write_video
 from musubi.plugin import Architecture, Recipe, Report
 from musubi.train.seeds import derive

@@ -13,8 +13,8 @@ from musubi.plugin import Report
 from musubi.train import log, processes, seeds, state
 from musubi.train.checkpoints import Names
 from musubi.train.dataset import Dataset
-from musubi.train.run import Run
-from musubi.train.trainee import Trainee
+from musubi.train.train_loop import Run
+from musubi.train.trainable import Trainee
 from musubi.train.update import Update
 from musubi.train.upload import download_state
 

@@ -17,19 +17,19 @@ from musubi.config.options import own_options, paths
 from musubi.config.task import Choice, choose_task
 from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
-from musubi.generate.session import Session, compute_dtype
+from musubi.generate.pipeline import Session, compute_dtype
 from musubi.lora.merge import Merging
 from musubi.pages import account
 from musubi.pages.live import LivePage
 from musubi.pages.run import REPORT
-from musubi.plan import caching, fit, rescue
-from musubi.plan.rescue import Where
-from musubi.plan.subject import Bucket
+from musubi.plan import caching, fit, out_of_memory
+from musubi.plan.out_of_memory import Where
+from musubi.plan.workload import Bucket
 from musubi.plugin import Architecture, Policy, Report
 from musubi.train import (
     adapters,
     dataset,
-    feed,
+    loader,
     log,
     networks,
     optim,
@@ -44,10 +44,10 @@ from musubi.train.checkpoints import Checkpoints, Names
 from musubi.train.dataset import Dataset
 from musubi.train.offload import Mirror
 from musubi.train.resume import Resumed, settings_of, snapshot
-from musubi.train.run import Run
 from musubi.train.signals import Stop
 from musubi.train.step import Objective
-from musubi.train.trainee import Trainee, Whole
+from musubi.train.train_loop import Run
+from musubi.train.trainable import Trainee, Whole
 from musubi.train.update import Update
 from musubi.train.upload import Upload
 from musubi.train.validation import Validation
@@ -142,7 +142,7 @@ class Setup:
             gallery.session.dit = dit
         trainee = self._trainee(dit)
         batches = data.batches(seed)
-        per_epoch = feed.steps_per_epoch(
+        per_epoch = loader.steps_per_epoch(
             len(batches(1)), config.gradient_accumulation_steps, self.accelerator.num_processes
         )
         total = (
@@ -203,7 +203,7 @@ class Setup:
 
     def rescued(self, where: Where) -> AbstractContextManager[None]:
         """Inside, running out of device memory becomes an error that says what to change."""
-        return rescue.rescued(
+        return out_of_memory.rescued(
             self.config, self.architecture, where, policy=self.policy, buckets=self.buckets
         )
 
@@ -280,7 +280,7 @@ class Setup:
             self.names.name,
             facts={"architecture": architecture.name, "task": choice.task.name},
             report=self.report,
-            rescued=lambda where, recipe: rescue.rescued(
+            rescued=lambda where, recipe: out_of_memory.rescued(
                 config,
                 architecture,
                 where,

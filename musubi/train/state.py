@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from musubi.errors import ConfigError, MusubiError, RunError, system_fix, system_reason
 from musubi.train import seeds
 from musubi.train.checkpoints import Names
-from musubi.train.trainee import Trainee
+from musubi.train.trainable import Trainee
 from musubi.train.update import Update
 from musubi.untrusted import parse_json, read_text
 from musubi.weights import temporary as temporaries

@@ -15,7 +15,7 @@ from musubi.errors import CheckpointError, ConfigError
 from musubi.plugin.architecture import Component
 from musubi.plugin.keys import KeyMap, Source
 from musubi.weights.files import Weights, open_weights
-from musubi.weights.places import folders_with_weights, readable, weight_sets
+from musubi.weights.paths import folders_with_weights, readable, weight_sets
 from musubi.weights.scaled import split_scales
 
 # Where published snapshots keep a component of each role.

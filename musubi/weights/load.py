@@ -11,14 +11,13 @@ from torch import nn
 from musubi.errors import CheckpointError
 from musubi.plugin.architecture import Component
 from musubi.plugin.traits import named
-from musubi.weights.blank import blank, finished, trimmed
+from musubi.weights.assemble import Settler, Transform
 from musubi.weights.contents import Inspection, examine, inspect, locate
 from musubi.weights.dtypes import FP8, parse_dtype
 from musubi.weights.files import Weights, open_weights
-from musubi.weights.placing import Placing
-from musubi.weights.reading import Reading
-from musubi.weights.settle import Settler, Transform
-from musubi.weights.slots import Slots
+from musubi.weights.meta import Slots, blank, finished, trimmed
+from musubi.weights.placement import Placing
+from musubi.weights.stream_in import Reading
 
 __all__ = ["Inspection", "Placing", "Transform", "inspect", "load"]
 

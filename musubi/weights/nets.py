@@ -14,7 +14,7 @@ from musubi.errors import ConfigError
 from musubi.plugin.architecture import Architecture, Component
 from musubi.plugin.report import Quiet, Report
 from musubi.weights.load import Transform, load
-from musubi.weights.placing import Placing
+from musubi.weights.placement import Placing
 from musubi.weights.tokenizer import load_tokenizer
 
 

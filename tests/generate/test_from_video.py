@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from musubi.config.prompts import read_prompt_file
+from musubi.config.recipe import build_recipe
 from musubi.config.task import Choice
 from musubi.data.buckets import resize_and_crop
 from musubi.errors import ConfigError, DataError
 from musubi.flow import schedules, solvers
 from musubi.flow.times import mix
 from musubi.generate.inputs import check, clip_for, has_media
-from musubi.generate.recipes import build_recipe
-from musubi.generate.session import Session
+from musubi.generate.pipeline import Session
 from musubi.plugin import Option, Recipe, Section
 from musubi.testing import media
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from musubi.architectures.wan import ARCHITECTURE
-from musubi.generate.session import Session
+from musubi.generate.pipeline import Session
 from musubi.plugin import Recipe
 from musubi.testing.twins import write_twins
 from musubi.weights.nets import Nets

@@ -6,7 +6,7 @@ import torch
 from musubi.architectures.hunyuan_video import ARCHITECTURE
 from musubi.architectures.hunyuan_video.runtime import HunyuanVideoRuntime
 from musubi.encoders.llama import network as llama
-from musubi.generate.session import Session
+from musubi.generate.pipeline import Session
 from musubi.plugin import Conditioning, Recipe
 from musubi.testing.twins import fill, write_tokenizer
 from musubi.weights.nets import Nets

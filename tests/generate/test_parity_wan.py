@@ -6,7 +6,7 @@ import torch
 from musubi.architectures.wan import ARCHITECTURE
 from musubi.architectures.wan.dit import sinusoid
 from musubi.flow import schedules
-from musubi.generate.session import Session
+from musubi.generate.pipeline import Session
 from musubi.plugin import Recipe
 from musubi.testing.twins import fill, write_tokenizer
 from musubi.weights.nets import Nets

@@ -78,7 +78,7 @@ def test_eight_bits(tmp_path, lora):
     scaled[Q.replace("weight", "scale_weight")] = scale.reshape(1)
     scaled["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
     plain = {**dit, Q: dit[Q].to(torch.float8_e4m3fn)}
-    delta = read_lora(lora, WAN).pairs[Q.removesuffix(".weight")].delta() * 20
+    delta = read_lora(lora, WAN).deltas[Q].matrix() * 20
     for tensors in (scaled, plain):
         save_file(tensors, tmp_path / "eight.safetensors")
         out, _ = merged(

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from musubi import registry
+from musubi.estimate.cards import named, started
+from musubi.estimate.figures import work_of
+from musubi.estimate.trace import Recorder
 from musubi.memory import fp8
-from musubi.memory.figures import work_of
-from musubi.memory.speed import named, started
-from musubi.memory.trace import Recorder
 from musubi.plan import captions, networks
-from musubi.plan.subject import Network
+from musubi.plan.workload import Network
 from musubi.plugin import Policy
 from musubi.testing import twins
 from musubi.weights.nets import Nets

@@ -8,12 +8,12 @@ from musubi import registry
 from musubi.config.generate import GenerateConfig
 from musubi.config.options import for_architecture
 from musubi.errors import ConfigError
-from musubi.memory.choose import COMPILING, choose, needed
-from musubi.memory.estimate import estimate
-from musubi.memory.speed import named
+from musubi.estimate.cards import named
+from musubi.estimate.step import estimate
 from musubi.plan import fit
+from musubi.plan.choose import COMPILING, choose, needed
 from musubi.plan.fit import fitting, given, policy_for
-from musubi.plan.subject import Bucket, subject
+from musubi.plan.workload import Bucket, subject
 from musubi.plugin import Policy, Quiet
 
 pytestmark = pytest.mark.usefixtures("roomy")

@@ -8,14 +8,14 @@ import torch
 from musubi import registry
 from musubi.config.task import Choice
 from musubi.errors import ConfigError
+from musubi.estimate.step import estimate
+from musubi.estimate.trace import Recorder
 from musubi.lora.adapter import Adapters
-from musubi.memory.choose import needed
-from musubi.memory.estimate import estimate
-from musubi.memory.trace import Recorder
 from musubi.plan import requests
+from musubi.plan.choose import needed
 from musubi.plan.fit import fitting, policy_for
 from musubi.plan.previews import Previews, Shown
-from musubi.plan.subject import Bucket, Whole, subject
+from musubi.plan.workload import Bucket, Whole, subject
 from musubi.plugin import Policy, Quiet
 from musubi.train.preview import read_prompts
 
@@ -103,15 +103,16 @@ def test_a_step_with_a_lora_is_recorded_with_it(about):
 
 def test_a_step_peaks_where_it_was_recorded():
     # The same network with its LoRA, in numbers: what a preview's step allocates.
-    from musubi.memory.example import example_batch
-    from musubi.memory.step import Case
-    from musubi.plan.subject import NewLora
+    from musubi.estimate.example import example_batch
+    from musubi.estimate.record import Case
+    from musubi.lora.options import Asked
+    from musubi.plan.workload import NewLora
 
     numbers = {**WAN.dit.tiny, "num_layers": 2}
     case = Case(
         architecture=WAN, task=WAN.tasks[0], numbers=numbers, width=256, height=256, frames=9,
         dtype=torch.float32, compute=None,
-        attach=Shown(NewLora(WAN.dit.traits.lora, 4)),
+        attach=Shown(NewLora(WAN.dit.traits.lora, Asked(rank=4))),
     )  # fmt: skip
     torch.manual_seed(0)
     dit = WAN.dit.build(**numbers).eval().requires_grad_(False)

@@ -7,10 +7,10 @@ import torch
 from musubi import registry
 from musubi.config.memory import dit_policy, streamed
 from musubi.errors import ConfigError
-from musubi.memory.choose import needed
 from musubi.plan import words
+from musubi.plan.choose import needed
 from musubi.plan.fit import buckets_of, decided, encoders_for, largest_batch, policy_for
-from musubi.plan.subject import Bucket, largest, subject
+from musubi.plan.workload import Bucket, largest, subject
 from musubi.plugin import Policy, Quiet
 
 pytestmark = pytest.mark.usefixtures("roomy")

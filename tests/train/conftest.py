@@ -33,9 +33,9 @@ from musubi.train import optim, schedule, seeds, state
 from musubi.train.checkpoints import Checkpoints, Names
 from musubi.train.log import Metrics
 from musubi.train.resume import snapshot
-from musubi.train.run import Processes, Run
 from musubi.train.step import Objective
-from musubi.train.trainee import Whole
+from musubi.train.train_loop import Processes, Run
+from musubi.train.trainable import Whole
 from musubi.train.update import Update
 from musubi.train.validation import Validation
 
@@ -291,7 +291,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """`train(**options)` runs `musubi train` on the toy; `records` may be replaced."""
     from safetensors.torch import save_file
 
-    from musubi.train import dataset, loop
+    from musubi.train import command, dataset
 
     dit = tmp_path / "dit.safetensors"
     torch.manual_seed(0)
@@ -329,7 +329,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             "mixed_precision": "no",
             **options,
         }
-        loop.run(model(**given), TOY, made.report)
+        command.run(model(**given), TOY, made.report)
         return tmp_path / "out"
 
     made.train = train

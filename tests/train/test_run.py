@@ -10,8 +10,8 @@ import torch
 from musubi.errors import RunError, StoppedError
 from musubi.pages import columns
 from musubi.plugin import Quiet
-from musubi.train.run import Processes
 from musubi.train.signals import Stop
+from musubi.train.train_loop import Processes
 
 
 def lines(folder: Path) -> list[dict]:
@@ -183,16 +183,16 @@ def test_the_last_epoch_has_no_checkpoint_of_its_own(world, tmp_path: Path) -> N
 def test_a_full_disk_leaves_the_previous_checkpoint(
     world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from musubi.train import trainee
+    from musubi.train import trainable
 
-    real = trainee.save
+    real = trainable.save
 
     def full(path: Path, tensors: dict, metadata: dict) -> None:
         if "step00000004" in path.name:
             raise RunError(f"{path} could not be written: the disk is full.", fix="Make room.")
         real(path, tensors, metadata)
 
-    monkeypatch.setattr(trainee, "save", full)
+    monkeypatch.setattr(trainable, "save", full)
     run = world.make(tmp_path, save_every_n_steps=2, save_last_n_steps=0)
     with pytest.raises(RunError, match=r"toy-step00000002\.safetensors, is intact"):
         run.train()

@@ -4,7 +4,7 @@ from torch import nn
 
 from musubi.errors import CheckpointError
 from musubi.plugin import KeyMap
-from musubi.weights import reading
+from musubi.weights import stream_in
 from musubi.weights.load import load
 from musubi.weights.write import save
 
@@ -53,7 +53,7 @@ def test_a_device_gets_what_the_host_gets(
     toy, toy_tensors, write, monkeypatch, chunk, transform, dtype
 ):
     if chunk is not None:
-        monkeypatch.setattr(reading, "CHUNK", chunk)
+        monkeypatch.setattr(stream_in, "CHUNK", chunk)
     given = toy_tensors(256, torch.bfloat16)
     theirs = {f"net.{n}": given[n] for n in ("table.weight", "extra", "count")}
     for i, part in enumerate("qkv"):

@@ -8,7 +8,6 @@ from musubi.plugin import (
     Component,
     Field,
     Lazy,
-    LoraNames,
     LoraTargets,
     Option,
     Publication,
@@ -59,17 +58,6 @@ DIT = Component(
                 "cross_attention": (r"blocks\.\d+\.cross_attn\..*",),
                 "mlp": (r"blocks\.\d+\.ffn\..*",),
             },
-        ),
-        # Its converters take a layer after the other out of the file, and refuse what is left.
-        lora_names=(
-            LoraNames(program="diffusers", prefix="diffusion_model.", demands="known"),
-            LoraNames(
-                program="diffusers",
-                prefix="lora_unet_",
-                down=("lora_down",),
-                alpha="needed",
-                demands="all",
-            ),
         ),
     ),
     dtype="file",

@@ -1,0 +1,242 @@
+"""The records of one cache directory, their heads read once."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from musubi.cache.header import Header
+from musubi.cache.store import Stored, possible_stems, read_head
+from musubi.errors import DataError
+from musubi.plugin.architecture import Architecture
+from musubi.weights.write import atomic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shelf:
+    """What lies in a cache directory.
+
+    Args:
+        directory: The directory; it need not exist.
+        media: File name to head, for names that end as media records do. None is a file that is
+            truncated, damaged, or not a record of this architecture.
+        text: The same for text records.
+        by_stem: Stem to the names of its media records that have our header.
+        foreign: Stems, as far as names tell, of media records without our header.
+    """
+
+    directory: Path
+    media: Mapping[str, Stored | None]
+    text: Mapping[str, Stored | None]
+    by_stem: Mapping[str, list[str]]
+    foreign: frozenset[str] = frozenset()
+
+    def path(self, name: str) -> Path:
+        """Where a file of that name lies."""
+        return self.directory / name
+
+
+def read_shelf(
+    directory: Path, architecture: Architecture, *, media: bool = True, text: bool = True
+) -> Shelf:
+    """Read the head of every record of one architecture in a directory.
+
+    Args:
+        directory: Nothing in it is a record when it does not exist.
+        architecture: Whose records.
+        media: Whether to read media records.
+        text: Whether to read text records.
+    """
+    endings = {
+        "media": f"_{architecture.suffix}.safetensors",
+        "text": f"_{architecture.suffix}_te.safetensors",
+    }
+    found: dict[str, list[str]] = {"media": [], "text": []}
+    if directory.is_dir():
+        for name in sorted(os.listdir(directory)):  # noqa: PTH208 - names are all that is needed
+            for kind, ending in endings.items():
+                if name.endswith(ending):
+                    found[kind].append(name)
+    heads = {
+        "media": _heads(directory, found["media"] if media else [], architecture),
+        "text": _heads(directory, found["text"] if text else [], architecture),
+    }
+    by_stem: dict[str, list[str]] = {}
+    foreign: set[str] = set()
+    for name, head in heads["media"].items():
+        if head is not None and head.header is not None:
+            by_stem.setdefault(head.header.stem, []).append(name)
+        elif head is not None:
+            foreign.update(possible_stems(name))
+    return Shelf(
+        directory=directory,
+        media=heads["media"],
+        text=heads["text"],
+        by_stem=by_stem,
+        foreign=frozenset(foreign),
+    )
+
+
+def as_cached(
+    directories: Iterable[Path], architecture: Architecture, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The architecture's own options, with those that shape records as the records were made.
+
+    Training need not be told again what caching was told: an option that has its default takes the
+    value that the first record names. So does one that generation has as well, since in training it
+    says how previews are decoded.
+
+    Args:
+        directories: Of the records.
+        architecture: Declares the options.
+        options: Its own options and their values.
+    """
+    shaping = [
+        o
+        for o in architecture.options
+        if o.recorded and ("generate" in o.commands or options.get(o.name) == o.default)
+    ]
+    found = dict(options)
+    if not shaping:
+        return found
+    made: dict[str, Any] = {}
+    for directory in directories:
+        for header in _first_headers(directory, architecture):
+            made = {**header.options, **made}
+    return found | {o.name: made[o.name] for o in shaping if o.name in made}
+
+
+def _first_headers(directory: Path, architecture: Architecture) -> Iterator[Header]:
+    """The first header of a media record and of a text record."""
+    names = sorted(os.listdir(directory)) if directory.is_dir() else []  # noqa: PTH208 - as above
+    for ending in (f"_{architecture.suffix}.safetensors", f"_{architecture.suffix}_te.safetensors"):
+        for name in names:
+            if name.endswith(ending):
+                head = _heads(directory, [name], architecture)[name]
+                if head is not None and head.header is not None and not head.header.adopted:
+                    yield head.header
+                    break
+
+
+def _heads(
+    directory: Path, names: list[str], architecture: Architecture
+) -> dict[str, Stored | None]:
+    root = os.fspath(directory)
+    heads: dict[str, Stored | None] = {}
+    with collector_off():  # and no threads: they cost half as much again as the reading itself
+        for name in names:
+            try:
+                head = read_head(os.path.join(root, name))  # noqa: PTH118 - 20,000 of them
+            except DataError:
+                head = None
+            heads[name] = head if head is not None and head.belongs_to(architecture) else None
+    return heads
+
+
+@contextlib.contextmanager
+def collector_off() -> Iterator[None]:
+    """Keep the garbage collector from walking over every head again and again: half of the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One source that gave no record.
+
+    Args:
+        reason: A sentence or phrase.
+        signature: Of the source when it was tried.
+        plan: Digest of the settings it was tried with.
+    """
+
+    reason: str
+    signature: str
+    plan: str
+
+
+def _path(directory: Path, architecture: Architecture, kind: str) -> Path:
+    return directory / f".musubi-failed-{kind}.{architecture.suffix}.json"
+
+
+def read_failures(directory: Path, architecture: Architecture, kind: str) -> dict[str, Failure]:
+    """Source base name to why it failed; empty when nothing did.
+
+    Args:
+        directory: The cache directory.
+        architecture: Whose records.
+        kind: "media" or "text".
+    """
+    try:
+        text = _path(directory, architecture, kind).read_text(encoding="utf-8")
+        return {name: Failure(**values) for name, values in json.loads(text).items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # a memory aid: absent is as good
+        return {}
+
+
+def write_failures(
+    directory: Path, architecture: Architecture, kind: str, failures: Mapping[str, Failure]
+) -> None:
+    """Remember the failures of a whole run over a dataset; nothing is left when there are none."""
+    path = _path(directory, architecture, kind)
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    values = {name: asdict(failures[name]) for name in sorted(failures)}
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(values, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+_ABANDONED = 600.0
+"""Seconds after which a temporary file cannot be one that is being written."""
+
+
+def sweep(directory: Path) -> None:
+    """Delete the temporary files that a killed run left in a cache directory."""
+    for path in directory.glob(".musubi-*.tmp"):
+        with contextlib.suppress(OSError):  # another run may be quicker
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
+
+
+def delete_leftovers(
+    shelf: Shelf,
+    heads: Mapping[str, Stored | None],
+    named: Collection[str],
+    spared: Collection[str] = (),
+) -> list[Path]:
+    """Delete records that are not named.
+
+    A file is a record only when its metadata says so: a LoRA called `cat_toy.safetensors` in the
+    same directory stays, and so does a file that cannot be read.
+
+    Args:
+        shelf: The cache directory.
+        heads: Its media or its text records.
+        named: File names that the dataset gives.
+        spared: Base names of sources that could not be read this time; their records stay.
+
+    Returns:
+        What was deleted.
+    """
+    gone: list[Path] = []
+    for name, head in heads.items():
+        if name in named or head is None:
+            continue
+        if head.header is not None and head.header.source in spared:
+            continue
+        shelf.path(name).unlink(missing_ok=True)
+        gone.append(shelf.path(name))
+    return gone
