@@ -81,9 +81,9 @@ COMMANDS = (
     ),
     Command(
         words=("cache", "preview"),
-        help="Show or write what will be trained: contact sheets, clips, or text in the console.",
+        help="Show or write what will be trained: contact sheets, a page, clips, or text in the console.",
         model=Lazy("musubi.config.cache:CachePreviewConfig"),
-        run=Lazy("musubi.data.preview:run"),
+        run=Lazy("musubi.pages.dataset:run"),
         place="cache latents",
     ),
     Command(
@@ -137,6 +137,22 @@ COMMANDS = (
         run=Lazy("musubi.lora.info:run"),
         place=None,
         positional="files",
+    ),
+    Command(
+        words=("watch",),
+        help="Serve the pages of runs on this machine, live: samples, curves, settings.",
+        model=Lazy("musubi.config.pages:WatchConfig"),
+        run=Lazy("musubi.pages.watch:run"),
+        place=None,
+        positional="folders",
+    ),
+    Command(
+        words=("gallery",),
+        help="Write a page of generated videos: each with its recipe, searchable, side by side.",
+        model=Lazy("musubi.config.pages:GalleryConfig"),
+        run=Lazy("musubi.pages.gallery:run"),
+        place=None,
+        positional="folder",
     ),
     Command(
         words=("plan",),
