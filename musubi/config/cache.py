@@ -85,9 +85,10 @@ class CacheCheckConfig(DatasetOptions):
 class CachePreviewConfig(DatasetOptions):
     """The model of `musubi cache preview`."""
 
-    mode: Literal["image", "console", "video"] = option(
+    mode: Literal["image", "html", "console", "video"] = option(
         "image",
-        "Contact sheets, coloured text in the terminal, or clips as video files.",
+        "Contact sheets, one page for the browser, coloured text in the terminal, or clips as video "
+        "files.",
         group="Preview",
         aliases=("debug_mode",),
     )
