@@ -39,7 +39,7 @@ class TextError(ValueError):
     """A text that cannot be read; the message says why."""
 
 
-def read_text(path: Path, *, limit: int = TEXT_LIMIT) -> str:
+def read_text(path: Path | str, *, limit: int = TEXT_LIMIT) -> str:
     """A text file whole, without the mark that some editors put in front.
 
     Raises:
@@ -49,7 +49,7 @@ def read_text(path: Path, *, limit: int = TEXT_LIMIT) -> str:
     return decoded(read_bytes(path, limit=limit))
 
 
-def read_bytes(path: Path, *, limit: int = TEXT_LIMIT) -> bytes:
+def read_bytes(path: Path | str, *, limit: int = TEXT_LIMIT) -> bytes:
     """A file whole, when it is a regular file of no more than `limit` bytes.
 
     Raises:
@@ -64,7 +64,7 @@ def read_bytes(path: Path, *, limit: int = TEXT_LIMIT) -> bytes:
     return found
 
 
-def open_regular(path: Path) -> Any:
+def open_regular(path: Path | str) -> Any:
     """Open a file for reading bytes; a pipe or a device, which may never answer, is refused.
 
     Raises:
