@@ -8,7 +8,7 @@ from torch import nn
 from musubi import registry
 from musubi.testing.twins import write_twin
 from musubi.weights.load import load
-from musubi.weights.meta import blank, on_meta
+from musubi.weights.meta import meta_device, on_meta
 
 
 class Net(nn.Module):
@@ -22,7 +22,7 @@ class Net(nn.Module):
 
 
 def test_a_blank_network_has_shapes_and_dtypes_and_what_was_asked_of_the_host():
-    with blank():
+    with meta_device():
         net = Net()
     with torch.device("meta"):
         plain = Net()
@@ -63,9 +63,9 @@ with torch.device("meta"):
 if {compiler!r} in sys.modules:  # torch 2.6 imports it for any tensor of the meta device
     sys.exit(77)
 from musubi import registry
-from musubi.weights.meta import blank
+from musubi.weights.meta import meta_device
 dit = registry.find({name!r}).dit
-with blank():
+with meta_device():
     dit.build(**dit.tiny)
 assert {compiler!r} not in sys.modules
 """
