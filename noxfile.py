@@ -23,7 +23,13 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 # What the versions of other packages decide: reading and writing media, weights, the command line, and a
 # tiny model that is cached for, trained and generated with.
-VERSIONS = ("tests/data", "tests/weights", "tests/config", "tests/cli", "tests/generate/test_write.py")
+VERSIONS = (
+    "tests/data",
+    "tests/weights",
+    "tests/config",
+    "tests/cli",
+    "tests/generate/test_write.py",
+)
 PIPELINE = ("tests/pipelines/test_wan.py", "-k", "caching_writes or generating_with")
 
 
@@ -65,7 +71,9 @@ def tests(session: nox.Session) -> None:
 
 def lowest() -> list[str]:
     """Each package that musubi needs, in the lowest version that pyproject.toml allows."""
-    return [re.sub(r">=([\w.]+)[^;]*", r"==\1", line) for line in PROJECT["project"]["dependencies"]]
+    return [
+        re.sub(r">=([\w.]+)[^;]*", r"==\1", line) for line in PROJECT["project"]["dependencies"]
+    ]
 
 
 def versions(session: nox.Session, *packages: str) -> None:

@@ -127,7 +127,9 @@ def _in_half(kernel: Kernel) -> Kernel:
 
 
 def _load_flash2() -> Kernel:
-    kernel = _package("flash_attn", "flash_attn_func", "flash2", "pip install musubi-diffusion[flash]")
+    kernel = _package(
+        "flash_attn", "flash_attn_func", "flash2", "pip install musubi-diffusion[flash]"
+    )
     return _in_half(kernel)
 
 
@@ -148,7 +150,10 @@ def _load_flash3() -> Kernel:
 
 def _load_xformers() -> Kernel:
     return _package(
-        "xformers.ops", "memory_efficient_attention", "xformers", "pip install musubi-diffusion[xformers]"
+        "xformers.ops",
+        "memory_efficient_attention",
+        "xformers",
+        "pip install musubi-diffusion[xformers]",
     )
 
 

@@ -29,8 +29,8 @@ def meta_device() -> Iterator[None]:
         yield
 
 
-def real() -> torch.device:
-    """For a block in `blank()` whose tensors hold numbers, such as one that imports transformers.
+def cpu_device() -> torch.device:
+    """For a block in `meta_device()` whose tensors hold numbers, such as one that imports transformers.
 
     It imports torch's compiler, and that of torch 2.6 works out numbers while it is imported.
     """

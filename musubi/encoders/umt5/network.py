@@ -13,7 +13,7 @@ from torch import nn
 from musubi.encoders.sizes import all_there, depth
 from musubi.errors import CheckpointError
 from musubi.plugin import Shapes
-from musubi.weights.meta import real
+from musubi.weights.meta import cpu_device
 
 MAX_TOKENS = 512
 
@@ -43,7 +43,7 @@ class TextEncoder(nn.Module):
         num_buckets: int,
     ) -> None:
         super().__init__()
-        with real():
+        with cpu_device():
             from transformers import UMT5Config
             from transformers.models.umt5.modeling_umt5 import UMT5DenseGatedActDense, UMT5Stack
 
