@@ -89,9 +89,10 @@ class Adapter(nn.Module):
         drops = self.drops if self.training else NONE
         new = output
         if self.live is not None:
-            new = new + added(self.live, layer, x, output, multiplier, drops)
-        if self.start is not None:
-            new = new - added(self.start, layer, x, output, multiplier)
+            change = added(self.live, layer, x, output, multiplier, drops)
+            if self.start is not None:
+                change = change - added(self.start, layer, x, output, multiplier)
+            new = new + change
         if self.live_bias is not None:
             new = new + multiplier * on_bias(self.live_bias, layer, output)
         return new.to(output.dtype)
