@@ -34,6 +34,12 @@ class LoraMergeConfig(Options):
     save_merged_model: str = option(
         ..., "The checkpoint to write, safetensors.", group="Output", metavar="PATH"
     )
+    save_precision: Literal["fp32", "bf16", "fp16", "fp8", "fp8_scaled"] | None = option(
+        None,
+        "How the checkpoint is stored; as the input when not given. fp8_scaled is the 8-bit form with "
+        "scales that ComfyUI loads.",
+        group="Output",
+    )
     device: str | None = option(
         None, "Where to multiply: `cuda`, `cpu`; cuda when there is one.", group="Output"
     )

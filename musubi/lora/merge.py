@@ -12,6 +12,7 @@ from musubi.config.options import paths, spared
 from musubi.errors import ConfigError, RunError
 from musubi.lora.delta import Delta
 from musubi.lora.files import LoraFile, read_lora
+from musubi.lora.recast import Recast
 from musubi.plugin import Architecture, Report, Source
 from musubi.weights.contents import Inspection, examine, locate
 from musubi.weights.dtypes import FP8, dtype_name
@@ -111,7 +112,10 @@ def run(config: LoraMergeConfig, architecture: Architecture, report: Report) -> 
                 f"{target} is the checkpoint that is merged into.", fix="Write to another file."
             )
         merging = _merging(config, architecture, contents, report)
-        Merge(weights, contents, merging, device).write(target, report)
+        recast = None
+        if config.save_precision is not None:
+            recast = Recast.plan(weights, contents, component.traits, config.save_precision)
+        Merge(weights, contents, merging, device, recast).write(target, report)
     if merging.unused:
         some = ", ".join(merging.unused[:_SHOWN])
         report.warn(f"{len(merging.unused)} layers of the LoRAs were not used, such as {some}.")
@@ -147,13 +151,19 @@ class Merge:
         contents: What it is.
         merging: What is added.
         device: Where to multiply.
+        recast: How it is stored, when not as it was.
     """
 
     def __init__(
-        self, weights: Weights, contents: Inspection, merging: Merging, device: torch.device
+        self,
+        weights: Weights,
+        contents: Inspection,
+        merging: Merging,
+        device: torch.device,
+        recast: Recast | None = None,
     ) -> None:
         self.weights, self.contents = weights, contents
-        self.merging, self.device = merging, device
+        self.merging, self.device, self.recast = merging, device, recast
         self._ours: dict[str, tuple[str, Source, int]] = {
             theirs: (ours, source, part)
             for ours, source in contents.sources.items()
@@ -167,12 +177,15 @@ class Merge:
 
     def write(self, target: Path, report: Report) -> None:
         """Write the result; its tensors that no adapter touches are copied bit for bit."""
-        weights = self.weights
+        weights, recast = self.weights, self.recast
         entries = [(n, weights.dtypes[n], weights.shapes[n]) for n in weights.names]
+        if recast is not None:
+            entries = list(recast.entries)
+        dtypes = {name: dtype for name, dtype, _ in entries}
         with report.progress("Merging", len(entries), unit="tensors") as bar:
 
             def produce(name: str) -> torch.Tensor:
-                made = self.made(name)
+                made = self.made(name) if recast is None else self._recast(name, dtypes[name])
                 bar.advance()
                 return made
 
@@ -191,6 +204,15 @@ class Merge:
             factor = self._factor(merged, self.weights.read(scale), stored.dtype).to(merged.device)
             merged = merged / factor.float().reshape(-1, *(1,) * (merged.ndim - 1))
         return self._stored(name, merged, stored.dtype)
+
+    def _recast(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        assert self.recast is not None
+        made = self.recast.made(name, self.merged)
+        if made is not None:
+            return made
+        if name in self.recast.kept:
+            return self.weights.read(name)
+        return self._stored(name, self.recast.shrunk(name, self.merged(name)).float(), dtype)
 
     def merged(self, name: str) -> torch.Tensor:
         """Their tensor with its share of the change, in float32; as it stands for when untouched."""
