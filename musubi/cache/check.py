@@ -61,7 +61,7 @@ def record_states(
     rows: list[tuple[int, str, str, int]] = []
     dataset = read_dataset_config(config.dataset_config, architecture)
     for number, entry in enumerate(dataset.datasets, start=1):
-        shelf = read_shelf(entry.cache_directory, architecture)
+        shelf = read_shelf(entry.cache_directory, architecture, whole=True)
         settings = settings_of(entry, architecture, task)
         if entry.place.exists():
             found = list(_judged(scan(entry).sources, shelf, wanted, settings, architecture))

@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Summary", "cache_latents", "cache_text", "ensure", "run_latents", "run_text"]
 
-CAPTIONS = 16
-"""Captions of one encoder call when nobody says otherwise."""
-
 
 def run_latents(config: CacheLatentsConfig, architecture: Architecture, report: Report) -> None:
     """`musubi cache latents`."""
@@ -71,7 +68,7 @@ def cache_text(config: CacheTextConfig, architecture: Architecture, report: Repo
     task = choose_task(architecture, config.task, paths(config, architecture))
     request = _request(config, architecture, task, report)
     dtypes = {c.name: config.text_encoder_dtype for c in architecture.components}
-    return _run("text", replace(request, dtypes=dtypes, batch_size=config.batch_size or CAPTIONS))
+    return _run("text", replace(request, dtypes=dtypes))
 
 
 def ensure(
@@ -116,10 +113,10 @@ def ensure(
         keep=True,
         training=True,
     )
-    kinds: tuple[tuple[Kind, str, int], ...] = (("media", "Latents", 1), ("text", "Text", CAPTIONS))
-    for kind, title, size in kinds:
+    kinds: tuple[tuple[Kind, str], ...] = (("media", "Latents"), ("text", "Text"))
+    for kind, title in kinds:
         if all(c.name in files for c in encoders_of(architecture, task, kind)):
-            summary = _run(kind, replace(request, batch_size=size))
+            summary = _run(kind, request)
             if summary.usable != summary.fresh or summary.failed:
                 summary.tell(report, title)
 

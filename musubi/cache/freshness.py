@@ -98,6 +98,19 @@ def signature(paths: Iterable[Path]) -> str:
     return "; ".join(rows)
 
 
+def stamp(paths: Iterable[Path]) -> tuple[tuple[str, int, int, int, int], ...]:
+    """What tells whether files were touched while they were read: more than a record can keep.
+
+    Each file's path, size, modification time, change time and number.
+    """
+    return tuple(
+        (str(file), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
+        for path in paths
+        for file in files_of(path)
+        for s in (file.stat(),)
+    )
+
+
 def content_digest(paths: Iterable[Path]) -> str:
     """Of every byte of files, and of what directories hold, in this order."""
     digest = hashlib.blake2b(digest_size=16)

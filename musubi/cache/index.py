@@ -6,17 +6,22 @@ import contextlib
 import gc
 import json
 import os
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from musubi.cache.header import Header
-from musubi.cache.store import Stored, possible_stems, read_head
-from musubi.errors import DataError
+from musubi.cache.store import Stored, is_whole, possible_stems, read_head
+from musubi.errors import DataError, system_reason
 from musubi.plugin.architecture import Architecture
+from musubi.plugin.report import Report
+from musubi.untrusted import parse_json, read_text
 from musubi.weights.write import atomic
+
+_READERS = 4
+"""Threads that compare records with their digests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,12 @@ class Shelf:
 
 
 def read_shelf(
-    directory: Path, architecture: Architecture, *, media: bool = True, text: bool = True
+    directory: Path,
+    architecture: Architecture,
+    *,
+    media: bool = True,
+    text: bool = True,
+    whole: bool = False,
 ) -> Shelf:
     """Read the head of every record of one architecture in a directory.
 
@@ -53,6 +63,8 @@ def read_shelf(
         architecture: Whose records.
         media: Whether to read media records.
         text: Whether to read text records.
+        whole: Whether to read the records whole and compare them with their digests, which takes as
+            long as the disk needs.
     """
     endings = {
         "media": f"_{architecture.suffix}.safetensors",
@@ -68,6 +80,8 @@ def read_shelf(
         "media": _heads(directory, found["media"] if media else [], architecture),
         "text": _heads(directory, found["text"] if text else [], architecture),
     }
+    if whole:
+        heads = {kind: _compared(directory, found) for kind, found in heads.items()}
     by_stem: dict[str, list[str]] = {}
     foreign: set[str] = set()
     for name, head in heads["media"].items():
@@ -140,6 +154,21 @@ def _heads(
     return heads
 
 
+def _compared(directory: Path, heads: Mapping[str, Stored | None]) -> dict[str, Stored | None]:
+    """The heads, with those marked whose records are damaged."""
+    sealed = [name for name, head in heads.items() if head and head.header and head.header.digest]
+    with ThreadPoolExecutor(_READERS) as pool:  # digests let other threads run
+        found = dict(
+            zip(sealed, pool.map(lambda name: is_whole(directory / name), sealed), strict=True)
+        )
+    return {
+        name: head._replace(damaged=True)
+        if head is not None and not found.get(name, True)
+        else head
+        for name, head in heads.items()
+    }
+
+
 @contextlib.contextmanager
 def collector_off() -> Iterator[None]:
     """Keep the garbage collector from walking over every head again and again: half of the time."""
@@ -180,8 +209,8 @@ def read_failures(directory: Path, architecture: Architecture, kind: str) -> dic
         kind: "media" or "text".
     """
     try:
-        text = _path(directory, architecture, kind).read_text(encoding="utf-8")
-        return {name: Failure(**values) for name, values in json.loads(text).items()}
+        found = parse_json(read_text(_path(directory, architecture, kind)))
+        return {name: Failure(**values) for name, values in found.items()}
     except (OSError, ValueError, TypeError, AttributeError):  # a memory aid: absent is as good
         return {}
 
@@ -192,23 +221,12 @@ def write_failures(
     """Remember the failures of a whole run over a dataset; nothing is left when there are none."""
     path = _path(directory, architecture, kind)
     if not failures:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a memory aid
+            path.unlink(missing_ok=True)
         return
     values = {name: asdict(failures[name]) for name in sorted(failures)}
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(values, ensure_ascii=False, indent=1), encoding="utf-8")
-
-
-_ABANDONED = 600.0
-"""Seconds after which a temporary file cannot be one that is being written."""
-
-
-def sweep(directory: Path) -> None:
-    """Delete the temporary files that a killed run left in a cache directory."""
-    for path in directory.glob(".musubi-*.tmp"):
-        with contextlib.suppress(OSError):  # another run may be quicker
-            if time.time() - path.stat().st_mtime > _ABANDONED:
-                path.unlink()
 
 
 def delete_leftovers(
@@ -216,6 +234,8 @@ def delete_leftovers(
     heads: Mapping[str, Stored | None],
     named: Collection[str],
     spared: Collection[str] = (),
+    *,
+    report: Report,
 ) -> list[Path]:
     """Delete records that are not named.
 
@@ -227,6 +247,7 @@ def delete_leftovers(
         heads: Its media or its text records.
         named: File names that the dataset gives.
         spared: Base names of sources that could not be read this time; their records stay.
+        report: Told of those that cannot be deleted.
 
     Returns:
         What was deleted.
@@ -237,6 +258,10 @@ def delete_leftovers(
             continue
         if head.header is not None and head.header.source in spared:
             continue
-        shelf.path(name).unlink(missing_ok=True)
+        try:
+            shelf.path(name).unlink(missing_ok=True)
+        except OSError as error:
+            report.warn(f"{shelf.path(name)} could not be deleted: {system_reason(error)}.")
+            continue
         gone.append(shelf.path(name))
     return gone

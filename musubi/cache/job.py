@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from musubi.cache.freshness import Wanted
 from musubi.cache.training_set import Problem
-from musubi.errors import DataError, MusubiError, RunError
+from musubi.errors import DataError, MusubiError, RunError, system_reason
 from musubi.plugin.architecture import Architecture
 from musubi.plugin.report import Report
 from musubi.plugin.runtime import Networks, Runtime
@@ -58,7 +58,7 @@ class Job:
         dtypes: Component name to the dtype it computes in now.
         options: The architecture's options that shape records, and their values now.
         report: Is told.
-        batch_size: Most clips or captions of one encoder call.
+        batch_size: Most clips of one encoder call.
         workers: Threads that read and decode.
         skip_existing: Encode nothing whose record exists; adopt records without our header.
         keep: Keep records that the dataset does not name.
@@ -90,13 +90,21 @@ class Job:
 
     def failed(self, summary: Summary, name: str, error: Exception | str) -> None:
         """Leave an item out, or end the run when that was asked for."""
-        reason = error.what if isinstance(error, MusubiError) else str(error) or repr(error)
+        reason = _reason(error)
         if self.strict:
             raise DataError(
                 reason if name in reason else f"{name}: {reason}",
                 fix="Mend or remove the file, or leave out --strict to go on without it.",
             )
         summary.failed.append(Problem(name=name, what="source", reason=reason))
+
+
+def _reason(error: Exception | str) -> str:
+    if isinstance(error, MusubiError):
+        return error.what
+    if isinstance(error, OSError) and error.errno is not None:
+        return system_reason(error)
+    return str(error) or repr(error)
 
 
 @dataclass(kw_only=True)

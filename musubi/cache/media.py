@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from musubi.cache.index import delete_leftovers, sweep, write_failures
+from musubi.cache.index import delete_leftovers, write_failures
 from musubi.cache.job import DeviceFullError, Job, Summary
 from musubi.cache.stale_clips import Place, Work, Worklist, named_size
 from musubi.cache.store import check_record, metadata_of, write_record
@@ -18,9 +18,13 @@ from musubi.data import clips as data_clips
 from musubi.errors import DataError, RunError
 from musubi.plugin.report import Progress
 from musubi.plugin.runtime import Clip, Record
+from musubi.weights.temporary import sweep
 
 if TYPE_CHECKING:
     from musubi.data.clips import ClipPlan
+
+_ATTEMPTS = 3
+"""How often a source is encoded whose files change meanwhile."""
 
 _PENDING = 4
 """Batches' worth of clips that may wait for others of their size before a short batch is encoded."""
@@ -51,12 +55,20 @@ class _MediaRun:
         self.job = job
         self.summary = Summary()
         self.list = Worklist(job, self.summary)
+        self.changed: set[int] = set()  # ids of work whose files changed while they were read
 
     def run(self) -> Summary:
         places, pending = self.list.survey()
-        work = self.list.plan(pending)
-        if work:
-            self.encode(work)
+        for _ in range(_ATTEMPTS):
+            work = self.list.plan(pending)
+            if work:
+                self.encode(work)
+            pending = [self.list.again(one) for one in work if id(one) in self.changed]
+            self.changed.clear()
+            if not pending:
+                break
+        for one in pending:
+            self.list.failed(one, DataError("it changes while it is read"))
         for place in places:
             self.finish(place)
         if not self.summary.usable:
@@ -68,10 +80,16 @@ class _MediaRun:
         job = self.job
 
         def decode(one: Work) -> Iterator[_Decoded]:
-            _ = one.origin.content  # read here, in the thread, before the header asks for it
-            found = data_clips.decode(one.source, [plan for _, plan in one.plans])
-            for (index, plan), clip in zip(one.plans, found, strict=True):
-                yield _Decoded(work=one, index=index, plan=plan, clip=clip)
+            # Read here, in the thread, before the header asks for it.
+            _ = one.origin.content
+            try:
+                found = data_clips.decode(one.source, [plan for _, plan in one.plans])
+                for (index, plan), clip in zip(one.plans, found, strict=True):
+                    yield _Decoded(work=one, index=index, plan=plan, clip=clip)
+            finally:
+                # What is recorded must be what was decoded.
+                if one.origin.touched():
+                    self.changed.add(id(one))
 
         total = sum(len(one.plans) for one in work)
         waiting: dict[Any, list[_Decoded]] = {}
@@ -91,7 +109,8 @@ class _MediaRun:
             self.bar, self.writer = bar, writer
             for one, found in decoded:
                 if isinstance(found, Exception):
-                    self.list.failed(one, found)
+                    if id(one) not in self.changed:
+                        self.list.failed(one, found)
                     continue
                 group = waiting.setdefault(_shape(found.clip), [])
                 group.append(found)
@@ -178,15 +197,16 @@ class _MediaRun:
         )
         self.writer.put(lambda: write_record(path, record, self.list.fields, metadata))
         one.work.place.named.add(name)
+        one.work.written.append(name)
         self.summary.encoded += 1
 
     def finish(self, place: Place) -> None:
         """Delete leftovers, and remember what failed."""
         shelf = place.shelf
-        sweep(shelf.directory)
+        sweep(shelf.directory, again=True)
         if not self.job.keep:
             self.summary.removed += delete_leftovers(
-                shelf, shelf.media, place.named, place.failures
+                shelf, shelf.media, place.named, place.failures, report=self.job.report
             )
         write_failures(shelf.directory, self.job.architecture, "media", place.failures)
 

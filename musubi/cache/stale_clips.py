@@ -14,6 +14,7 @@ from musubi.cache.job import Job, Summary
 from musubi.cache.store import media_name, rewrite_header
 from musubi.cache.survey import Origin, Settings, judge_media, renew, settings_of
 from musubi.cache.threads import read_ahead
+from musubi.cache.training_set import Problem
 from musubi.data import clips as data_clips
 from musubi.data.sources import scan
 from musubi.errors import RunError
@@ -38,13 +39,25 @@ class Place:
 
 @dataclass(kw_only=True)
 class Work:
-    """One source that has to be opened."""
+    """One source that has to be opened.
+
+    Args:
+        place: Its dataset.
+        source: The source.
+        origin: What its files are.
+        plans: Its clips that have to be encoded, each with its number.
+        clips: How many clips it gives.
+        written: File names of the records that were made.
+        problems: What of it was left out, and why.
+    """
 
     place: Place
     source: Source
     origin: Origin
     plans: list[tuple[int, ClipPlan]] = field(default_factory=list)
     clips: int = 0
+    written: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
 
 class Worklist:
@@ -67,7 +80,7 @@ class Worklist:
         places: list[Place] = []
         pending: list[Work] = []
         for entry in job.dataset.datasets:
-            shelf = read_shelf(entry.cache_directory, job.architecture, text=False)
+            shelf = read_shelf(entry.cache_directory, job.architecture, text=False, whole=True)
             if job.gone(entry):
                 self.summary.fresh += len(shelf.media)
                 continue
@@ -96,6 +109,7 @@ class Worklist:
         task = job.wanted.task
 
         def probe(work: Work) -> Iterable[list[ClipPlan]]:
+            work.origin.begin()
             return [
                 data_clips.plan(work.source, work.place.entry, job.architecture, task, job.options)
             ]
@@ -128,7 +142,7 @@ class Worklist:
         """Whether a clip needs no encoding; gives its records new headers where that is enough."""
         first = self.name(plan, 0)
         head = work.place.shelf.media.get(first)
-        if head is None:
+        if head is None or head.damaged:
             return False
         if head.header is None:
             return self.job.skip_existing and self.adopt(work, index, plan)
@@ -136,9 +150,11 @@ class Worklist:
         headers = [
             (name, known.header)
             for name in parts
-            if (known := work.place.shelf.media.get(name)) is not None and known.header is not None
+            if (known := work.place.shelf.media.get(name)) is not None
+            and known.header is not None
+            and not known.damaged
         ]
-        if self.job.skip_existing:
+        if self.job.skip_existing and len(headers) == len(parts):
             work.place.named.update(parts)
             self.summary.fresh += len(headers)
             return True
@@ -194,6 +210,16 @@ class Worklist:
             self.summary.adopted += 1
         return True
 
+    def again(self, work: Work) -> Work:
+        """The same source anew, its files having changed meanwhile: what was made of it goes."""
+        for name in work.written:
+            work.place.shelf.path(name).unlink(missing_ok=True)
+            work.place.named.discard(name)
+        self.summary.encoded -= len(work.written)
+        work.place.failures.pop(work.source.path.name, None)
+        self.summary.failed = [p for p in self.summary.failed if p not in work.problems]
+        return Work(place=work.place, source=work.source, origin=Origin(work.source))
+
     def header(self, work: Work, index: int, plan: ClipPlan) -> Header:
         """The header of a clip made now, but for its fields, content and sections."""
         wanted = self.job.wanted
@@ -234,6 +260,7 @@ class Worklist:
                 fix="Lower --num_workers.",
             ) from error
         self.job.failed(self.summary, name or work.source.path.name, error)
+        work.problems.append(self.summary.failed[-1])
         try:
             signature = work.origin.signature
         except OSError:

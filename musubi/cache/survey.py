@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from musubi.cache.freshness import (
     made_otherwise,
     settings_digest,
     signature,
+    stamp,
     text_digest,
 )
 from musubi.cache.header import Header
@@ -26,8 +28,12 @@ if TYPE_CHECKING:
     from musubi.config.dataset import DatasetEntry
     from musubi.data.sources import Source
 
+_TICK = 3 * 10**9
+"""Nanoseconds, and more than the two seconds in which some disks count."""
+
 NO_RECORD = "no record"
 OTHER_SETTINGS = "made with other settings in the dataset file, or by an older version of musubi"
+DAMAGED = "its record is damaged"
 FOREIGN = "a record that another tool wrote"
 
 
@@ -76,12 +82,36 @@ def paths_of(source: Source) -> tuple[Path, ...]:
 
 
 class Origin:
-    """The signature and the content of a source, each found out at most once."""
+    """The signature and the content of a source, each found out at most once.
+
+    The signature is always taken before the content, so that a file that changes between them has
+    another signature from then on.
+    """
 
     def __init__(self, source: Source) -> None:
         self._paths = paths_of(source)
         self._signature: str | None = None
         self._content: str | None = None
+        self._stamp: tuple[Any, ...] = ()
+        self._recent = False
+
+    def begin(self) -> None:
+        """Note how the files are before they are opened."""
+        now = time.time_ns()
+        self._stamp = stamp(self._paths)
+        self._recent = any(changed > now - _TICK for _, _, changed, *_ in self._stamp)
+        self._signature = signature(self._paths)
+        self._content = None
+
+    def touched(self) -> bool:
+        """Whether the files are no longer as they were at `begin`."""
+        try:
+            if stamp(self._paths) != self._stamp:
+                return True
+            # A file that changed a moment ago can change again within one tick of the disk's clock.
+            return self._recent and content_digest(self._paths) != self.content
+        except OSError:
+            return True
 
     @property
     def signature(self) -> str:
@@ -94,6 +124,7 @@ class Origin:
     def content(self) -> str:
         """A digest of all bytes."""
         if self._content is None:
+            _ = self.signature
             self._content = content_digest(self._paths)
         return self._content
 
@@ -133,6 +164,8 @@ def judge_media(
     if not heads:
         foreign = source.stem in shelf.foreign
         return Verdict(reason=FOREIGN if foreign else NO_RECORD, found=foreign)
+    if any(head.damaged for head in heads.values()):
+        return Verdict(reason=DAMAGED, found=True)
     current = {n: h.header for n, h in heads.items() if h.header and h.header.plan == settings.plan}
     if not current:
         return Verdict(reason=OTHER_SETTINGS, found=True)
@@ -174,6 +207,8 @@ def judge_text(
     """
     if head is None:
         return NO_RECORD
+    if head.damaged:
+        return DAMAGED
     if head.header is None:
         return FOREIGN
     if caption is not None and head.header.caption != text_digest(caption):

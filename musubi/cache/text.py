@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +11,13 @@ import torch
 
 from musubi.cache.freshness import settings_digest, text_digest
 from musubi.cache.header import Header
-from musubi.cache.index import Failure, Shelf, delete_leftovers, read_shelf, sweep, write_failures
+from musubi.cache.index import Failure, Shelf, delete_leftovers, read_shelf, write_failures
 from musubi.cache.job import DeviceFullError, Job, Summary
 from musubi.cache.store import (
     Stored,
     check_record,
     empty_caption_name,
+    is_whole,
     metadata_of,
     read_head,
     read_record,
@@ -30,6 +31,7 @@ from musubi.data.sources import scan
 from musubi.errors import DataError
 from musubi.plugin.report import Progress
 from musubi.plugin.runtime import Record
+from musubi.weights.temporary import sweep
 
 if TYPE_CHECKING:
     from musubi.config.dataset import DatasetEntry
@@ -132,7 +134,7 @@ class _TextRun:
         places: list[_Place] = []
         captions: list[_Caption] = []
         for entry in job.dataset.datasets:
-            shelf = read_shelf(entry.cache_directory, job.architecture, media=False)
+            shelf = read_shelf(entry.cache_directory, job.architecture, media=False, whole=True)
             if job.gone(entry):
                 self.summary.fresh += len(shelf.text)
                 self.left_alone += len(shelf.text)
@@ -156,6 +158,8 @@ class _TextRun:
                     head=shelf.text.get(name),
                     place=place,
                 )
+                if caption.head is not None and caption.head.damaged:
+                    caption.head = None  # nothing of it is taken over
                 if job.skip_existing and caption.head is not None and self.left(caption):
                     self.left_alone += 1
                 else:
@@ -166,7 +170,7 @@ class _TextRun:
     def empty(self, place: _Place) -> _Caption:
         path = place.shelf.path(empty_caption_name(self.job.architecture.suffix))
         try:
-            head = read_head(path)
+            head = read_head(path) if is_whole(path) else None
         except DataError:
             head = None
         return _Caption(path=path, source="", stem="", text="", head=head, place=place)
@@ -200,41 +204,29 @@ class _TextRun:
 
     def encode(self, component: str, captions: Sequence[_Caption], *, complete: bool) -> None:
         """Run one encoder over its stale captions."""
-        size = self.job.batch_size
-        for start in range(0, len(captions), size):
-            batch = captions[start : start + size]
-            for caption, record in self.encoded(component, batch):
-                try:
-                    check_record(record, self.fields, caption.name, complete=False)
-                except DataError as error:
-                    self.failed(caption, error)
-                    continue
+        for caption in captions:
+            record = self.encoded(component, caption)
+            try:
+                check_record(record, self.fields, caption.name, complete=False)
+            except DataError as error:
+                self.failed(caption, error)
+            else:
                 self.write(caption, component, record, complete=complete)
-            self.bar.advance(len(batch))
+            self.bar.advance()
 
-    def encoded(
-        self, component: str, batch: Sequence[_Caption]
-    ) -> Iterator[tuple[_Caption, Record]]:
-        """Records on the CPU; halves are tried when memory runs out."""
+    def encoded(self, component: str, caption: _Caption) -> Record:
+        """A record on the CPU. Captions are encoded alone: in company a product rounds otherwise."""
         job = self.job
         try:
             with torch.no_grad():
-                found = job.runtime.encode_text(job.nets, component, [c.text for c in batch])
-                found = [{k: t.detach().cpu() for k, t in r.items()} for r in found]
+                (found,) = job.runtime.encode_text(job.nets, component, [caption.text])
+                return {k: t.detach().cpu() for k, t in found.items()}
         except torch.OutOfMemoryError as error:
-            if len(batch) == 1:
-                raise DeviceFullError(
-                    f"The device has too little memory to encode {batch[0].name} with {component}.",
-                    fix="Use --device cpu, or a smaller dtype.",
-                    component=component,
-                ) from error
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            middle = len(batch) // 2
-            yield from self.encoded(component, batch[:middle])
-            yield from self.encoded(component, batch[middle:])
-            return
-        yield from zip(batch, found, strict=True)
+            raise DeviceFullError(
+                f"The device has too little memory to encode {caption.name} with {component}.",
+                fix="Use --device cpu, or a smaller dtype.",
+                component=component,
+            ) from error
 
     def write(self, caption: _Caption, component: str, record: Record, *, complete: bool) -> None:
         """Queue a record, joined with what other encoders wrote for the same caption."""
@@ -302,9 +294,11 @@ class _TextRun:
     def finish(self, place: _Place) -> None:
         """Delete leftovers, and remember what failed."""
         shelf = place.shelf
-        sweep(shelf.directory)
+        sweep(shelf.directory, again=True)
         if not self.job.keep:
-            self.summary.removed += delete_leftovers(shelf, shelf.text, place.named, place.failures)
+            self.summary.removed += delete_leftovers(
+                shelf, shelf.text, place.named, place.failures, report=self.job.report
+            )
         write_failures(shelf.directory, self.job.architecture, "text", place.failures)
 
     bar: Progress

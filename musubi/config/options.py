@@ -111,6 +111,17 @@ def for_architecture(
                     group="Memory and speed",
                 ),
             )
+    if ROLES[command] and "models" not in model.model_fields:
+        fields["models"] = (
+            str | None,
+            option(
+                None,
+                "Folder in which model files that are not given are found by their content, such as "
+                "ComfyUI's `models`; MUSUBI_MODELS, or the settings file's, when not given.",
+                group="Models",
+                metavar="DIR",
+            ),
+        )
     taken = _own(model, architecture, command)
     for own in architecture.options:
         if own.name in taken:

@@ -11,6 +11,7 @@ from musubi.estimate.trace import Kind, Mark, Op, Trace
 KINDS: tuple[Kind, ...] = (
     "product",
     "product8",
+    "product int8",
     "convolution",
     "attention",
     "attention backward",

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from musubi.errors import ConfigError
 from musubi.estimate.example import example_batch
 from musubi.estimate.trace import Recorder, Trace, walk
-from musubi.memory import fp8, recompute, slices
+from musubi.memory import fp8, quantized, recompute, slices
 from musubi.memory.blocks import stacks, wrap
 from musubi.plugin import Architecture, Component, Conditioning, Task
 from musubi.plugin.policy import Policy
@@ -131,7 +131,9 @@ def _shallow(case: Case, policy: Policy) -> nn.Module:
         for name in list(stack._modules)[DEPTH:]:
             del stack._modules[name]
     if policy.storage != "kept":
-        fp8.convert(module, component.traits, products=policy.products)
+        quantized.convert(
+            module, component.traits, products=policy.products, storage=policy.storage
+        )
     return module
 
 
@@ -223,7 +225,7 @@ def _denoise(case: Case, runtime: Any, dit: nn.Module, given: Any) -> None:
 
 @contextmanager
 def _units() -> Iterator[None]:
-    """Products in 8 bits as the chip does them: without one they are wide, with copies."""
+    """Products in fp8 as the chip does them: without one they are wide, with copies."""
 
     def product(
         a: torch.Tensor,
@@ -236,14 +238,14 @@ def _units() -> Iterator[None]:
         half = torch.bfloat16
         bias = None if bias is None else bias.to(half)
         multiply = torch._scaled_mm  # type: ignore[attr-defined]
-        y = multiply(a, b, scale_a=scale_a, scale_b=scale_b, bias=bias, out_dtype=half)
+        y = multiply(a, b.t(), scale_a=scale_a, scale_b=scale_b.t(), bias=bias, out_dtype=half)
         return y.to(dtype)
 
-    before, fp8._product8 = fp8._product8, product
+    before, fp8.product = fp8.product, product
     try:
         yield
     finally:
-        fp8._product8 = before
+        fp8.product = before
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from musubi.memory import fp8
+from musubi.memory import quantized
 from musubi.memory.blocks import stacks
 from musubi.memory.stream import SLOTS, layout, spread
 from musubi.memory.visitors import visitors
@@ -93,7 +93,7 @@ def _weights(
     module = on_meta(component, dict(numbers), dtype)
     eights: list[str] = []
     if storage != "kept":
-        eights = list(fp8.convert(module, component.traits, products=False))
+        eights = list(quantized.convert(module, component.traits, products=False, storage=storage))
     inside: set[int] = set()
     blocks = []
     for stack in stacks(module, component.traits):

@@ -16,7 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 Kind = Literal[
-    "product", "product8", "convolution", "attention", "attention backward", "elementwise"
+    "product",
+    "product8",
+    "product int8",
+    "convolution",
+    "attention",
+    "attention backward",
+    "elementwise",
 ]
 
 _PRODUCTS = {
@@ -27,8 +33,11 @@ _PRODUCTS = {
     "convolution",
     "convolution_backward",
     "_scaled_mm",
+    "int8_product",
     "linear",
 }
+_EIGHT: dict[str, Kind] = {"_scaled_mm": "product8", "int8_product": "product int8"}
+_NO_WEIGHTS = (torch.bool, torch.uint8)
 _ATTENTION = "_scaled_dot_product"
 
 
@@ -154,7 +163,7 @@ class Recorder(TorchDispatchMode):
                 self._live + own,
                 own,
                 name == "_to_copy"
-                and any(t.is_floating_point() and t.itemsize == 1 for t in given),
+                and any(t.itemsize == 1 and t.dtype not in _NO_WEIGHTS for t in given),
             )
         )
 
@@ -196,9 +205,8 @@ def _work(name: str, args: tuple[Any, ...], made: list[torch.Tensor]) -> tuple[K
     if name not in _PRODUCTS or not made:
         return "elementwise", 0.0, 0
     tensors = [a for a in args if isinstance(a, torch.Tensor)]
-    if name in ("mm", "bmm", "_scaled_mm"):
-        kind: Kind = "product8" if name == "_scaled_mm" else "product"
-        return kind, 2.0 * made[0].numel() * tensors[0].shape[-1], 0
+    if name in ("mm", "bmm", *_EIGHT):
+        return _EIGHT.get(name, "product"), 2.0 * made[0].numel() * tensors[0].shape[-1], 0
     if name in ("addmm", "baddbmm"):
         return "product", 2.0 * made[0].numel() * tensors[1].shape[-1], 0
     if name == "convolution":

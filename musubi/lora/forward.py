@@ -12,7 +12,7 @@ from torch import nn
 
 from musubi.lora.delta import Delta, Difference, Pair
 from musubi.lora.kinds import Decomposed, Hada, InputRotation, Kron, Rotation, norms
-from musubi.memory.fp8 import SCALE, expanded
+from musubi.memory.quantized import SCALE, expanded
 
 _ROWS = 4096  # of a weight whose norms are taken at once
 _CONVOLUTIONS: dict[int, Callable[..., torch.Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}

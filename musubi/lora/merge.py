@@ -251,18 +251,24 @@ class Merge:
         """The scale that lets the 8-bit range hold the merged weight, shaped like the old one."""
         rows = old.numel() > 1
         most = merged.abs().flatten(1).amax(1) if rows else merged.abs().amax()
-        limit = torch.finfo(dtype).max
-        return (most / limit).clamp(min=1e-8).reshape(old.shape).to("cpu", old.dtype)
+        return (most / _largest(dtype)).clamp(min=1e-8).reshape(old.shape).to("cpu", old.dtype)
 
     def _stored(self, name: str, merged: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         most = torch.stack(merged.aminmax()).abs().max()
-        limit = torch.finfo(dtype).max
-        fits = torch.isfinite(most if dtype in FP8 else most.to(dtype))
+        eight = dtype in FP8 or dtype is torch.int8
+        fits = torch.isfinite(most if eight else most.to(dtype))
         if not fits:
             raise RunError(
                 f"Merged, {name!r} does not fit {dtype_name(dtype)}: its largest number is "
                 f"{float(most):.4g}.",
                 fix="Use a smaller --lora_multiplier, or a checkpoint in bfloat16.",
             )
+        if dtype is torch.int8:
+            merged = merged.round_()
         # torch casts what is too large for 8 bits to NaN
-        return (merged.clamp_(-limit, limit) if dtype in FP8 else merged).to(dtype)
+        limit = _largest(dtype)
+        return (merged.clamp_(-limit, limit) if eight else merged).to(dtype)
+
+
+def _largest(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).max if dtype.is_floating_point else torch.iinfo(dtype).max

@@ -57,7 +57,7 @@ class Recast:
         for name in plain:
             stored, shape = weights.dtypes[name], tuple(weights.shapes[name])
             known = ours.get(name)
-            if known is None or not stored.is_floating_point:
+            if known is None or not (stored.is_floating_point or name in scales):
                 kept.add(name)
                 entries.append((name, stored, shape))
             elif eight and len(shape) == 2 and named(known, traits.quantize):

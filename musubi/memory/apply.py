@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from musubi.errors import ConfigError
-from musubi.memory import activations, compiled, fp8, recompute, residency, slices, visitors
+from musubi.memory import activations, compiled, quantized, recompute, residency, slices, visitors
 from musubi.memory.blocks import stacks
 from musubi.memory.compiled import Compiler
 from musubi.memory.stream import Home, Stream, housed, layout, spread
@@ -22,6 +22,7 @@ from musubi.plugin.report import Quiet, Report
 from musubi.plugin.traits import Traits
 
 _STREAM = "_musubi_stream"
+_KINDS = {"fp8": "fp8", "fp8_scaled": "fp8", "int8": "int8"}
 
 
 class Placement:
@@ -70,7 +71,11 @@ class Placement:
         """
         policy = self.policy
         if policy.storage != "kept":
-            self._stored = set(fp8.convert(module, self.traits, products=self._products()))
+            self._stored = set(
+                quantized.convert(
+                    module, self.traits, products=self._products(), storage=policy.storage
+                )
+            )
         if any(policy.streamed):
             self._lay_out(module, dtypes)
 
@@ -78,9 +83,9 @@ class Placement:
         """Whether `store` changes this tensor."""
         return name in self._stored
 
-    def keeps(self, name: str) -> bool:
-        """Whether an 8-bit weight of the file stays as it is."""
-        return name in self._stored
+    def keeps(self, name: str, dtype: torch.dtype) -> bool:
+        """Whether an 8-bit weight of the file stays as it is: where it is wanted in that dtype."""
+        return name in self._stored and quantized.DTYPES[self.policy.storage] is dtype
 
     def store(
         self, name: str, tensor: torch.Tensor, scale: torch.Tensor | None
@@ -89,8 +94,8 @@ class Placement:
         if name not in self._stored:
             return None
         if scale is None:
-            tensor, scale = fp8.quantized(tensor, scaled=self.policy.storage == "fp8_scaled")
-        return {name: tensor, f"{name.rpartition('.')[0]}.{fp8.SCALE}": scale.float()}
+            tensor, scale = quantized.quantized(tensor, self.policy.storage)
+        return {name: tensor, f"{name.rpartition('.')[0]}.{quantized.SCALE}": scale.float()}
 
     def home(self, name: str) -> torch.Tensor | None:
         """The host memory to be filled, for what is streamed."""
@@ -112,10 +117,11 @@ class Placement:
     def _products(self) -> bool:
         if not self.policy.products:
             return False
-        if self.device.type != "cuda" or fp8.multiplies(self.device):
+        if self.device.type != "cuda" or quantized.multiplies(self.device, self.policy.storage):
             return True
         self.report.warn(
-            "This device does not multiply in 8 bits: weights are expanded for each product."
+            f"This device does not multiply in {_KINDS[self.policy.storage]}: weights are expanded for "
+            "each product."
         )
         return False
 
@@ -123,9 +129,9 @@ class Placement:
         names = {id(t): n for n, t in (*module.named_parameters(), *module.named_buffers())}
         made = {id_: dtypes[name] for id_, name in names.items() if name in dtypes}
         for name in self._stored:
-            made[id(module.get_parameter(name))] = fp8.E4M3
+            made[id(module.get_parameter(name))] = quantized.DTYPES[self.policy.storage]
             layer = module.get_submodule(name.rpartition(".")[0])
-            made[id(layer.get_buffer(fp8.SCALE))] = torch.float32
+            made[id(layer.get_buffer(quantized.SCALE))] = torch.float32
         first = 0
         for number, stack in enumerate(stacks(module, self.traits)):
             wanted = self.policy.streamed[number] if number < len(self.policy.streamed) else 0

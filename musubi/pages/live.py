@@ -5,8 +5,12 @@ Whatever goes wrong here is told once and never stops the run.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from musubi.pages import document
@@ -91,6 +95,41 @@ class LivePage:
             write(self._run, self._embed)
         except Exception as error:
             self._report.warn(f"{self.path} could not be renewed: {error!r}. Training goes on.")
+
+
+@contextmanager
+def served(folder: Path, report: Report) -> Iterator[None]:
+    """Inside, another process serves the pages of a folder; its address is told once it is known.
+
+    It reads files and ends with this process: nothing that it does can reach the run.
+    """
+    words = [sys.executable, "-m", "musubi", "watch", str(folder), "--until_input_ends"]
+    try:
+        process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+    except OSError as error:
+        report.warn(f"The page is not served: {error}. Training goes on.")
+        yield
+        return
+    threading.Thread(target=_tell, args=(process, report), daemon=True).start()
+    try:
+        yield
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _tell(process: subprocess.Popen[bytes], report: Report) -> None:
+    """Pass on the first line that the other process says, and read away the rest."""
+    assert process.stdout is not None
+    for number, line in enumerate(process.stdout):
+        if number == 0:
+            report.note(line.decode("utf-8", "replace").strip())
 
 
 def write(run: RunFolder, embed: Embedder | None = None) -> Path:

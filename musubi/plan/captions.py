@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from musubi.estimate.record import filled
 from musubi.estimate.trace import Op, Recorder, Trace, walk
-from musubi.memory import fp8
+from musubi.memory import quantized
 from musubi.plan.workload import Network
 from musubi.plugin import Architecture, Component
 from musubi.weights.meta import on_meta
@@ -45,7 +45,9 @@ def record(
     if key not in _traces:
         module = on_meta(network.component, network.numbers, network.dtype)
         if eight:
-            fp8.convert(module, network.component.traits, products=False)
+            quantized.convert(
+                module, network.component.traits, products=False, storage="fp8_scaled"
+            )
         linear = [
             (m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear)
         ]

@@ -18,12 +18,14 @@ def flags(policy: Policy, component: Component, *, trains: bool) -> list[str]:
         trains: Those of `train`; else those of `generate`.
     """
     said: list[str] = []
-    if policy.storage != "kept":
+    if policy.storage == "int8":
+        said.append("--int8_fast" if policy.products else "--int8")
+    elif policy.storage != "kept":
         said.append("--fp8_base" if trains else "--fp8")
         if policy.storage == "fp8_scaled":
             said.append("--fp8_scaled")
-    if policy.products:
-        said.append("--fp8_fast")
+        if policy.products:
+            said.append("--fp8_fast")
     count = swapped(policy, component)
     if count:
         said.append(f"--blocks_to_swap {count}")

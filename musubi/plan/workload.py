@@ -21,7 +21,7 @@ from musubi.plan.buckets import Bucket, of_dataset
 from musubi.plan.requests import Request, check_sides, previews, requests
 from musubi.plugin import Architecture, Component, LoraTargets, Report, Task
 from musubi.weights.contents import inspect
-from musubi.weights.dtypes import FP8, parse_dtype
+from musubi.weights.dtypes import parse_dtype
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def _dtype(config: Any, component: Component, stored: torch.dtype | None) -> tor
         return torch.float32
     if component.dtype != "file":
         return parse_dtype(component.dtype)
-    return torch.bfloat16 if stored is None or stored in FP8 else stored
+    return torch.bfloat16 if stored is None or stored.itemsize == 1 else stored
 
 
 def _variant(architecture: Architecture, asked: str | None) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Storage = Literal["kept", "fp8", "fp8_scaled"]
+Storage = Literal["kept", "fp8", "fp8_scaled", "int8"]
 Recompute = Literal["none", "attention", "blocks"]
 
 
@@ -14,8 +14,8 @@ class Policy:
     """How a network's weights and activations are kept.
 
     Args:
-        storage: "kept" as they are loaded; "fp8" cast to e4m3; "fp8_scaled" in e4m3 with a
-            float32 scale for each row. Both hold only what `Traits.quantize` names.
+        storage: "kept" as they are loaded; "fp8" cast to e4m3; "fp8_scaled" in e4m3, and
+            "int8" in int8, with a float32 scale for each row. All hold only what `Traits.quantize` names.
         products: Multiply 8-bit weights in 8 bits where the chip can; else each is expanded to the
             compute dtype for its product.
         streamed: For each stack of `Traits.stacks`, how many of its last blocks live in host

@@ -12,7 +12,7 @@ from musubi.config.resolve import to_toml
 from musubi.config.train import TrainConfig
 from musubi.errors import MusubiError, RunError, StoppedError, system_fix, system_reason
 from musubi.nn import attention
-from musubi.pages.live import LivePage
+from musubi.pages.live import LivePage, served
 from musubi.plugin import Architecture, Quiet, Report
 from musubi.stopping import go_on_with
 from musubi.train import log, processes, state, timesteps
@@ -71,7 +71,8 @@ def _run(
                 _write_config(setup.config, architecture, names)
             go_on_with(names.command())
             try:
-                with _shown(setup.page), stop, setup.rescued("train"):
+                watching = served(names.folder, report) if main and config.watch else nullcontext()
+                with _shown(setup.page), watching, stop, setup.rescued("train"):
                     ready.rehearse(setup.largest)
                     ready.train()
                 for remark in ready.trainee.remarks():

@@ -311,7 +311,7 @@ def plan_job(
         and not transformed
         and in_order
         and joinable(source.names, weights.shapes, weights.dtypes, contents.scales)
-        and placing.keeps(ours)
+        and placing.keeps(ours, weights.dtypes[source.names[0]])
     )
     stored = kept or (placing is not None and dtype.is_floating_point and placing.stores(ours))
     bare = in_order and not any(scales)

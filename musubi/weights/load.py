@@ -92,6 +92,9 @@ def _dtypes(
     for ours, stored in contents.dtypes.items():
         if ours not in slots:
             continue
+        scaled = all(name in contents.scales for name in contents.sources[ours].names)
+        if stored is torch.int8 and scaled:
+            stored = torch.float8_e4m3fn  # a weight like those in fp8, and no integers
         if not stored.is_floating_point:
             dtype = stored
         elif named(ours, component.traits.fp32):

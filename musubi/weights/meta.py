@@ -42,6 +42,10 @@ def finished(module: nn.Module) -> None:
     finish = getattr(module, "finish", None)
     if callable(finish):
         finish()
+    for part in module.modules():
+        placed = getattr(part, "placed", None)
+        if callable(placed):
+            placed()
 
 
 def on_meta(component: Component, numbers: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:

@@ -30,11 +30,16 @@ class Placing(Protocol):
         """
         ...
 
-    def keeps(self, name: str) -> bool:
+    def keeps(self, name: str, dtype: torch.dtype) -> bool:
         """Whether a weight that the file stores in 8 bits stays so, and goes to `store` as it is.
 
-        Asked only where that is possible: without a transform, for a matrix in e4m3, with no scale
-        or one number for all or for each row, of one part or of several joined along axis 0.
+        Asked only where that is possible: without a transform, for a matrix in e4m3 or int8 with one
+        scale for all of it or one for each row (e4m3 may have none), of one part or of several
+        joined along axis 0.
+
+        Args:
+            name: Our name.
+            dtype: What the file stores it in.
         """
         ...
 

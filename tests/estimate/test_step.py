@@ -14,7 +14,7 @@ from musubi.estimate.sizes import weights_of
 from musubi.estimate.step import LIBRARIES, Optimizer, estimate
 from musubi.estimate.trace import Recorder
 from musubi.lora.adapter import Adapters
-from musubi.memory import fp8, recompute
+from musubi.memory import quantized, recompute
 from musubi.plugin import Policy
 
 WAN = registry.find("wan")
@@ -60,7 +60,7 @@ def measured(case, policy):
     torch.manual_seed(0)
     dit = architecture.dit.build(**case.numbers).requires_grad_(False).float()
     if policy.storage != "kept":
-        names = fp8.convert(dit, architecture.dit.traits, products=False)
+        names = quantized.convert(dit, architecture.dit.traits, products=False)
         assert names
     runtime = architecture.runtime(architecture, case.task, case.options)
     given = runtime.condition(
@@ -131,7 +131,7 @@ def test_weights_are_counted_to_the_byte(name, storage):
     component = registry.find(name).dit
     module = on_meta(component, TOYS[name], torch.bfloat16)
     if storage != "kept":
-        fp8.convert(module, component.traits, products=False)
+        quantized.convert(module, component.traits, products=False)
     tensors = [*module.parameters(), *module.buffers()]
     exact = sum(t.numel() * t.element_size() for t in tensors)
     found = weights_of(component, TOYS[name], dtype=torch.bfloat16, storage=storage)

@@ -8,8 +8,10 @@ from torch import nn
 
 from musubi.errors import ConfigError
 from musubi.memory.apply import Placement, park, placer
+from musubi.memory.quantized import DTYPES
 from musubi.memory.stream import SLOTS, spread
 from musubi.plugin import Policy, Traits
+from musubi.plugin.policy import Storage
 
 TRAITS = Traits(stacks=("blocks",), quantize=(r"blocks\.\d+\.inner\.weight",))
 CPU = torch.device("cpu")
@@ -148,12 +150,13 @@ def test_blocks_may_be_left_out() -> None:
     assert torch.equal(expected, found)
 
 
-def test_8_bits_travel_with_their_scales() -> None:
-    _, resident = placed(Policy(storage="fp8_scaled"))
-    _, streamed = placed(Policy(storage="fp8_scaled", streamed=(4,)))
+@pytest.mark.parametrize("storage", ["fp8_scaled", "int8"])
+def test_8_bits_travel_with_their_scales(storage: Storage) -> None:
+    _, resident = placed(Policy(storage=storage))
+    _, streamed = placed(Policy(storage=storage, streamed=(4,)))
     x = torch.randn(3, 4)
     assert torch.equal(resident(x), streamed(x))
-    assert streamed.blocks[0].inner.weight.dtype == torch.float8_e4m3fn
+    assert streamed.blocks[0].inner.weight.dtype == DTYPES[storage]
 
 
 def test_parking_gives_the_slots_back() -> None:

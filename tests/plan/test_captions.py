@@ -8,7 +8,7 @@ from musubi import registry
 from musubi.estimate.cards import named, started
 from musubi.estimate.figures import work_of
 from musubi.estimate.trace import Recorder
-from musubi.memory import fp8
+from musubi.memory import quantized
 from musubi.plan import captions, networks
 from musubi.plan.workload import Network
 from musubi.plugin import Policy
@@ -63,7 +63,7 @@ def test_a_caption_peaks_where_it_was_recorded(arch, name, eight, tmp_path):
     torch.manual_seed(0)
     module = component.build(**component.tiny).eval().requires_grad_(False)
     if eight:
-        fp8.convert(module, component.traits, products=False)
+        quantized.convert(module, component.traits, products=False)
     if callable(finish := getattr(module, "finish", None)):
         finish()
     tokenizer = twins.write_tokenizer(tmp_path / "tokenizer")

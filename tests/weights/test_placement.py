@@ -35,7 +35,7 @@ class Placed:
             layer.__class__ = Rows
             layer.register_buffer("scale", torch.empty(layer.out_features, 1, device="meta"))
 
-    def keeps(self, name):
+    def keeps(self, name, dtype):
         self.asked.append(name)
         return name in self.kept
 
@@ -257,3 +257,23 @@ def test_truths_are_looked_at_once_and_named():
     truths.add("c", False)
     truths.add("d", True)
     assert sorted(truths.false()) == ["b", "c"]
+
+
+def test_a_file_in_int8_is_kept_or_expanded(toy, toy_tensors, write):
+    given = toy_tensors(dtype=torch.bfloat16)
+    given["out.weight"] = torch.randint(-127, 128, (8, 4), dtype=torch.int8)
+    given["out.weight_scale"] = torch.rand(8, 1)
+    path = write(given)
+    exact = given["out.weight"].float() * given["out.weight_scale"]
+    for dtype, expected in ((None, torch.bfloat16), (torch.float32, torch.float32)):
+        plain = load(toy, path, device="cpu", dtype=dtype)
+        assert plain.out.weight.dtype is expected
+        assert torch.equal(plain.out.weight, exact.to(expected))
+    placed = Placed(kept=("out.weight",))
+    module = load(toy, path, device="cpu", placing=placed)
+    assert module.out.weight.dtype is torch.int8
+    assert torch.equal(module.out.weight, given["out.weight"])
+    assert torch.equal(module.out.scale, given["out.weight_scale"])
+    given["out.weight_scale"][3] = float("nan")
+    with pytest.raises(CheckpointError, match=r"'out\.weight' holds NaN"):
+        load(toy, write(given), device="cpu", placing=Placed(kept=("out.weight",)))

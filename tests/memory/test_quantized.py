@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from musubi.memory import fp8
+from musubi.memory import fp8, quantized
 from musubi.plugin import Traits
 
 TRAITS = Traits(quantize=(r"big\..*\.weight", r"odd\.weight"))
@@ -24,14 +24,16 @@ class Net(nn.Module):
         self.own = Own(16, 16)
 
 
-def layer(*, products: bool, bias: bool = True, wide: int = 96) -> tuple[nn.Linear, fp8.Linear8]:
+def layer(
+    *, products: bool, bias: bool = True, wide: int = 96
+) -> tuple[nn.Linear, quantized.Linear8]:
     torch.manual_seed(0)
     plain = nn.Linear(64, wide, bias=bias)
     net = nn.Module()
     net.layer = nn.Linear(64, wide, bias=bias)
     net.layer.load_state_dict(plain.state_dict())
-    fp8.convert(net, Traits(quantize=("layer.weight",)), products=products)
-    weight, scale = fp8.quantized(plain.weight.detach())
+    quantized.convert(net, Traits(quantize=("layer.weight",)), products=products)
+    weight, scale = quantized.quantized(plain.weight.detach())
     net.layer.weight = nn.Parameter(weight, requires_grad=False)
     net.layer.scale_weight.copy_(scale)
     return plain, net.layer
@@ -40,7 +42,9 @@ def layer(*, products: bool, bias: bool = True, wide: int = 96) -> tuple[nn.Line
 def test_only_named_plain_layers_are_converted_and_names_stay() -> None:
     net = Net()
     before = list(net.state_dict())
-    names = fp8.convert(net, Traits(quantize=(*TRAITS.quantize, r"own\.weight")), products=True)
+    names = quantized.convert(
+        net, Traits(quantize=(*TRAITS.quantize, r"own\.weight")), products=True
+    )
     assert names == ["big.0.weight", "big.1.weight", "odd.weight"]
     assert [n for n in net.state_dict() if not n.endswith("scale_weight")] == before
     assert net.big[0].weight.dtype == fp8.E4M3
@@ -52,19 +56,19 @@ def test_only_named_plain_layers_are_converted_and_names_stay() -> None:
 
 def test_each_row_uses_the_whole_range() -> None:
     weight = torch.randn(6, 50) * torch.logspace(-6, 3, 6)[:, None]
-    stored, scale = fp8.quantized(weight)
+    stored, scale = quantized.quantized(weight)
     assert (stored.float().abs().amax(1) == fp8.LARGEST).all()
     # Three bits of mantissa: half a step of 1/8, whatever the size of the row.
-    error = (fp8.expanded(stored, scale, torch.float32) - weight).abs()
+    error = (quantized.expanded(stored, scale, torch.float32) - weight).abs()
     assert (error.amax(1) <= weight.abs().amax(1) / 16 * 1.001).all()
     relative = error.norm() / weight.norm()
     assert 0.01 < relative < 0.03
 
 
 def test_a_row_of_zeros_stays_zero_and_a_plain_cast_is_cut_off() -> None:
-    stored, scale = fp8.quantized(torch.zeros(2, 16))
-    assert not fp8.expanded(stored, scale, torch.float32).any()
-    stored, scale = fp8.quantized(torch.tensor([[1000.0, -1000.0, 0.5]]), scaled=False)
+    stored, scale = quantized.quantized(torch.zeros(2, 16))
+    assert not quantized.expanded(stored, scale, torch.float32).any()
+    stored, scale = quantized.quantized(torch.tensor([[1000.0, -1000.0, 0.5]]), "fp8")
     assert stored.float().tolist() == [[448.0, -448.0, 0.5]]
     assert scale.tolist() == [[1.0]]
 
@@ -72,7 +76,7 @@ def test_a_row_of_zeros_stays_zero_and_a_plain_cast_is_cut_off() -> None:
 @pytest.mark.parametrize("bias", [True, False])
 def test_expanded_products_are_those_of_the_rounded_weight(bias: bool) -> None:
     plain, layer8 = layer(products=False, bias=bias)
-    rounded = fp8.expanded(layer8.weight, layer8.scale_weight, torch.float32)
+    rounded = quantized.expanded(layer8.weight, layer8.scale_weight, torch.float32)
     x = torch.randn(2, 7, 64, requires_grad=True)
     y = layer8(x)
     assert torch.equal(y, F.linear(x, rounded, plain.bias))
