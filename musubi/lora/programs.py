@@ -29,6 +29,9 @@ _LETTERS = r".*\.lora_[AB](\.default)?\.weight"
 _WORDS = r".*\.lora_(down|up|mid)\.weight"
 
 
+Alone = Literal["read", "passed", "refused"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """How a program reads one form of names.
@@ -62,7 +65,7 @@ class Reading:
     passed: str = r"(?!)"
     when: str = ""
     complete: bool = False
-    alone: Literal["read", "passed", "refused"] = "read"
+    alone: Alone = "read"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,12 @@ def _diffusers(**more: object) -> Reading:
     )
 
 
+# Layers around the blocks, and what becomes of a bias there beside which there is no pair.
+_AROUND: tuple[tuple[str, Alone], ...] = (
+    (r"(text|time)_embedding\.[02]", "refused"),
+    (r"time_projection\.1|img_emb\.proj\.[13]", "passed"),
+    (r"head\.head", "read"),
+)
 _ATTENTION = r"blocks\.\d+\.((self_attn|cross_attn)\.[qkvo]|cross_attn\.[kv]_img|ffn\.[02])"
 _OLD_NAMES = r".*(_mod\.linear|_attn_qkv|_attn_proj|mlp\.fc[12]|\.modulation\.linear)"
 
@@ -125,11 +134,7 @@ TABLE: tuple[Row, ...] = (
                     unread="refused",
                     alone=alone,
                 )
-                for layers, alone in (
-                    (r"(text|time)_embedding\.[02]", "refused"),
-                    (r"time_projection\.1|img_emb\.proj\.[13]", "passed"),
-                    (r"head\.head", "read"),
-                )
+                for layers, alone in _AROUND
             ),
             Reading(
                 program="diffusers",
