@@ -100,7 +100,7 @@ class SamplingOptions(Options):
     )
 
 
-class LoraOptions(Options):
+class LoraFileOptions(Options):
     """LoRA files to generate with."""
 
     lora_weight: list[str] | None = option(None, "LoRA files.", group=_LORA, metavar="PATH")
@@ -180,7 +180,7 @@ class GenerateConfig(
     GenerateMemoryOptions,
     MachineOptions,
     OutputOptions,
-    LoraOptions,
+    LoraFileOptions,
     SamplingOptions,
     VideoOptions,
     PromptOptions,

@@ -156,7 +156,7 @@ def tokenizers(config: Options, architecture: Architecture) -> dict[str, Path]:
 def spared(config: Options, architecture: Architecture) -> tuple[str, ...]:
     """Patterns of the layers that the architecture's own flags keep from LoRA files."""
     own = own_options(config, architecture)
-    return tuple(o.spares for o in architecture.options if o.spares and own[o.name])
+    return tuple(o.lora_exclude for o in architecture.options if o.lora_exclude and own[o.name])
 
 
 def own_options(config: Options, architecture: Architecture) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from musubi.lora.delta import Delta
 from musubi.lora.files import LoraFile, read_lora
 from musubi.lora.recast import Recast
 from musubi.lora.tensors import OurTensors
-from musubi.plugin import Architecture, Report, Source
+from musubi.plugin import Architecture, Report, TensorSource
 from musubi.weights.contents import Inspection, examine, locate
 from musubi.weights.dtypes import FP8, dtype_name
 from musubi.weights.files import Weights, open_weights
@@ -172,7 +172,7 @@ class Merge:
         self.weights, self.contents = weights, contents
         self.merging, self.device, self.recast = merging, device, recast
         self._tensors = OurTensors(weights, contents, device)
-        self._ours: dict[str, tuple[str, Source, int]] = {
+        self._ours: dict[str, tuple[str, TensorSource, int]] = {
             theirs: (ours, source, part)
             for ours, source in contents.sources.items()
             if merging.touches(ours)
