@@ -26,6 +26,7 @@ ROOMS = {
 }
 ROOMS["estimate"] = ("errors", "plugin", "nn", "flow", "weights", "memory")
 ROOMS["models"] = ("errors", "plugin", "registry", "config", "nn", "weights")
+ROOMS["doctor"] = ("errors", "plugin", "registry", "config", "nn")
 ROOMS["cache"] = (*ROOMS["data"], "data", "lora", "estimate")
 ROOMS["plan"] = (*ROOMS["cache"], "cache")
 ROOMS["generate"] = (*ROOMS["plan"], "plan")
@@ -34,7 +35,7 @@ ROOMS["train"] = (*ROOMS["pages"], "pages")
 ROOMS["testing"] = (*ROOMS["train"], "train")
 ROOMS["bench"] = (*ROOMS["testing"], "testing")
 ROOMS["demo"] = (*ROOMS["testing"], "testing")
-ROOMS["cli"] = (*ROOMS["demo"], "demo", "bench", "models")
+ROOMS["cli"] = (*ROOMS["demo"], "demo", "bench", "models", "doctor")
 ROOMS["encoders"] = ("errors", "plugin", "nn", "weights")
 ROOMS["architectures"] = ("errors", "plugin", "nn", "weights", "encoders")
 ROOMS = {room: (*others, "untrusted", "stopping") for room, others in ROOMS.items()}

@@ -185,6 +185,13 @@ COMMANDS = (
         place="bench",
     ),
     Command(
+        words=("doctor",),
+        help="Try what this computer can do: card, attention, memory, disk; and say what helps.",
+        model=Lazy("musubi.config.doctor:DoctorConfig"),
+        run=Lazy("musubi.doctor.run:run"),
+        place=None,
+    ),
+    Command(
         words=("demo",),
         help="Teach a tiny model something new, on a CPU in minutes: every command at work.",
         model=Lazy("musubi.config.demo:DemoConfig"),
