@@ -41,7 +41,7 @@ ROOMS["cli"] = (*ROOMS["demo"], "demo", "bench", "models", "doctor", "init", "ca
 ROOMS["encoders"] = ("errors", "plugin", "nn", "weights")
 ROOMS["architectures"] = ("errors", "plugin", "nn", "weights", "encoders")
 ROOMS = {room: (*others, "untrusted", "stopping") for room, others in ROOMS.items()}
-ROOMS |= {"untrusted": (), "stopping": ()}
+ROOMS |= {"untrusted": ("errors",), "stopping": ()}
 HEAVY = ("torch", "transformers", "accelerate", "numpy", "av", "PIL", "bitsandbytes")
 SOURCES = sorted(ROOT.rglob("*.py"))
 
