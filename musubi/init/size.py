@@ -12,7 +12,7 @@ from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
 from musubi.estimate import cards
 from musubi.plan.fit import fitting
-from musubi.plan.workload import Bucket, Subject, sized, subject
+from musubi.plan.workload import Bucket, Workload, sized, workload
 from musubi.plugin import Architecture, Quiet, Report
 
 USUAL = ((832, 480), (640, 384), (480, 320), (352, 256))
@@ -62,12 +62,12 @@ def choose(
         width, height, frames = wanted[min(1, len(wanted) - 1)]
         return Size(width, height, frames, planned=False)
     with report.progress("Looking for a size that fits", None, unit="size") as bar:
-        about: Subject | None = None
+        about: Workload | None = None
         config = _config(architecture, choice, vram)
         for width, height, frames in wanted:
             bucket = Bucket(width, height, frames)
             if about is None:
-                about = subject(
+                about = workload(
                     config, architecture, trains=True, report=Quiet(), buckets=(bucket,)
                 )
             here = replace(about, buckets=(bucket,), case=sized(about.case, bucket))
