@@ -197,7 +197,7 @@ _attached: dict[Hashable, tuple[list[int], int]] = {}
 def _figures(case: Case, policy: Policy) -> Figures:
     again = policy.recompute if case.attach is not None else "none"
     sliced = (policy.slices, policy.compile) if policy.slices > 1 else ()
-    key = (_key(case), policy.storage, policy.products, again, sliced)
+    key = (_key(case), policy.storage, policy.products, again, sliced, policy.compile)
     if key not in _traces:
         _traces[key] = record(case, policy)
     return _read(key, _depths(case), policy.compile, policy.slices > 1)
