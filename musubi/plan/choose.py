@@ -176,6 +176,7 @@ class _Search:
                 products=products,
                 recompute=recompute,
                 offload_activations=offload,
+                offload_8bit=self.fixed.get("offload_8bit", False),
                 slices=slices,
                 compile=compiles,
             )
