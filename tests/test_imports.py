@@ -25,6 +25,7 @@ ROOMS = {
     "data": ("errors", "plugin", "registry", "config", "nn", "flow", "weights", "memory"),
 }
 ROOMS["estimate"] = ("errors", "plugin", "nn", "flow", "weights", "memory")
+ROOMS["models"] = ("errors", "plugin", "registry", "config", "nn", "weights")
 ROOMS["cache"] = (*ROOMS["data"], "data", "lora", "estimate")
 ROOMS["plan"] = (*ROOMS["cache"], "cache")
 ROOMS["generate"] = (*ROOMS["plan"], "plan")
@@ -33,11 +34,11 @@ ROOMS["train"] = (*ROOMS["pages"], "pages")
 ROOMS["testing"] = (*ROOMS["train"], "train")
 ROOMS["bench"] = (*ROOMS["testing"], "testing")
 ROOMS["demo"] = (*ROOMS["testing"], "testing")
-ROOMS["cli"] = (*ROOMS["demo"], "demo", "bench")
+ROOMS["cli"] = (*ROOMS["demo"], "demo", "bench", "models")
 ROOMS["encoders"] = ("errors", "plugin", "nn", "weights")
 ROOMS["architectures"] = ("errors", "plugin", "nn", "weights", "encoders")
 ROOMS = {room: (*others, "untrusted", "stopping") for room, others in ROOMS.items()}
-ROOMS |= {"untrusted": (), "stopping": ()}
+ROOMS |= {"untrusted": ("errors",), "stopping": ()}
 HEAVY = ("torch", "transformers", "accelerate", "numpy", "av", "PIL", "bitsandbytes")
 SOURCES = sorted(ROOT.rglob("*.py"))
 

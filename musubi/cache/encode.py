@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from musubi.cache.freshness import Wanted, recorded
+from musubi.cache.caching_run import CachingRun, Summary
+from musubi.cache.freshness import Wanted, cache_options
 from musubi.cache.header import Kind
-from musubi.cache.job import Job, Summary
 from musubi.cache.media import cache_media
 from musubi.cache.tasks import choose_task, device_of, encoders_of, threads
 from musubi.cache.text import cache_captions
@@ -185,10 +185,10 @@ def _run(kind: Kind, request: _Request) -> Summary:
     }
     dtypes = {c.name: dtype_name(asked[c.name]) if c.name in asked else c.dtype for c in encoders}
     for name, policy in request.policies.items():
-        if name in dtypes and policy.storage != "kept":
+        if name in dtypes and policy.storage != "native":
             dtypes[name] += " from 8 bits"  # what they encode differs from what they did in full
-    options = recorded(architecture, request.options, command)
-    shared = recorded(architecture, request.options, command, "train")
+    options = cache_options(architecture, request.options, command)
+    shared = cache_options(architecture, request.options, command, "train")
     nets = Nets(
         architecture,
         request.files,
@@ -198,7 +198,7 @@ def _run(kind: Kind, request: _Request) -> Summary:
         place=placer(request.policies, request.device, report=request.report),
         report=request.report,
     )
-    job = Job(
+    caching = CachingRun(
         dataset=request.dataset,
         architecture=architecture,
         runtime=architecture.runtime(architecture, task, request.options),
@@ -219,6 +219,6 @@ def _run(kind: Kind, request: _Request) -> Summary:
         strict=request.strict,
     )
     try:
-        return cache_media(job) if kind == "media" else cache_captions(job)
+        return cache_media(caching) if kind == "media" else cache_captions(caching)
     finally:
         nets.free_all()

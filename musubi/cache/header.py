@@ -18,7 +18,7 @@ Kind = Literal["media", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Header:
+class RecordHeader:
     """What a record was made of. It travels as JSON under the metadata key `musubi`.
 
     Args:
@@ -78,7 +78,7 @@ class Header:
         return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
-_KNOWN = frozenset(f.name for f in fields(Header))
+_KNOWN = frozenset(f.name for f in fields(RecordHeader))
 _TEXTS = (
     "kind",
     "stem",
@@ -95,7 +95,7 @@ _MOST = 10_000_000
 _MOST_PARTS = 10_000  # a name is made for each of them
 
 
-def parse(text: str) -> Header | None:
+def parse(text: str) -> RecordHeader | None:
     """The header in a metadata value, or None when it is of another version or not ours."""
     try:
         values = from_json(text)
@@ -109,7 +109,7 @@ def parse(text: str) -> Header | None:
         return None
     if values.keys() != _KNOWN or not _plausible(values):
         return None
-    header = object.__new__(Header)
+    header = object.__new__(RecordHeader)
     header.__dict__.update(values)  # 20,000 frozen __init__ calls take a third of a second
     return header
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from musubi.cache.header import Header
+from musubi.cache.header import RecordHeader
 from musubi.cache.store import Stored, is_whole, possible_stems, read_head
 from musubi.errors import DataError, system_reason
 from musubi.plugin.architecture import Architecture
@@ -25,7 +25,7 @@ _READERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shelf:
+class CacheIndex:
     """What lies in a cache directory.
 
     Args:
@@ -48,14 +48,14 @@ class Shelf:
         return self.directory / name
 
 
-def read_shelf(
+def read_index(
     directory: Path,
     architecture: Architecture,
     *,
     media: bool = True,
     text: bool = True,
     whole: bool = False,
-) -> Shelf:
+) -> CacheIndex:
     """Read the head of every record of one architecture in a directory.
 
     Args:
@@ -89,7 +89,7 @@ def read_shelf(
             by_stem.setdefault(head.header.stem, []).append(name)
         elif head is not None:
             foreign.update(possible_stems(name))
-    return Shelf(
+    return CacheIndex(
         directory=directory,
         media=heads["media"],
         text=heads["text"],
@@ -115,7 +115,7 @@ def as_cached(
     shaping = [
         o
         for o in architecture.options
-        if o.recorded and ("generate" in o.commands or options.get(o.name) == o.default)
+        if o.affects_cache and ("generate" in o.commands or options.get(o.name) == o.default)
     ]
     found = dict(options)
     if not shaping:
@@ -127,7 +127,7 @@ def as_cached(
     return found | {o.name: made[o.name] for o in shaping if o.name in made}
 
 
-def _first_headers(directory: Path, architecture: Architecture) -> Iterator[Header]:
+def _first_headers(directory: Path, architecture: Architecture) -> Iterator[RecordHeader]:
     """The first header of a media record and of a text record."""
     names = sorted(os.listdir(directory)) if directory.is_dir() else []  # noqa: PTH208 - as above
     for ending in (f"_{architecture.suffix}.safetensors", f"_{architecture.suffix}_te.safetensors"):
@@ -230,7 +230,7 @@ def write_failures(
 
 
 def delete_leftovers(
-    shelf: Shelf,
+    cache_index: CacheIndex,
     heads: Mapping[str, Stored | None],
     named: Collection[str],
     spared: Collection[str] = (),
@@ -243,7 +243,7 @@ def delete_leftovers(
     same directory stays, and so does a file that cannot be read.
 
     Args:
-        shelf: The cache directory.
+        cache_index: The cache directory.
         heads: Its media or its text records.
         named: File names that the dataset gives.
         spared: Base names of sources that could not be read this time; their records stay.
@@ -259,9 +259,9 @@ def delete_leftovers(
         if head.header is not None and head.header.source in spared:
             continue
         try:
-            shelf.path(name).unlink(missing_ok=True)
+            cache_index.path(name).unlink(missing_ok=True)
         except OSError as error:
-            report.warn(f"{shelf.path(name)} could not be deleted: {system_reason(error)}.")
+            report.warn(f"{cache_index.path(name)} could not be deleted: {system_reason(error)}.")
             continue
-        gone.append(shelf.path(name))
+        gone.append(cache_index.path(name))
     return gone

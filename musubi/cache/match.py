@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musubi.cache.freshness import Wanted, odd_ones, recorded, text_digest
-from musubi.cache.header import Header, Kind
-from musubi.cache.index import Shelf, collector_off, read_failures, read_shelf
-from musubi.cache.job import listed
+from musubi.cache.caching_run import listed
+from musubi.cache.freshness import Wanted, cache_options, odd_ones, text_digest
+from musubi.cache.header import Kind, RecordHeader
+from musubi.cache.index import CacheIndex, collector_off, read_failures, read_index
 from musubi.cache.store import Stored, text_name
 from musubi.cache.survey import (
     OTHER_SETTINGS,
@@ -24,7 +24,7 @@ from musubi.cache.survey import (
 )
 from musubi.cache.tasks import encoders_of
 from musubi.cache.text import NO_PLAN
-from musubi.cache.training_set import Item, Problem, TrainingSet, by_reason
+from musubi.cache.training_set import Problem, TrainingItem, TrainingSet, by_reason
 from musubi.data.sources import scan
 from musubi.errors import DataError
 from musubi.plugin.architecture import Architecture, Task
@@ -34,7 +34,7 @@ from musubi.weights.identity import identity
 if TYPE_CHECKING:
     from musubi.config.dataset import DatasetEntry, DatasetFile
 
-__all__ = ["Item", "Problem", "TrainingSet", "open_training_set"]
+__all__ = ["Problem", "TrainingItem", "TrainingSet", "open_training_set"]
 
 
 def open_training_set(
@@ -67,7 +67,7 @@ def open_training_set(
     wanted = Wanted(
         task=task,
         encoders={name: identity(path) for name, path in (encoders or {}).items()},
-        options=recorded(architecture, options or {}, "train"),
+        options=cache_options(architecture, options or {}, "train"),
     )
     opening = _Opening(architecture, wanted, report)
     with collector_off():
@@ -136,9 +136,9 @@ def incomplete(found: TrainingSet, path: Path) -> DataError:
 class _Row:
     """An item and the headers it was found with."""
 
-    item: Item
-    media: Header
-    text: Header
+    item: TrainingItem
+    media: RecordHeader
+    text: RecordHeader
 
 
 @dataclass
@@ -155,9 +155,9 @@ class _Opening:
 
     def open(self, entry: DatasetEntry) -> None:
         """Take up one dataset."""
-        shelf = read_shelf(entry.cache_directory, self.architecture)
+        cache_index = read_index(entry.cache_directory, self.architecture)
         if not entry.place.exists():
-            self.without_sources(entry, shelf)
+            self.without_sources(entry, cache_index)
             return
         found = scan(entry)
         self.skipped += [
@@ -173,7 +173,7 @@ class _Opening:
         for source in sorted(found.sources, key=lambda s: s.path.name):
             name = source.path.name
             origin = Origin(source)
-            verdict = judge_media(source, origin, shelf, media, settings)
+            verdict = judge_media(source, origin, cache_index, media, settings)
             if verdict.reason is not None:
                 known = failures["media"].get(name)
                 if known and (known.signature, known.plan) == (origin.signature, settings.plan):
@@ -182,8 +182,8 @@ class _Opening:
                     self.left_out(name, "latents", verdict.reason, found=verdict.found)
                 continue
             if verdict.renewed:
-                renew(shelf, verdict.names, origin)
-            head = text_head(source.stem, shelf, self.architecture)
+                renew(cache_index, verdict.names, origin)
+            head = text_head(source.stem, cache_index, self.architecture)
             reason = judge_text(head, source.caption, text)
             if reason is not None:
                 known = failures["text"].get(name)
@@ -193,19 +193,19 @@ class _Opening:
                 else:
                     self.left_out(name, "text", reason, found=head is not None)
                 continue
-            self.add(entry, shelf, verdict.names, head)
+            self.add(entry, cache_index, verdict.names, head)
 
-    def without_sources(self, entry: DatasetEntry, shelf: Shelf) -> None:
+    def without_sources(self, entry: DatasetEntry, cache_index: CacheIndex) -> None:
         """Use the records of a dataset whose images or videos are no longer there."""
         settings = settings_of(entry, self.architecture, self.wanted.task)
         media = self.wanted.only(self.names("media"))
         text = self.wanted.only(self.names("text"))
         used = 0
-        for name, head in shelf.media.items():
+        for name, head in cache_index.media.items():
             header = None if head is None else head.header
             if header is None:
                 continue
-            text_record = text_head(header.stem, shelf, self.architecture)
+            text_record = text_head(header.stem, cache_index, self.architecture)
             what, reason = "latents", judge_alone(header, media, settings)
             if reason == OTHER_SETTINGS:  # left over from before the dataset file was changed
                 continue
@@ -215,19 +215,23 @@ class _Opening:
                 self.left_out(header.source or name, what, reason, found=True)
                 continue
             used += 1
-            self.add(entry, shelf, (name,), text_record)
+            self.add(entry, cache_index, (name,), text_record)
         self.report.warn(
             f"{entry.place} is gone; its {used} records in "
             f"{entry.cache_directory} are used as they are."
         )
 
     def add(
-        self, entry: DatasetEntry, shelf: Shelf, names: Iterable[str], text: Stored | None
+        self,
+        entry: DatasetEntry,
+        cache_index: CacheIndex,
+        names: Iterable[str],
+        text: Stored | None,
     ) -> None:
         """Add the items of one source."""
         assert text is not None and text.header is not None
         for name in names:
-            head = shelf.media[name]
+            head = cache_index.media[name]
             assert head is not None and head.header is not None
             header = head.header
             shapes = tuple(
@@ -235,9 +239,9 @@ class _Opening:
                 for f in self.wanted.task.schema.media
                 if not f.varlen and f.name in head.shapes
             )
-            item = Item(
+            item = TrainingItem(
                 key=f"{entry.index}/{name}",
-                directory=shelf.directory,
+                directory=cache_index.directory,
                 media_name=name,
                 text_name=text_name(header.stem, self.architecture.suffix),
                 bucket=(*header.bucket, header.length, *shapes),
@@ -272,7 +276,7 @@ class _Opening:
         (self.stale if found else self.missing).append(problem)
 
 
-def _named(header: Header, *, video: bool) -> str:
+def _named(header: RecordHeader, *, video: bool) -> str:
     if not video:
         return header.source
     section = f", section {header.part + 1}" if header.parts > 1 else ""

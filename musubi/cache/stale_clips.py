@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from musubi.cache.caching_run import CachingRun, Summary
 from musubi.cache.freshness import made_otherwise
-from musubi.cache.header import Header
-from musubi.cache.index import Failure, Shelf, read_shelf
-from musubi.cache.job import Job, Summary
+from musubi.cache.header import RecordHeader
+from musubi.cache.index import CacheIndex, Failure, read_index
 from musubi.cache.store import media_name, rewrite_header
 from musubi.cache.survey import Origin, Settings, judge_media, renew, settings_of
 from musubi.cache.threads import read_ahead
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Place:
+class CachedDataset:
     """One dataset while it is cached."""
 
     entry: DatasetEntry
-    shelf: Shelf
+    cache_index: CacheIndex
     settings: Settings
     named: set[str] = field(default_factory=set)
     failures: dict[str, Failure] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Place:
 
 
 @dataclass(kw_only=True)
-class Work:
+class StaleClip:
     """One source that has to be opened.
 
     Args:
@@ -51,7 +51,7 @@ class Work:
         problems: What of it was left out, and why.
     """
 
-    place: Place
+    place: CachedDataset
     source: Source
     origin: Origin
     plans: list[tuple[int, ClipPlan]] = field(default_factory=list)
@@ -60,65 +60,71 @@ class Work:
     problems: list[Problem] = field(default_factory=list)
 
 
-class Worklist:
+class StaleClips:
     """Finds what has to be done, and does what needs no encoder: new headers, adoption.
 
     Args:
-        job: The run.
+        caching: The run.
         summary: Where it is counted.
     """
 
-    def __init__(self, job: Job, summary: Summary) -> None:
-        self.job = job
+    def __init__(self, caching: CachingRun, summary: Summary) -> None:
+        self.caching = caching
         self.summary = summary
-        self.fields = job.wanted.task.schema.media
-        self.sectioned = job.wanted.task.schema.sectioned
+        self.fields = caching.wanted.task.schema.media
+        self.sectioned = caching.wanted.task.schema.sectioned
 
-    def survey(self) -> tuple[list[Place], list[Work]]:
+    def survey(self) -> tuple[list[CachedDataset], list[StaleClip]]:
         """Set the sources aside whose records are all fresh; the others have to be opened."""
-        job = self.job
-        places: list[Place] = []
-        pending: list[Work] = []
-        for entry in job.dataset.datasets:
-            shelf = read_shelf(entry.cache_directory, job.architecture, text=False, whole=True)
-            if job.gone(entry):
-                self.summary.fresh += len(shelf.media)
+        caching = self.caching
+        places: list[CachedDataset] = []
+        pending: list[StaleClip] = []
+        for entry in caching.dataset.datasets:
+            cache_index = read_index(
+                entry.cache_directory, caching.architecture, text=False, whole=True
+            )
+            if caching.gone(entry):
+                self.summary.fresh += len(cache_index.media)
                 continue
             found = scan(entry)
-            settings = settings_of(entry, job.architecture, job.wanted.task)
-            place = Place(entry=entry, shelf=shelf, settings=settings)
+            settings = settings_of(entry, caching.architecture, caching.wanted.task)
+            place = CachedDataset(entry=entry, cache_index=cache_index, settings=settings)
             places.append(place)
             for skip in found.skipped:
-                job.failed(self.summary, skip.path.name, skip.reason)
+                caching.failed(self.summary, skip.path.name, skip.reason)
                 place.failures[skip.path.name] = Failure(reason=skip.reason, signature="", plan="")
             for source in found.sources:
                 origin = Origin(source)
-                verdict = judge_media(source, origin, place.shelf, job.wanted, place.settings)
+                verdict = judge_media(
+                    source, origin, place.cache_index, caching.wanted, place.settings
+                )
                 if verdict.reason is None:
                     place.named.update(verdict.names)
                     self.summary.fresh += len(verdict.names)
                     if verdict.renewed:
-                        renew(place.shelf, verdict.names, origin)
+                        renew(place.cache_index, verdict.names, origin)
                 else:
-                    pending.append(Work(place=place, source=source, origin=origin))
+                    pending.append(StaleClip(place=place, source=source, origin=origin))
         return places, pending
 
-    def plan(self, pending: Sequence[Work]) -> list[Work]:
+    def plan(self, pending: Sequence[StaleClip]) -> list[StaleClip]:
         """Open the sources: which clips each gives, and which of them have to be encoded."""
-        job = self.job
-        task = job.wanted.task
+        caching = self.caching
+        task = caching.wanted.task
 
-        def probe(work: Work) -> Iterable[list[ClipPlan]]:
+        def probe(work: StaleClip) -> Iterable[list[ClipPlan]]:
             work.origin.begin()
             return [
-                data_clips.plan(work.source, work.place.entry, job.architecture, task, job.options)
+                data_clips.plan(
+                    work.source, work.place.entry, caching.architecture, task, caching.options
+                )
             ]
 
-        out: list[Work] = []
+        out: list[StaleClip] = []
         with (
-            job.report.progress("Looking at files", len(pending), unit="file") as bar,
+            caching.report.progress("Looking at files", len(pending), unit="file") as bar,
             contextlib.closing(
-                read_ahead(pending, probe, workers=job.workers, ahead=64, stalled=self.stalled)
+                read_ahead(pending, probe, workers=caching.workers, ahead=64, stalled=self.stalled)
             ) as probed,
         ):
             for work, found in probed:
@@ -132,29 +138,29 @@ class Worklist:
                 if work.plans:
                     out.append(work)
         for place in {id(w.place): w.place for w in pending}.values():
-            rate = job.architecture.frame_rate
+            rate = caching.architecture.frame_rate
             for note in data_clips.conversions(place.plans, place.entry, rate):
-                job.report.note(note)
+                caching.report.note(note)
         out.sort(key=lambda w: (w.place.entry.index, w.source.path.name))
         return out
 
-    def settled(self, work: Work, index: int, plan: ClipPlan) -> bool:
+    def settled(self, work: StaleClip, index: int, plan: ClipPlan) -> bool:
         """Whether a clip needs no encoding; gives its records new headers where that is enough."""
         first = self.name(plan, 0)
-        head = work.place.shelf.media.get(first)
+        head = work.place.cache_index.media.get(first)
         if head is None or head.damaged:
             return False
         if head.header is None:
-            return self.job.skip_existing and self.adopt(work, index, plan)
+            return self.caching.skip_existing and self.adopt(work, index, plan)
         parts = [self.name(plan, part) for part in range(head.header.parts)]
         headers = [
             (name, known.header)
             for name in parts
-            if (known := work.place.shelf.media.get(name)) is not None
+            if (known := work.place.cache_index.media.get(name)) is not None
             and known.header is not None
             and not known.damaged
         ]
-        if self.job.skip_existing and len(headers) == len(parts):
+        if self.caching.skip_existing and len(headers) == len(parts):
             work.place.named.update(parts)
             self.summary.fresh += len(headers)
             return True
@@ -163,7 +169,7 @@ class Worklist:
             header.preprocessing != wanted.preprocessing
             or (header.source, header.bucket) != (wanted.source, wanted.bucket)
             or (header.start, header.length) != (wanted.start, wanted.length)
-            or made_otherwise(header, self.job.wanted, self.fields) is not None
+            or made_otherwise(header, self.caching.wanted, self.fields) is not None
             or not work.origin.same_as(header)
             for _, header in headers
         ):
@@ -177,20 +183,20 @@ class Worklist:
                 signature=work.origin.signature,
             )
             if renewed != header:
-                rewrite_header(work.place.shelf.path(name), renewed)
+                rewrite_header(work.place.cache_index.path(name), renewed)
                 self.summary.renewed += 1
             else:
                 self.summary.fresh += 1
             work.place.named.add(name)
         return True
 
-    def adopt(self, work: Work, index: int, plan: ClipPlan) -> bool:
+    def adopt(self, work: StaleClip, index: int, plan: ClipPlan) -> bool:
         """Give our header to records of a clip that another tool wrote."""
-        shelf = work.place.shelf
+        cache_index = work.place.cache_index
         names: list[str] = []
-        while (name := self.name(plan, len(names))) in shelf.media and name not in names:
+        while (name := self.name(plan, len(names))) in cache_index.media and name not in names:
             names.append(name)
-        heads = [head for name in names if (head := shelf.media[name]) is not None]
+        heads = [head for name in names if (head := cache_index.media[name]) is not None]
         if len(heads) < len(names) or any(head.header is not None for head in heads):
             return False
         for part, (name, head) in enumerate(zip(names, heads, strict=True)):
@@ -205,30 +211,30 @@ class Worklist:
                 parts=len(names),
                 adopted=True,
             )
-            rewrite_header(shelf.path(name), header)
+            rewrite_header(cache_index.path(name), header)
             work.place.named.add(name)
             self.summary.adopted += 1
         return True
 
-    def again(self, work: Work) -> Work:
+    def again(self, work: StaleClip) -> StaleClip:
         """The same source anew, its files having changed meanwhile: what was made of it goes."""
         for name in work.written:
-            work.place.shelf.path(name).unlink(missing_ok=True)
+            work.place.cache_index.path(name).unlink(missing_ok=True)
             work.place.named.discard(name)
         self.summary.encoded -= len(work.written)
         work.place.failures.pop(work.source.path.name, None)
         self.summary.failed = [p for p in self.summary.failed if p not in work.problems]
-        return Work(place=work.place, source=work.source, origin=Origin(work.source))
+        return StaleClip(place=work.place, source=work.source, origin=Origin(work.source))
 
-    def header(self, work: Work, index: int, plan: ClipPlan) -> Header:
+    def header(self, work: StaleClip, index: int, plan: ClipPlan) -> RecordHeader:
         """The header of a clip made now, but for its fields, content and sections."""
-        wanted = self.job.wanted
-        return Header(
+        wanted = self.caching.wanted
+        return RecordHeader(
             kind="media",
             stem=work.source.stem,
             encoders=dict(wanted.encoders),
-            dtypes=dict(self.job.dtypes),
-            options=dict(self.job.options),
+            dtypes=dict(self.caching.dtypes),
+            options=dict(self.caching.options),
             schema=wanted.task.schema.version,
             source=work.source.path.name,
             signature=work.origin.signature,
@@ -247,19 +253,19 @@ class Worklist:
         return media_name(
             plan.source.stem,
             named_size(plan),
-            self.job.architecture.suffix,
+            self.caching.architecture.suffix,
             span=(plan.start, plan.length) if video else None,
             section=part if video and self.sectioned else None,
         )
 
-    def failed(self, work: Work, error: Exception, name: str | None = None) -> None:
+    def failed(self, work: StaleClip, error: Exception, name: str | None = None) -> None:
         """Leave a source out, and remember it."""
         if isinstance(error, MemoryError):
             raise RunError(
                 f"{work.source.path.name}: the computer's memory is full.",
                 fix="Lower --num_workers.",
             ) from error
-        self.job.failed(self.summary, name or work.source.path.name, error)
+        self.caching.failed(self.summary, name or work.source.path.name, error)
         work.problems.append(self.summary.failed[-1])
         try:
             signature = work.origin.signature
@@ -271,10 +277,10 @@ class Worklist:
             plan=work.place.settings.plan,
         )
 
-    def stalled(self, work: Sequence[Work]) -> None:
+    def stalled(self, work: Sequence[StaleClip]) -> None:
         """Name the files that threads have been reading for minutes."""
         names = ", ".join(one.source.path.name for one in work)
-        self.job.report.warn(f"Nothing has been read for two minutes; still at: {names}.")
+        self.caching.report.warn(f"Nothing has been read for two minutes; still at: {names}.")
 
 
 def named_size(plan: ClipPlan) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from pydantic_core import from_json
 
-from musubi.cache.header import Header, parse
+from musubi.cache.header import RecordHeader, parse
 from musubi.errors import CheckpointError, DataError, system_fix, system_reason
 from musubi.plugin.architecture import Architecture
 from musubi.plugin.record import Field, is_mask
@@ -191,7 +191,7 @@ def check_record(
 
 def metadata_of(
     architecture: Architecture,
-    header: Header,
+    header: RecordHeader,
     *,
     size: tuple[int, int] = (0, 0),
     frames: int | None = None,
@@ -245,7 +245,7 @@ def write_record(
     save(path, tensors, _sealed(metadata, tensors))
 
 
-def rewrite_header(path: Path, header: Header) -> None:
+def rewrite_header(path: Path, header: RecordHeader) -> None:
     """Give a record another header; its tensors and its other metadata stay.
 
     Raises:
@@ -268,7 +268,7 @@ def _sealed(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) ->
 
 
 def _digest(
-    header: Header, metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]
+    header: RecordHeader, metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]
 ) -> str:
     """Of all that a record holds: its metadata without the digest, each tensor's name, dtype, shape and bytes.
 
@@ -350,7 +350,7 @@ class Stored(NamedTuple):
 
     metadata: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
-    header: Header | None = None
+    header: RecordHeader | None = None
     damaged: bool = False
 
     def belongs_to(self, architecture: Architecture) -> bool:
@@ -402,12 +402,14 @@ def read_head(path: str | os.PathLike[str]) -> Stored:
     return Stored(metadata, shapes, parse(metadata[KEY]) if KEY in metadata else None)
 
 
-def read_header(path: str | os.PathLike[str]) -> Header | None:
+def read_header(path: str | os.PathLike[str]) -> RecordHeader | None:
     """The typed header of a record, or None when it has none that we understand."""
     return read_head(path).header
 
 
-def read_record(path: Path, names: Iterable[str] | None = None) -> tuple[Record, Header | None]:
+def read_record(
+    path: Path, names: Iterable[str] | None = None
+) -> tuple[Record, RecordHeader | None]:
     """Read a record's tensors, on the CPU, by field name.
 
     Args:

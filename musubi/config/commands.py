@@ -59,6 +59,22 @@ class Command:
 
 COMMANDS = (
     Command(
+        words=("models", "fetch"),
+        help="Fetch the published files of a task from the Hugging Face hub, checked and resumable.",
+        model=Lazy("musubi.config.models:FetchConfig"),
+        run=Lazy("musubi.models.fetch:run"),
+        place=None,
+        positional="name",
+    ),
+    Command(
+        words=("models", "find"),
+        help="Find model files on this machine by what is in them.",
+        model=Lazy("musubi.config.models:FindConfig"),
+        run=Lazy("musubi.models.find:run"),
+        place=None,
+        positional="folders",
+    ),
+    Command(
         words=("cache", "latents"),
         help="Encode images and videos with the VAE, once, before training.",
         model=Lazy("musubi.config.cache:CacheLatentsConfig"),

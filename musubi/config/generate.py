@@ -61,7 +61,7 @@ class VideoOptions(Options):
     )
     size: str | None = option(None, "Width x height, such as 832x480.", group=_VIDEO, metavar="WxH")
     video_length: int | None = option(
-        None, "Frames; the task's own length when not given.", group=_VIDEO, ge=1
+        None, "Frames; the task's own length when not given.", group=_VIDEO, ge=1, le=100_000
     )
     fps: float | None = option(
         None, "Frames per second of the file; the model's when not given.", group=_VIDEO, gt=0
@@ -72,7 +72,7 @@ class VideoOptions(Options):
 class SamplingOptions(Options):
     """How it is sampled; the task's defaults where nothing is given."""
 
-    infer_steps: int | None = option(None, "Denoising steps.", group=_SAMPLING, ge=1)
+    infer_steps: int | None = option(None, "Denoising steps.", group=_SAMPLING, ge=1, le=10_000)
     sample_solver: Solver | None = option(None, "The solver.", group=_SAMPLING)
     flow_shift: float | None = option(
         None, "Shift of the noise levels; larger spends more steps on noise.", group=_SAMPLING, gt=0
@@ -100,7 +100,7 @@ class SamplingOptions(Options):
     )
 
 
-class LoraOptions(Options):
+class LoraFileOptions(Options):
     """LoRA files to generate with."""
 
     lora_weight: list[str] | None = option(None, "LoRA files.", group=_LORA, metavar="PATH")
@@ -173,7 +173,7 @@ class GenerateConfig(
     GenerateMemoryOptions,
     MachineOptions,
     OutputOptions,
-    LoraOptions,
+    LoraFileOptions,
     SamplingOptions,
     VideoOptions,
     PromptOptions,

@@ -200,7 +200,7 @@ def dit_policy(config: NetworkMemoryOptions, dit: Component) -> Policy:
         ConfigError: They contradict each other or the network.
     """
     plain = "fp8_base" if getattr(config, "fp8_base", False) else "fp8"
-    storage: Storage = "fp8" if getattr(config, plain, False) else "kept"
+    storage: Storage = "fp8" if getattr(config, plain, False) else "native"
     storage = "fp8_scaled" if config.fp8_scaled else storage
     if config.int8 or config.int8_fast:
         named = next(
@@ -213,7 +213,7 @@ def dit_policy(config: NetworkMemoryOptions, dit: Component) -> Policy:
                 fix="Leave out one of them.",
             )
         storage = "int8"
-    if config.fp8_fast and storage == "kept":
+    if config.fp8_fast and storage == "native":
         raise ConfigError(
             "--fp8_fast multiplies weights that are stored in fp8, and they are not.",
             fix="Add --fp8_scaled.",
@@ -229,12 +229,12 @@ def dit_policy(config: NetworkMemoryOptions, dit: Component) -> Policy:
         )
     return Policy(
         storage=storage,
-        products=config.fp8_fast or config.int8_fast,
+        quantized_matmul=config.fp8_fast or config.int8_fast,
         streamed=streamed(config.blocks_to_swap or 0, dit),
         recompute=recompute,
         offload_activations=offload,
         offload_8bit=eight,
-        slices=getattr(config, "ffn_slices", 1),
+        ffn_chunks=getattr(config, "ffn_slices", 1),
         compile=compiles(config),
     )
 
@@ -268,7 +268,7 @@ def encoder_policies(config: Any, architecture: Architecture) -> dict[str, Polic
         swap = (getattr(config, "text_encoder_swap", None) or 0) if component.role == "text" else 0
         if eight or (swap and component.traits.stacks):
             found[component.name] = Policy(
-                storage="fp8_scaled" if eight else "kept", streamed=streamed(swap, component)
+                storage="fp8_scaled" if eight else "native", streamed=streamed(swap, component)
             )
     return found
 

@@ -10,6 +10,7 @@ from musubi.config.prompts import PREVIEW
 from musubi.config.task import Choice
 from musubi.errors import ConfigError
 from musubi.plugin import Architecture, Recipe, Report
+from musubi.untrusted import text_fault
 
 ENGINE_OPTIONS = ("cfg_skip_mode", "cfg_apply_ratio")
 _NUMBERS = (
@@ -56,7 +57,7 @@ def build_recipe(
     solver = asked.get("solver", defaults.solver)
     if solver not in defaults.solvers:
         report.warn(f"The solver {solver} was not tried with the task {choice.task.name!r}.")
-    return Recipe(
+    recipe = Recipe(
         prompt=asked.get("prompt", ""),
         negative_prompt=asked.get("negative_prompt") or defaults.negative_prompt,
         width=width,
@@ -71,6 +72,8 @@ def build_recipe(
         cpu_noise=asked.get("cpu_noise", False),
         options=_over(defaults.options, options, _own(architecture, asked)),
     )
+    _check_limits(recipe)
+    return recipe
 
 
 def preview_recipe(
@@ -89,6 +92,9 @@ def preview_recipe(
     for side in ("width", "height"):
         asked[side] = max(asked[side] // step, 1) * step
     return build_recipe(architecture, choice, asked, options, report)
+
+
+_LONGEST = 1 << 20  # characters of a prompt
 
 
 def check_size(architecture: Architecture, width: int, height: int) -> None:
@@ -120,6 +126,33 @@ def fitting_frames(architecture: Architecture, frames: int, report: Report) -> i
             f"{architecture.title} makes {step} k + 1 of them."
         )
     return fitting
+
+
+_LIMITS: Mapping[str, tuple[float, float]] = {
+    "width": (1, 65_536),
+    "height": (1, 65_536),
+    "frames": (1, 100_000),
+    "fps": (0.001, 1000),
+    "seed": (0, 2**63 - 1),
+    "steps": (1, 10_000),
+    "flow_shift": (1e-6, 1e6),
+    "guidance_scale": (-1e6, 1e6),
+}
+
+
+def _check_limits(recipe: Recipe) -> None:
+    """Refuse what a prompt file asks for and no network or no memory can give."""
+    for name, (low, high) in _LIMITS.items():
+        value = getattr(recipe, name)
+        if not low <= value <= high:  # nor is NaN
+            raise ConfigError(
+                f"A prompt cannot have {name} {value!r:.60}.", fix=f"Give {low:g} to {high:g}."
+            )
+    for name in ("prompt", "negative_prompt"):
+        text = getattr(recipe, name)
+        fault = text_fault(text) or ("it is too long" if len(text) > _LONGEST else None)
+        if fault is not None:
+            raise ConfigError(f"The {name} {text[:60]!r} cannot be used: {fault}.")
 
 
 def _over(*layers: Mapping[str, Any]) -> dict[str, Any]:

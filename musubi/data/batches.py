@@ -16,7 +16,7 @@ Batch = tuple[int, ...]
 
 
 class Item(Protocol):
-    """What the order needs to know; `musubi.cache.match.Item` is one."""
+    """What the order needs to know; `musubi.cache.match.TrainingItem` is one."""
 
     @property
     def key(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from musubi.estimate import fused
-from musubi.estimate.trace import Kind, Mark, Op, Trace
+from musubi.estimate.trace import Kind, Op, Trace, TraceMark
 
 KINDS: tuple[Kind, ...] = (
     "product",
@@ -144,7 +144,7 @@ def _stack(
     trace: Trace,
     index: int,
     depth: int,
-    following: Mark | None,
+    following: TraceMark | None,
     trains: bool,
     compiled: bool,
     sliced: bool,

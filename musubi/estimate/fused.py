@@ -21,7 +21,7 @@ _Node = tuple[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class FusedBlock:
     """What one compiled block needs, in bytes; as `figures.Stack` says.
 
     What is parked is None when it is the same as without a compiler.
@@ -35,7 +35,7 @@ class Block:
     traffic: float
 
 
-def read(trace: Trace, index: int, *, trains: bool, sliced: bool = False) -> Block:
+def read(trace: Trace, index: int, *, trains: bool, sliced: bool = False) -> FusedBlock:
     """Read block `index` of a recording.
 
     Args:
@@ -50,7 +50,7 @@ def read(trace: Trace, index: int, *, trains: bool, sliced: bool = False) -> Blo
     leaving = _read_by(trace.ops[end.at :]) & _written_by(forward)
     if not trains:
         lived = _simulate(trace, forward, leaving, {})
-        return Block(
+        return FusedBlock(
             forward=lived.peak,
             kept=0,
             parked=0,
@@ -89,7 +89,7 @@ def read(trace: Trace, index: int, *, trains: bool, sliced: bool = False) -> Blo
     }
     back = _simulate(trace, order, leaves, gone)
     change = trace.find("back", index).live - _stop_live(trace, index)
-    return Block(
+    return FusedBlock(
         forward=there.peak,
         kept=kept,
         parked=parked,

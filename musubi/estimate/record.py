@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from musubi.errors import ConfigError
 from musubi.estimate.example import example_batch
 from musubi.estimate.trace import Recorder, Trace, walk
-from musubi.memory import fp8, quantized, recompute, slices
+from musubi.memory import ffn_chunks, fp8, quantized, recompute
 from musubi.memory.blocks import stacks, wrap
 from musubi.nn.fusing import as_if_compiled
 from musubi.plugin import Architecture, Component, Conditioning, Task
@@ -72,7 +72,7 @@ class Case:
 def record(case: Case, policy: Policy) -> Trace:
     """Run a step with two blocks of each stack, and note what it allocates and multiplies.
 
-    Of the policy, storage, products, recompute, slices and compile count; the rest follows from the figures.
+    Of the policy, storage, quantized_matmul, recompute, ffn_chunks and compile count; the rest follows from the figures.
 
     Marks: "in" and "out" of each block, "loss" after the forward pass of a training step, "back"
     before the backward pass of each block, "run" and "ran" around a block's own forward pass, which
@@ -132,9 +132,12 @@ def _shallow(case: Case, policy: Policy) -> nn.Module:
         stack = module.get_submodule(path)
         for name in list(stack._modules)[DEPTH:]:
             del stack._modules[name]
-    if policy.storage != "kept":
+    if policy.storage != "native":
         quantized.convert(
-            module, component.traits, products=policy.products, storage=policy.storage
+            module,
+            component.traits,
+            quantized_matmul=policy.quantized_matmul,
+            storage=policy.storage,
         )
     return module
 
@@ -156,8 +159,8 @@ def _watch(dit: nn.Module, component: Component, recorder: Recorder, policy: Pol
     every = [block for stack in stacks(dit, component.traits) for block in stack]
     for index, block in enumerate(every):
         wrap(block, "inside", functools.partial(_inside, recorder=recorder, index=index))
-    if policy.slices > 1:
-        slices.apply(dit, component.traits, policy.slices, compiled=policy.compile)
+    if policy.ffn_chunks > 1:
+        ffn_chunks.apply(dit, component.traits, policy.ffn_chunks, compiled=policy.compile)
     if policy.recompute != "none":
         recompute.apply(dit, component.traits, keep_attention=policy.recompute == "attention")
     for index, block in enumerate(every):

@@ -23,7 +23,7 @@ _ROUND = 512
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightSizes:
     """Sizes of a network's parts, as they are stored.
 
     Attributes:
@@ -62,8 +62,8 @@ def weights_of(
     numbers: Mapping[str, Any],
     *,
     dtype: torch.dtype,
-    storage: Storage = "kept",
-) -> Weights:
+    storage: Storage = "native",
+) -> WeightSizes:
     """The sizes of a network that is loaded in `dtype` and stored as `storage` says.
 
     Nothing is read: the network is built on the meta device. Answers are remembered.
@@ -88,12 +88,14 @@ class _Known:
 @functools.lru_cache(maxsize=64)
 def _weights(
     known: _Known, numbers: tuple[tuple[str, Any], ...], dtype: torch.dtype, storage: Storage
-) -> Weights:
+) -> WeightSizes:
     component = known.component
     module = on_meta(component, dict(numbers), dtype)
     eights: list[str] = []
-    if storage != "kept":
-        eights = list(quantized.convert(module, component.traits, products=False, storage=storage))
+    if storage != "native":
+        eights = list(
+            quantized.convert(module, component.traits, quantized_matmul=False, storage=storage)
+        )
     inside: set[int] = set()
     blocks = []
     for stack in stacks(module, component.traits):
@@ -103,7 +105,7 @@ def _weights(
     outside = sum(_rounded(t.numel() * t.element_size()) for t in rest.values())
     visiting = sum(layout(layer)[1] for _, layer in visitors(module, component.traits))
     matrix = max((module.get_parameter(name).numel() for name in eights), default=0)
-    return Weights(outside, tuple(blocks), visiting, matrix)
+    return WeightSizes(outside, tuple(blocks), visiting, matrix)
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:

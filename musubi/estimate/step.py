@@ -104,9 +104,9 @@ def estimate(
         scratch = optimizers.scratch_bytes(optimizer.name, trained)
         stepping = {"gradients and the optimizer's step": gradients + scratch}
         activations = max(activations, stepping, key=lambda found: sum(found.values()))
-    if policy.compile and policy.storage != "kept":
+    if policy.compile and policy.storage != "native":
         # Turned for a product in 8 bits, or expanded for one in 16: one matrix at a time.
-        steady["a copy of an 8-bit matrix"] = weights.matrix * (1 if policy.products else 2)
+        steady["a copy of an 8-bit matrix"] = weights.matrix * (1 if policy.quantized_matmul else 2)
     parts = {**steady, **activations}
     parked = sum(n * s.parked for n, s in zip(depths, pieces.stacks, strict=True))
     parked = int(parked * (PACKED if policy.offload_8bit else 1))
@@ -205,11 +205,11 @@ _attached: dict[Hashable, tuple[list[int], int]] = {}
 
 def _figures(case: Case, policy: Policy) -> Figures:
     again = policy.recompute if case.attach is not None else "none"
-    sliced = (policy.slices, policy.compile) if policy.slices > 1 else ()
-    key = (_key(case), policy.storage, policy.products, again, sliced, policy.compile)
+    sliced = (policy.ffn_chunks, policy.compile) if policy.ffn_chunks > 1 else ()
+    key = (_key(case), policy.storage, policy.quantized_matmul, again, sliced, policy.compile)
     if key not in _traces:
         _traces[key] = record(case, policy)
-    return _read(key, _depths(case), policy.compile, policy.slices > 1)
+    return _read(key, _depths(case), policy.compile, policy.ffn_chunks > 1)
 
 
 @functools.lru_cache(maxsize=256)

@@ -69,7 +69,7 @@ class Op:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class TraceMark:
     """A point between two operations: `at` operations ran before it, and `live` bytes are alive."""
 
     name: str
@@ -90,12 +90,12 @@ class Trace:
     """
 
     ops: list[Op] = field(default_factory=list[Op])
-    marks: list[Mark] = field(default_factory=list[Mark])
+    marks: list[TraceMark] = field(default_factory=list[TraceMark])
     sizes: dict[int, int] = field(default_factory=dict[int, int])
     born: dict[int, int] = field(default_factory=dict[int, int])
     died: dict[int, int] = field(default_factory=dict[int, int])
 
-    def find(self, name: str, block: int) -> Mark:
+    def find(self, name: str, block: int) -> TraceMark:
         """The first mark of that name and block; KeyError when there is none."""
         for mark in self.marks:
             if mark.name == name and mark.block == block:
@@ -126,7 +126,7 @@ class Recorder(TorchDispatchMode):
     def mark(self, name: str, block: int = -1) -> None:
         """Remember this point."""
         trace = self.trace
-        trace.marks.append(Mark(name, block, len(trace.ops), self._live))
+        trace.marks.append(TraceMark(name, block, len(trace.ops), self._live))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenLora:
     """One LoRA file, narrowed to the modules that are wanted, and its strength."""
 
     file: LoraFile
@@ -39,7 +39,7 @@ def choose(
     architecture: Architecture,
     shapes: Mapping[str, tuple[int, ...]],
     report: Report,
-) -> list[Chosen]:
+) -> list[ChosenLora]:
     """Read the files of `--lora_weight`; multipliers and patterns go by position.
 
     Args:
@@ -52,7 +52,7 @@ def choose(
         CheckpointError: A file is no LoRA of this architecture, or of another size.
         ConfigError: A pattern is no regular expression, or leaves nothing of its file.
     """
-    chosen: list[Chosen] = []
+    chosen: list[ChosenLora] = []
     for i, name in enumerate(config.lora_weight or ()):
         whole = read_lora(Path(name), architecture, shapes)
         for line in filter(None, (whole.complaint(), *whole.notes)):
@@ -65,29 +65,29 @@ def choose(
                 fix="Widen --include_patterns, or exclude less.",
             )
         multiplier = _at(config.lora_multiplier, i)
-        chosen.append(Chosen(file, 1.0 if multiplier is None else multiplier))
+        chosen.append(ChosenLora(file, 1.0 if multiplier is None else multiplier))
     return chosen
 
 
-def merging(chosen: Sequence[Chosen]) -> Transform:
+def merging(chosen: Sequence[ChosenLora]) -> Transform:
     """What merges the files into the DiT's tensors while they load."""
     return merging_transform([(one.file, one.multiplier) for one in chosen])
 
 
-def merging_rest(chosen: Sequence[Chosen]) -> Transform | None:
+def merging_rest(chosen: Sequence[ChosenLora]) -> Transform | None:
     """What merges those changes that `attach` cannot put beside a layer, or None.
 
     These are differences of norms, modulations and the like: small tensors, and no layer's product.
     """
     rest = [
-        Chosen(replace(one.file, deltas=kept), one.multiplier)
+        ChosenLora(replace(one.file, deltas=kept), one.multiplier)
         for one in chosen
         if (kept := {n: d for n, d in one.file.deltas.items() if not _attachable(n, d)})
     ]
     return merging(rest) if rest else None
 
 
-def attach(dit: nn.Module, chosen: Sequence[Chosen]) -> None:
+def attach(dit: nn.Module, chosen: Sequence[ChosenLora]) -> None:
     """Put the files beside the DiT's layers, which stay as they are."""
     for one in chosen:
         beside = {n: d for n, d in one.file.deltas.items() if _attachable(n, d)}

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from musubi.memory.apply import park
 from musubi.plugin import (
     Architecture,
     Conditioning,
+    Networks,
     Quiet,
     Recipe,
     Record,
@@ -33,21 +34,7 @@ from musubi.plugin import (
 )
 
 
-class FreeableNetworks(Protocol):
-    """`plugin.Networks` whose networks can be dropped again: `weights.nets.Nets`, mostly."""
-
-    device: torch.device
-
-    def __getitem__(self, name: str) -> nn.Module: ...
-    def __contains__(self, name: object) -> bool: ...
-    def tokenizer(self, name: str) -> Any: ...
-
-    def free(self, name: str) -> None:
-        """Drop the network; it loads again when asked for."""
-        ...
-
-
-class Session:
+class Pipeline:
     """The phases of generation over one set of networks.
 
     Text encoders are loaded one after the other, encode all that is asked for, and are freed;
@@ -76,7 +63,7 @@ class Session:
         architecture: Architecture,
         task: Task,
         runtime_options: Mapping[str, Any],
-        nets: FreeableNetworks,
+        nets: Networks,
         *,
         device: torch.device | str,
         dit_dtype: torch.dtype | None = None,

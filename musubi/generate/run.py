@@ -24,13 +24,13 @@ from musubi.errors import ConfigError, MusubiError, RunError, system_reason
 from musubi.generate import loras, write
 from musubi.generate.inputs import has_media
 from musubi.generate.interactive import ask
-from musubi.generate.loras import Chosen
-from musubi.generate.pipeline import Session
+from musubi.generate.loras import ChosenLora
+from musubi.generate.pipeline import Pipeline
 from musubi.memory.apply import placer
 from musubi.memory.compiled import Compiler
 from musubi.nn import attention
 from musubi.plan.fit import encoders_for, policy_for
-from musubi.plan.out_of_memory import rescued
+from musubi.plan.out_of_memory import explained
 from musubi.plugin import Architecture, Policy, Recipe, Report, Task
 from musubi.weights.dtypes import parse_dtype
 from musubi.weights.load import inspect
@@ -61,13 +61,13 @@ def run(config: GenerateConfig, architecture: Architecture, report: Report) -> N
 
 
 @dataclass
-class _Job:
+class _Generation:
     config: GenerateConfig
     architecture: Architecture
     choice: Choice
-    session: Session
+    pipeline: Pipeline
     nets: Nets
-    chosen: Sequence[Chosen]
+    chosen: Sequence[ChosenLora]
     folder: Path
     facts: Mapping[str, Any]
     policy: Policy
@@ -110,15 +110,15 @@ class _Job:
         """
         failed: list[str] = []
         made: list[tuple[Recipe, Path]] = []
-        with rescued(self.config, self.architecture, "text", policy=self.policy):
-            self.session.prepare(recipes)
-        with rescued(self.config, self.architecture, "load", policy=self.policy):
+        with explained(self.config, self.architecture, "text", policy=self.policy):
+            self.pipeline.prepare(recipes)
+        with explained(self.config, self.architecture, "load", policy=self.policy):
             self._adapt()
         for i, recipe in enumerate(recipes):
             self.report.note(_announce(recipe, i, len(recipes)))
             with _Collected(failed, recipe.prompt, self.report, len(recipes) > 1):
                 made.append((recipe, self._denoise(recipe)))
-        self.session.free()
+        self.pipeline.free()
         for recipe, path in made:
             with _Collected(failed, recipe.prompt, self.report, len(recipes) > 1):
                 self._finish(recipe, path)
@@ -158,7 +158,7 @@ class _Job:
 
     def converse(self) -> None:
         """Ask for prompt after prompt until the input ends."""
-        self.session.park = True
+        self.pipeline.park = True
         self.report.note(
             "One prompt a line, with --w --h --f --d --s --g --fs --n. Ctrl+D (Windows: Ctrl+Z) ends."
         )
@@ -169,8 +169,8 @@ class _Job:
                 self.report.warn(str(error))
 
     def _denoise(self, recipe: Recipe) -> Path:
-        with rescued(self.config, self.architecture, "sample", policy=self.policy):
-            latents = self.session.latents(recipe)
+        with explained(self.config, self.architecture, "sample", policy=self.policy):
+            latents = self.pipeline.latents(recipe)
         name = write.stem(self.folder, recipe.seed)
         return write.write_latents(
             latents, self.folder / f"{name}_latent.safetensors", self._notes(recipe)
@@ -188,8 +188,8 @@ class _Job:
     def _write(
         self, latents: torch.Tensor, name: str, fps: float, notes: Mapping[str, str]
     ) -> None:
-        with rescued(self.config, self.architecture, "decode", policy=self.policy):
-            frames = self.session.frames(latents, deep=self.quality.bit_depth > 8)
+        with explained(self.config, self.architecture, "decode", policy=self.policy):
+            frames = self.pipeline.frames(latents, deep=self.quality.bit_depth > 8)
         kept = len(frames) - self.config.trim_tail_frames
         if kept < 1:
             raise ConfigError(
@@ -238,7 +238,7 @@ class _Collected:
         return True
 
 
-def _open(config: GenerateConfig, architecture: Architecture, report: Report) -> _Job:
+def _open(config: GenerateConfig, architecture: Architecture, report: Report) -> _Generation:
     given = paths(config, architecture)
     dit = architecture.dit
     if config.latent_path:
@@ -273,14 +273,16 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
         report=report,
     )
     own = own_options(config, architecture)
-    session = Session(architecture, choice.task, own, nets, device=device, report=report)
+    pipeline = Pipeline(architecture, choice.task, own, nets, device=device, report=report)
     facts = {
         "architecture": architecture.name,
         "task": choice.variant.name if choice.variant else choice.task.name,
         "files": {name: path.name for name, path in given.items()},
         "loras": [{"file": c.file.path.name, "multiplier": c.multiplier} for c in chosen],
     }
-    return _Job(config, architecture, choice, session, nets, chosen, folder, facts, policy, report)
+    return _Generation(
+        config, architecture, choice, pipeline, nets, chosen, folder, facts, policy, report
+    )
 
 
 def _needed(config: GenerateConfig, architecture: Architecture, task: Task) -> list[str]:

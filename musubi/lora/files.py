@@ -29,7 +29,7 @@ from musubi.lora.names import (
 )
 from musubi.lora.patterns import compiled
 from musubi.lora.peft import config_of
-from musubi.plugin import Architecture, Source
+from musubi.plugin import Architecture, TensorSource
 from musubi.weights.files import Weights, open_weights
 
 __all__ = [
@@ -354,7 +354,7 @@ def _joined(path: Path, hits: Iterable[tuple[str, Found, Delta]]) -> dict[str, D
     return out
 
 
-def _ours(path: Path, stem: str, delta: Delta, source: Source) -> Delta:
+def _ours(path: Path, stem: str, delta: Delta, source: TensorSource) -> Delta:
     made: Delta | None = delta
     if source.operation == "swap":
         made = delta.turned()

@@ -14,7 +14,7 @@ from musubi.lora.delta import Delta, Difference, Pair, Replacement, Stacked
 from musubi.lora.keys import written
 from musubi.lora.kinds import Decomposed, Hada, InputRotation, Kron, Rotation
 from musubi.lora.names import KOHYA, WEIGHT, underscored
-from musubi.plugin import Component, Source
+from musubi.plugin import Component, TensorSource
 from musubi.weights.write import save
 
 FORMS = ("kohya", "comfy", "diffusers")
@@ -175,7 +175,7 @@ def _diffusers(named: Mapping[str, Delta], component: Component | None) -> dict[
     return out
 
 
-def part_of(delta: Delta, source: Source) -> Delta:
+def part_of(delta: Delta, source: TensorSource) -> Delta:
     """The change of their tensor, which is made of ours.
 
     Raises:

@@ -12,7 +12,7 @@ from musubi.config.options import paths, spared
 from musubi.errors import ConfigError, RunError
 from musubi.lora.delta import Delta
 from musubi.lora.files import LoraFile, read_lora
-from musubi.plugin import Architecture, Report, Source
+from musubi.plugin import Architecture, Report, TensorSource
 from musubi.weights.contents import Inspection, examine, locate
 from musubi.weights.dtypes import FP8, dtype_name
 from musubi.weights.files import Weights, open_weights
@@ -154,7 +154,7 @@ class Merge:
     ) -> None:
         self.weights, self.contents = weights, contents
         self.merging, self.device = merging, device
-        self._ours: dict[str, tuple[str, Source, int]] = {
+        self._ours: dict[str, tuple[str, TensorSource, int]] = {
             theirs: (ours, source, part)
             for ours, source in contents.sources.items()
             if merging.touches(ours)
@@ -208,7 +208,7 @@ class Merge:
             return merged[start : start + self.weights.shapes[name][0]]
         return merged.clone()
 
-    def _whole(self, ours: str, source: Source) -> torch.Tensor:
+    def _whole(self, ours: str, source: TensorSource) -> torch.Tensor:
         """Our tensor, merged; the last one is kept, for its scale or its other parts come next."""
         if self._last is None or self._last[0] != ours:
             parts = [self._expanded(n) for n in source.names]

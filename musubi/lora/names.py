@@ -11,8 +11,8 @@ from torch import nn
 
 from musubi import registry
 from musubi.errors import ConfigError
-from musubi.plugin import Architecture, Component, KeyMap, Source
-from musubi.weights.meta import blank
+from musubi.plugin import Architecture, Component, KeyMap, TensorSource
+from musubi.weights.meta import meta_device
 
 KOHYA = "lora_unet_"
 PREFIXES = (
@@ -29,7 +29,7 @@ JOINED = ("lora_unet__", KOHYA, "lora_transformer_", "lycoris_")
 """What stands before a name whose dots are underscores: of kohya, of the Fun LoRAs, of OneTrainer, of
 SimpleTuner."""
 WEIGHT = ".weight"
-Found = tuple[str, Source]
+Found = tuple[str, TensorSource]
 """(our parameter's name, how their part of it is made from ours)."""
 
 
@@ -72,7 +72,7 @@ def table(
     found: dict[str, Found] = {}
     ordered = [n for n in sorted(names) if n and not n.endswith(".bias")]
     for name in ordered:
-        _add(found, name, name, Source(names=(name,)))
+        _add(found, name, name, TensorSource(names=(name,)))
     for dialect in dialects:
         for theirs, source in dialect.writing(ordered).items():
             _add(found, theirs.removeprefix(dialect.prefix), source.names[0], source)
@@ -149,7 +149,7 @@ def bias_of(parameter: str) -> str | None:
     return None if stem == parameter else f"{stem}.bias"
 
 
-def _add(found: dict[str, Found], theirs: str, ours: str, source: Source) -> None:
+def _add(found: dict[str, Found], theirs: str, ours: str, source: TensorSource) -> None:
     theirs = theirs.removesuffix(WEIGHT)
     found.setdefault(theirs, (ours, source))
     found.setdefault(underscored(theirs), (ours, source))
@@ -179,7 +179,7 @@ def _named_by(dialect: KeyMap, numbers: list[int]) -> set[str]:
 
 @lru_cache(maxsize=32)
 def _cached(build: Callable[..., nn.Module], numbers: tuple) -> Mapping[str, bool]:
-    with blank():
+    with meta_device():
         module: nn.Module = build(**dict(numbers))
     linear = {f"{n}{WEIGHT}" for n, m in module.named_modules() if isinstance(m, nn.Linear)}
     return {name: name in linear for name, _ in module.named_parameters()}

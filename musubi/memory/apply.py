@@ -1,6 +1,6 @@
 """All policies of one network, in their order: storage, residency, recompute, activations, compile.
 
-`Placement` acts while a network is loaded: it decides how each weight is stored, and where.
+`PolicyPlacement` acts while a network is loaded: it decides how each weight is stored, and where.
 `finish` then puts the rest around its blocks. Adapters come after it, on top of the weights.
 """
 
@@ -12,10 +12,18 @@ import torch
 from torch import nn
 
 from musubi.errors import ConfigError
-from musubi.memory import activations, compiled, quantized, recompute, residency, slices, visitors
+from musubi.memory import (
+    activations,
+    compiled,
+    ffn_chunks,
+    quantized,
+    recompute,
+    residency,
+    visitors,
+)
 from musubi.memory.blocks import stacks
 from musubi.memory.compiled import Compiler
-from musubi.memory.stream import Home, Stream, housed, layout, spread
+from musubi.memory.stream import BlockStream, Home, housed, layout, spread
 from musubi.plugin.architecture import Component
 from musubi.plugin.policy import Policy
 from musubi.plugin.report import Quiet, Report
@@ -25,7 +33,7 @@ _STREAM = "_musubi_stream"
 _KINDS = {"fp8": "fp8", "fp8_scaled": "fp8", "int8": "int8"}
 
 
-class Placement:
+class PolicyPlacement:
     """Where and how the tensors of one network are put while it is loaded.
 
     Args:
@@ -70,10 +78,13 @@ class Placement:
             ConfigError: More blocks are to be streamed than there are.
         """
         policy = self.policy
-        if policy.storage != "kept":
+        if policy.storage != "native":
             self._stored = set(
                 quantized.convert(
-                    module, self.traits, products=self._products(), storage=policy.storage
+                    module,
+                    self.traits,
+                    quantized_matmul=self._quantized_matmul(),
+                    storage=policy.storage,
                 )
             )
         if any(policy.streamed):
@@ -105,7 +116,7 @@ class Placement:
         """Put the policies around the blocks of a network that is in place."""
         stream = None
         if self._homes:
-            stream = Stream(self._homes, self._count, self.device)
+            stream = BlockStream(self._homes, self._count, self.device)
             module.__dict__[_STREAM] = stream
         for name, home in self._visiting.items():
             visitors.apply(module.get_submodule(name), home, self.device)  # type: ignore[arg-type]
@@ -116,8 +127,8 @@ class Placement:
         around(module, self.traits, self.policy, self.compiler, stream, lot)
         return module
 
-    def _products(self) -> bool:
-        if not self.policy.products:
+    def _quantized_matmul(self) -> bool:
+        if not self.policy.quantized_matmul:
             return False
         if self.device.type != "cuda" or quantized.multiplies(self.device, self.policy.storage):
             return True
@@ -176,7 +187,7 @@ def placer(
     *,
     compiler: Compiler | None = None,
     report: Report | None = None,
-) -> Callable[[Component], Placement | None]:
+) -> Callable[[Component], PolicyPlacement | None]:
     """What `weights.nets.Nets` asks for each network that it loads.
 
     Args:
@@ -186,11 +197,11 @@ def placer(
         report: Told what cannot be had here.
     """
 
-    def place(component: Component) -> Placement | None:
+    def place(component: Component) -> PolicyPlacement | None:
         policy = policies.get(component.name)
         if policy is None or policy == Policy():
             return None
-        return Placement(
+        return PolicyPlacement(
             component.traits,
             policy,
             device,
@@ -207,12 +218,12 @@ def around(
     traits: Traits,
     policy: Policy,
     compiler: Compiler,
-    stream: Stream | None,
+    stream: BlockStream | None,
     lot: activations.Lot,
 ) -> None:
     """Put a policy's recomputation, compilation and residency around a network's blocks."""
-    if policy.slices > 1:
-        slices.apply(module, traits, policy.slices, compiled=policy.compile)
+    if policy.ffn_chunks > 1:
+        ffn_chunks.apply(module, traits, policy.ffn_chunks, compiled=policy.compile)
     if policy.compile:
         compiled.apply(module, traits, compiler, recomputed=policy.recompute)
     elif policy.recompute != "none":
@@ -224,7 +235,7 @@ def around(
 
 def park(module: nn.Module, device: torch.device) -> nn.Module:
     """Move a network between uses; what streams stays at home, and gives its slots back."""
-    stream: Stream | None = module.__dict__.get(_STREAM)
+    stream: BlockStream | None = module.__dict__.get(_STREAM)
     if stream is not None and device != stream.device:
         stream.leave()
     return module.to(device)
@@ -239,7 +250,7 @@ def at_home(module: nn.Module) -> dict[tuple[int, str], torch.Tensor]:
     Returns:
         (`id` of the module that owns it, its name there) → the tensor, which is not to be changed.
     """
-    stream: Stream | None = module.__dict__.get(_STREAM)
+    stream: BlockStream | None = module.__dict__.get(_STREAM)
     homes = () if stream is None else stream.homes.values()
     return {
         (id(item.owner), item.leaf): item.view(home.buffer) for home in homes for item in home.items

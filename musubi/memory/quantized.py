@@ -32,12 +32,12 @@ class Linear8(nn.Linear):
     """A frozen linear layer stored in 8 bits.
 
     Attributes:
-        products: Multiply in 8 bits, the input scaled for each token; else the weight is expanded
+        quantized_matmul: Multiply in 8 bits, the input scaled for each token; else the weight is expanded
             to the compute dtype for each product. Both are exact in the scales, and round the
-            weight alike; products round the input, and the gradient, to 8 bits as well.
+            weight alike; multiplying rounds the input, and the gradient, to 8 bits as well.
     """
 
-    products: bool
+    quantized_matmul: bool
     scale_weight: torch.Tensor
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -45,21 +45,21 @@ class Linear8(nn.Linear):
         kind = input.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
-        if self.products:
+        if self.quantized_matmul:
             return _Multiplied.apply(input.to(dtype), self.weight, self.scale_weight, bias)
         return _Expanded.apply(input.to(dtype), self.weight, self.scale_weight, bias)
 
 
 def convert(
-    module: nn.Module, traits: Traits, *, products: bool, storage: Storage = "fp8_scaled"
+    module: nn.Module, traits: Traits, *, quantized_matmul: bool, storage: Storage = "fp8_scaled"
 ) -> list[str]:
     """Make 8-bit layers of those linear layers that `traits.quantize` names; values are not set.
 
     Args:
         module: The network, on any device; mostly the meta device, before it is loaded.
         traits: Its traits.
-        products: As `Linear8.products`, where a layer's sizes allow it.
-        storage: Decides the dtype; not "kept".
+        quantized_matmul: As `Linear8.quantized_matmul`, where a layer's sizes allow it.
+        storage: Decides the dtype; not "native".
 
     Returns:
         The names of the weights.
@@ -71,7 +71,7 @@ def convert(
                 continue  # it computes in a way of its own
             layer = _turned(layer)
             sizes = (layer.in_features, layer.out_features)
-            layer.products = products and not any(n % _MULTIPLE for n in sizes)
+            layer.quantized_matmul = quantized_matmul and not any(n % _MULTIPLE for n in sizes)
             weight = layer.weight
             empty = torch.empty_like(weight, dtype=DTYPES[storage])
             layer.weight = nn.Parameter(empty, requires_grad=False)

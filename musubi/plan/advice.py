@@ -47,7 +47,7 @@ def for_text(architecture: Architecture, network: Network, policy: Policy, room:
 
     component, now = network.component, need(policy)
     eight = replace(policy, storage="fp8_scaled") if component.fp8 else policy
-    alone = [streaming(policy), eight if policy.storage == "kept" else policy]
+    alone = [streaming(policy), eight if policy.storage == "native" else policy]
     enough = [p for p in alone if p != policy and room is not None and need(p) <= room]
     found = enough or [p for p in [*alone, streaming(alone[1])] if need(p) < 0.99 * now]
     if not found:

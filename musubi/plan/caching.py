@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from musubi.cache import encode
-from musubi.cache.job import DeviceFullError
+from musubi.cache.caching_run import DeviceFullError
 from musubi.cache.tasks import choose_task
 from musubi.config.cache import CacheLatentsConfig, CacheTextConfig
 from musubi.config.memory import encoder_policies

@@ -46,7 +46,7 @@ def record(
         module = on_meta(network.component, network.numbers, network.dtype)
         if eight:
             quantized.convert(
-                module, network.component.traits, products=False, storage="fp8_scaled"
+                module, network.component.traits, quantized_matmul=False, storage="fp8_scaled"
             )
         linear = [
             (m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear)
@@ -81,7 +81,7 @@ def _run(architecture: Architecture, name: str, module: nn.Module, tokens: int |
     options = {option.name: option.default for option in architecture.options}
     runtime = architecture.runtime(architecture, task, options)
     with torch.no_grad():
-        runtime.encode_text(OneNetwork(name, module, Tokenizer(tokens)), name, ["plan"])
+        runtime.encode_text(OneNetwork(name, module, FullLengthTokenizer(tokens)), name, ["plan"])
     return recorder.trace
 
 
@@ -118,7 +118,9 @@ class OneNetwork:
 
     device = torch.device("cpu")
 
-    def __init__(self, name: str, module: nn.Module, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, tokenizer: FullLengthTokenizer | None = None
+    ) -> None:
         self._name, self._module, self._tokenizer = name, module, tokenizer
 
     def __getitem__(self, name: str) -> nn.Module:
@@ -135,7 +137,7 @@ class OneNetwork:
         return self._tokenizer
 
 
-class Tokenizer:
+class FullLengthTokenizer:
     """Called as those of transformers are; every caption has as many tokens as may be.
 
     Args:

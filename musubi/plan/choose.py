@@ -2,7 +2,7 @@
 
 Tried in the order of what they cost: nothing computed again, then all but attention, then whole
 blocks; for each as few streamed blocks as fit, with activations on the device and then on the host;
-where none of that fits, feed-forward layers in slices.
+where none of that fits, feed-forward layers in chunks.
 Where steps are few, blocks are compiled if that saves more time than it takes, or else nothing fits.
 Weights in 8 bits change the numbers a little: they are taken when nothing exact fits, or when the
 exact settings would wait for the link.
@@ -38,7 +38,7 @@ Beside = Callable[[Policy], Iterable[Estimate]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class ChosenPolicy:
     """Settings, and what they need.
 
     Attributes:
@@ -69,7 +69,7 @@ def choose(  # noqa: PLR0913 - each is another limit or another fact
     may_compile: bool = True,
     steps: float | None = None,
     beside: Beside | None = None,
-) -> Chosen:
+) -> ChosenPolicy:
     """The fastest settings that fit.
 
     Args:
@@ -120,21 +120,21 @@ class _Search:
     beside: Beside | None
     ram_is: str
 
-    def best(self) -> Chosen:
-        found: list[Chosen] = []
-        for storage, products in self._storages():
-            fitting: list[Chosen] = []
-            for slices in self._slices():
-                modes = self._modes(storage, products, slices)
+    def best(self) -> ChosenPolicy:
+        found: list[ChosenPolicy] = []
+        for storage, matmul in self._storages():
+            fitting: list[ChosenPolicy] = []
+            for chunks in self._chunks():
+                modes = self._modes(storage, matmul, chunks)
                 fitting = fitting or [one for policy in modes if (one := self._fit(policy))]
             if fitting:
                 found.append(min(fitting, key=self._time))
-            exact = [c for c in found if c.policy.storage == "kept"]
+            exact = [c for c in found if c.policy.storage == "native"]
             if exact and not self._waits(exact[0]):
                 return exact[0]
         if not found:
             raise self._nothing()
-        exact = [c for c in found if c.policy.storage == "kept"]
+        exact = [c for c in found if c.policy.storage == "native"]
         fastest = min(found, key=self._time)
         if exact and self._time(exact[0]) <= _WORTH * self._time(fastest):
             return exact[0]
@@ -142,21 +142,21 @@ class _Search:
 
     def _storages(self) -> Iterator[tuple[Storage, bool]]:
         if "storage" in self.fixed:
-            yield self.fixed["storage"], bool(self.fixed.get("products", False))
+            yield self.fixed["storage"], bool(self.fixed.get("quantized_matmul", False))
             return
-        yield "kept", False
+        yield "native", False
         if self.case.architecture.dit.traits.quantize and self._frozen():
             yield "fp8_scaled", False
 
-    def _slices(self) -> tuple[int, ...]:
-        """In how many slices feed-forward layers are tried: in one, then in several."""
-        if "slices" in self.fixed:
-            return (self.fixed["slices"],)
-        if self.case.attach is None or not self.case.architecture.dit.traits.tokenwise:
+    def _chunks(self) -> tuple[int, ...]:
+        """In how many chunks feed-forward layers are tried: in one, then in several."""
+        if "ffn_chunks" in self.fixed:
+            return (self.fixed["ffn_chunks"],)
+        if self.case.attach is None or not self.case.architecture.dit.traits.per_token:
             return (1,)
         return (1, _SLICES)
 
-    def _modes(self, storage: Storage, products: bool, slices: int) -> Iterator[Policy]:
+    def _modes(self, storage: Storage, matmul: bool, chunks: int) -> Iterator[Policy]:
         compiled: tuple[bool, ...] = (self.may_compile,)
         if self.steps is not None and self.may_compile:
             compiled = (False, True)
@@ -173,20 +173,20 @@ class _Search:
         for offload, recompute, compiles in itertools.product(away, again, compiled):
             yield Policy(
                 storage=storage,
-                products=products,
+                quantized_matmul=matmul,
                 recompute=recompute,
                 offload_activations=offload,
                 offload_8bit=self.fixed.get("offload_8bit", False),
-                slices=slices,
+                ffn_chunks=chunks,
                 compile=compiles,
             )
 
-    def _fit(self, policy: Policy) -> Chosen | None:
+    def _fit(self, policy: Policy) -> ChosenPolicy | None:
         """The policy with as few streamed blocks as it takes to fit; None when it does not."""
         one = self._fewest(policy)
         return one if one and (self.ram is None or one.estimate.host <= self.ram) else None
 
-    def _fewest(self, policy: Policy) -> Chosen | None:
+    def _fewest(self, policy: Policy) -> ChosenPolicy | None:
         """The same, whatever it needs of the host."""
         counts = self._counts(policy)
         low, high = 0, len(counts) - 1
@@ -214,25 +214,25 @@ class _Search:
         """Whether the network itself stays as it is: only then can it be streamed and rounded."""
         return not getattr(self.case.attach, "whole", False)
 
-    def _with(self, policy: Policy, streamed: tuple[int, ...]) -> Chosen:
+    def _with(self, policy: Policy, streamed: tuple[int, ...]) -> ChosenPolicy:
         policy = replace(policy, streamed=streamed)
         found = estimate(self.case, policy, optimizer=self.optimizer, card=self.card)
-        return Chosen(policy=policy, estimate=found)
+        return ChosenPolicy(policy=policy, estimate=found)
 
-    def _fits_device(self, one: Chosen) -> bool:
+    def _fits_device(self, one: ChosenPolicy) -> bool:
         if needed(one.estimate) > self.vram:
             return False
         others = () if self.beside is None else self.beside(one.policy)
         return all(needed(other) <= self.vram for other in others)
 
-    def _time(self, one: Chosen) -> float:
+    def _time(self, one: ChosenPolicy) -> float:
         """Of one step, or of all of them and of compiling, where their number is known."""
         seconds = one.estimate.seconds or 0.0
         if self.steps is None:
             return seconds
         return self.steps * seconds + (COMPILING if one.policy.compile else 0.0)
 
-    def _waits(self, one: Chosen) -> bool:
+    def _waits(self, one: ChosenPolicy) -> bool:
         """Whether the link is what it waits for."""
         free = self._with(replace(one.policy, offload_activations=False), ())
         return (one.estimate.seconds or 0.0) > _WORTH * (free.estimate.seconds or 0.0)
@@ -240,9 +240,9 @@ class _Search:
     def _nothing(self) -> ConfigError:
         tried = [
             policy
-            for storage, products in self._storages()
-            for slices in self._slices()
-            for policy in self._modes(storage, products, slices)
+            for storage, matmul in self._storages()
+            for chunks in self._chunks()
+            for policy in self._modes(storage, matmul, chunks)
         ]
         size = f"{self.case.width}x{self.case.height}, {self.case.frames} frames"
         small = [one for policy in tried if (one := self._fewest(policy))]

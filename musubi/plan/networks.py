@@ -105,7 +105,7 @@ def text(
     component = network.component
     sizes = weights_of(component, network.numbers, dtype=network.dtype, storage=policy.storage)
     there, away = sizes.placed(policy.streamed)
-    trace = captions.record(architecture, network, eight=policy.storage != "kept")
+    trace = captions.record(architecture, network, eight=policy.storage != "native")
     parts = {"weights": there + LIBRARIES, "activations": trace.peak}
     seconds = None if card is None else max(_seconds(trace, card), away / card.link)
     return Estimate(
@@ -120,7 +120,7 @@ def loading(network: Network, policy: Policy) -> Estimate:
     there, away = sizes.placed(policy.streamed)
     module = on_meta(component, network.numbers, network.dtype)
     most = max((p.numel() for p in module.parameters()), default=0)
-    work = most * (network.dtype.itemsize + (8 if policy.storage != "kept" else 0))
+    work = most * (network.dtype.itemsize + (8 if policy.storage != "native" else 0))
     parts = {"weights": there, "one tensor": work}
     return Estimate(
         device=sum(parts.values()), host=PROCESS + away + (1 << 30), pinned=away, parts=parts

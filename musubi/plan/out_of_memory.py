@@ -18,7 +18,7 @@ from musubi.plan.fit import encoders_for
 from musubi.plan.networks import text
 from musubi.plan.phases import phases
 from musubi.plan.words import HEADS, plain, table
-from musubi.plan.workload import Bucket, Subject, subject
+from musubi.plan.workload import Bucket, Workload, workload
 from musubi.plugin import Architecture, Quiet
 from musubi.plugin.policy import Policy
 
@@ -34,7 +34,7 @@ _DOING = {
 
 
 @contextmanager
-def rescued(
+def explained(
     config: Any,
     architecture: Architecture,
     where: Where,
@@ -79,14 +79,14 @@ def explain(
     policy: Policy,
     buckets: Sequence[Bucket] = (),
 ) -> RunError:
-    """The error to show: the plan's table, and the next setting. As `rescued` says."""
+    """The error to show: the plan's table, and the next setting. As `explained` says."""
     room = device_room()
     size = f" at {max(buckets, key=lambda b: b.width * b.height * b.frames)}" if buckets else ""
     there = f" of {words.gib(room)} GiB" if room else ""
     what = f"The GPU's memory{there} is full {_DOING[where]}{size}."
     trains = where in ("train", "encode") or hasattr(config, "max_train_steps")
     try:
-        about = subject(
+        about = workload(
             config, architecture, trains=trains, report=Quiet(), buckets=buckets or None
         )
         encoders = encoders_for(config, architecture, about.networks)
@@ -100,7 +100,7 @@ def explain(
 
 
 def remedy(
-    about: Subject,
+    about: Workload,
     policy: Policy,
     where: Where,
     room: int | None,
@@ -137,7 +137,7 @@ def remedy(
     )
 
 
-def _changes(about: Subject, policy: Policy) -> Iterator[Policy]:
+def _changes(about: Workload, policy: Policy) -> Iterator[Policy]:
     """Changes of one setting each, the cheapest first."""
     dit = about.architecture.dit
     whole = getattr(about.case.attach, "whole", False)
@@ -154,19 +154,19 @@ def _changes(about: Subject, policy: Policy) -> Iterator[Policy]:
                 yield replace(policy, streamed=streamed)
     if about.trains and policy.recompute != "none" and not policy.offload_activations:
         yield replace(policy, offload_activations=True)
-    if not whole and policy.storage == "kept" and dit.traits.quantize:
+    if not whole and policy.storage == "native" and dit.traits.quantize:
         yield replace(policy, storage="fp8_scaled")
-    if policy.slices == 1 and dit.traits.tokenwise:
-        yield replace(policy, slices=4)
+    if policy.ffn_chunks == 1 and dit.traits.per_token:
+        yield replace(policy, ffn_chunks=4)
     if not policy.compile:
         yield replace(policy, compile=True)
 
 
-def _needs(about: Subject, policy: Policy) -> int:
+def _needs(about: Workload, policy: Policy) -> int:
     return needed(estimate(about.case, policy, optimizer=about.optimizer))
 
 
-def _for_text(about: Subject, encoders: Mapping[str, Policy], room: int | None) -> str:
+def _for_text(about: Workload, encoders: Mapping[str, Policy], room: int | None) -> str:
     """What helps the text encoder that needs the most."""
     known = [
         (network, encoders.get(c.name, Policy()))

@@ -12,12 +12,12 @@ from musubi.config.plan import PlanConfig
 from musubi.estimate import cards
 from musubi.estimate.cards import Card
 from musubi.plan import advice, words
-from musubi.plan.choose import Chosen, needed
+from musubi.plan.choose import ChosenPolicy, needed
 from musubi.plan.fit import check, decided_by_host, encoders_for, fitting, given
 from musubi.plan.machine import device_bytes, host_room
 from musubi.plan.phases import PREVIEW_DECODE, PREVIEW_STEP, SHOWN, Phase, phases
 from musubi.plan.words import HEADS, gib, table
-from musubi.plan.workload import Subject, subject
+from musubi.plan.workload import Workload, workload
 from musubi.plugin import Architecture, Quiet, Report
 from musubi.plugin.policy import Policy
 
@@ -30,7 +30,7 @@ def run(config: PlanConfig, architecture: Architecture, report: Report) -> None:
     """
     trains = config.purpose == "train"
     quiet = config.json_file == "-"
-    about = subject(config, architecture, trains=trains, report=Quiet() if quiet else report)
+    about = workload(config, architecture, trains=trains, report=Quiet() if quiet else report)
     card = cards.of_device() if config.card is None else cards.named(config.card)
     policy = given(config, architecture.dit, trains=trains)
     check(config, about, policy)
@@ -49,7 +49,7 @@ def run(config: PlanConfig, architecture: Architecture, report: Report) -> None:
     _tell(about, policy, found, card, chosen, encoders, config, report)
 
 
-def title(about: Subject) -> str:
+def title(about: Workload) -> str:
     """What the plan is for."""
     name = about.choice.variant.name if about.choice.variant else about.task.name
     doing = "training" if about.trains else "generating"
@@ -57,11 +57,11 @@ def title(about: Subject) -> str:
 
 
 def _tell(
-    about: Subject,
+    about: Workload,
     policy: Policy,
     found: list[Phase],
     card: Card | None,
-    chosen: Chosen | None,
+    chosen: ChosenPolicy | None,
     encoders: Mapping[str, Policy],
     config: PlanConfig,
     report: Report,
@@ -98,7 +98,7 @@ def _is_here(config: PlanConfig) -> bool:
     return config.card is None and (config.vram or "").strip().lower() == "auto"
 
 
-def _host_memory(config: PlanConfig, chosen: Chosen) -> str:
+def _host_memory(config: PlanConfig, chosen: ChosenPolicy) -> str:
     """What the settings take the host's memory to be."""
     needs = f"They need {gib(chosen.estimate.host)} GiB of host memory"
     room = host_room() if _is_here(config) else None
@@ -112,7 +112,7 @@ def _host_memory(config: PlanConfig, chosen: Chosen) -> str:
     )
 
 
-def _too_large(phase: Phase, about: Subject, encoders: Mapping[str, Policy], room: int) -> str:
+def _too_large(phase: Phase, about: Workload, encoders: Mapping[str, Policy], room: int) -> str:
     """A phase beside the DiT's that does not fit, and what helps it that is not done yet."""
     architecture, hint = about.architecture, ""
     for component in architecture.of_role("text", about.task):
@@ -129,7 +129,7 @@ def _too_large(phase: Phase, about: Subject, encoders: Mapping[str, Policy], roo
 
 
 def _figures(
-    about: Subject, policy: Policy, found: list[Phase], card: Card | None
+    about: Workload, policy: Policy, found: list[Phase], card: Card | None
 ) -> dict[str, Any]:
     dit = about.architecture.dit
     return {

@@ -19,12 +19,12 @@ def flags(policy: Policy, component: Component, *, trains: bool) -> list[str]:
     """
     said: list[str] = []
     if policy.storage == "int8":
-        said.append("--int8_fast" if policy.products else "--int8")
-    elif policy.storage != "kept":
+        said.append("--int8_fast" if policy.quantized_matmul else "--int8")
+    elif policy.storage != "native":
         said.append("--fp8_base" if trains else "--fp8")
         if policy.storage == "fp8_scaled":
             said.append("--fp8_scaled")
-        if policy.products:
+        if policy.quantized_matmul:
             said.append("--fp8_fast")
     count = swapped(policy, component)
     if count:
@@ -40,8 +40,8 @@ def flags(policy: Policy, component: Component, *, trains: bool) -> list[str]:
             said += ["--offload_8bit"] if policy.offload_8bit else []
             if policy.recompute == "none":
                 said.append("--recompute none")
-    if policy.slices > 1:
-        said.append(f"--ffn_slices {policy.slices}")
+    if policy.ffn_chunks > 1:
+        said.append(f"--ffn_slices {policy.ffn_chunks}")
     if policy.compile:
         said.append("--compile")
     return said

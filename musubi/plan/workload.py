@@ -57,7 +57,7 @@ class NewLora:
 
 
 @dataclass(frozen=True)
-class Whole:
+class FullTraining:
     """Trains the network itself."""
 
     whole = True
@@ -69,7 +69,7 @@ class Whole:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class Workload:
     """Everything that a plan is computed from.
 
     Attributes:
@@ -116,14 +116,14 @@ def sized(case: Case, bucket: Bucket) -> Case:
     )
 
 
-def subject(
+def workload(
     config: Any,
     architecture: Architecture,
     *,
     trains: bool,
     report: Report,
     buckets: Sequence[Bucket] | None = None,
-) -> Subject:
+) -> Workload:
     """What the options of `train`, `generate` or `plan` are about.
 
     Args:
@@ -179,7 +179,7 @@ def subject(
         calls=calls,
         options=own_options(config, architecture),
     )
-    return Subject(
+    return Workload(
         architecture=architecture,
         choice=choice,
         trains=trains,
@@ -291,9 +291,9 @@ def _previews(config: Any, architecture: Architecture, choice: Choice) -> tuple[
     return () if path is None else previews(Path(path), architecture, choice)
 
 
-def _attach(config: Any, architecture: Architecture, full: bool) -> NewLora | Whole:
+def _attach(config: Any, architecture: Architecture, full: bool) -> NewLora | FullTraining:
     if full:
-        return Whole()
+        return FullTraining()
     targets = architecture.dit.traits.lora
     if targets is None:
         raise ConfigError(f"{architecture.title} takes no LoRA.", fix="Add --full.")

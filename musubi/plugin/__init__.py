@@ -15,7 +15,7 @@ from musubi.plugin.architecture import (
     Tokenizer,
     Variant,
 )
-from musubi.plugin.keys import Fuse, KeyMap, Rename, Source, Squeeze, Swap, renamed
+from musubi.plugin.keys import Fuse, KeyMap, Rename, Squeeze, Swap, TensorSource, renamed
 from musubi.plugin.option import Option
 from musubi.plugin.policy import Policy
 from musubi.plugin.record import Field, Schema, is_mask
@@ -50,10 +50,10 @@ __all__ = [
     "Schema",
     "Section",
     "Shapes",
-    "Source",
     "Squeeze",
     "Swap",
     "Task",
+    "TensorSource",
     "Tokenizer",
     "Traits",
     "Variant",

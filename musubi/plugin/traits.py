@@ -47,7 +47,7 @@ class Traits:
             tensors, and keeps no state between calls.
         fp32: Patterns of parameter names (full match) that stay in float32 whatever was asked.
         quantize: Patterns of parameter names (full match) that 8-bit storage may hold.
-        tokenwise: Patterns of module names (full match) that take tokens B L D and look at each
+        per_token: Patterns of module names (full match) that take tokens B L D and look at each
             alone: feed-forward layers, which can be computed in slices.
         swap: How many blocks of each stack `--blocks_to_swap N` means, where there are several;
             None: all of the first.
@@ -57,6 +57,6 @@ class Traits:
     stacks: tuple[str, ...] = ()
     fp32: tuple[str, ...] = ()
     quantize: tuple[str, ...] = ()
-    tokenwise: tuple[str, ...] = ()
+    per_token: tuple[str, ...] = ()
     swap: Callable[[int], tuple[int, ...]] | None = None
     lora: LoraTargets | None = None

@@ -219,8 +219,8 @@ def eight_bits_stay_close(subject: Subject) -> None:
     records = subject.records(task, 2)
     plain = _outcome(subject, task, records, Policy())
     kinds: tuple[Storage, ...] = ("fp8_scaled", "int8")
-    for storage, products in itertools.product(kinds, (False, True)):
-        alone = Policy(storage=storage, products=products)
+    for storage, quantized_matmul in itertools.product(kinds, (False, True)):
+        alone = Policy(storage=storage, quantized_matmul=quantized_matmul)
         found = _outcome(subject, task, records, alone)
         for a, b in zip(plain[:2], found[:2], strict=True):
             _close(b, a, 0.3, str(alone))
@@ -234,7 +234,7 @@ def eight_bits_stay_close(subject: Subject) -> None:
                 assert torch.equal(a, b), f"{away} changes the answer"
             else:  # where a sum in another order rounds to another of 255 steps
                 _close(b, a, 0.05, str(away))
-    compiled = replace(everything(subject), storage="int8", products=True)
+    compiled = replace(everything(subject), storage="int8", quantized_matmul=True)
     whole = _outcome(subject, task, records, compiled)
     for a, b in zip(plain[:2], whole[:2], strict=True):
         _close(b, a, 0.3, "a compiled network in int8")
@@ -358,7 +358,7 @@ def everything(subject: Subject) -> Policy:
         recompute="attention",
         streamed=every_block(subject),
         offload_activations=True,
-        slices=2,
+        ffn_chunks=2,
         compile=True,
     )
 

@@ -72,10 +72,10 @@ def _run(
             go_on_with(names.command())
             try:
                 watching = served(names.folder, report) if main and config.watch else nullcontext()
-                with _shown(setup.page), watching, stop, setup.rescued("train"):
+                with _shown(setup.page), watching, stop, setup.explained("train"):
                     ready.rehearse(setup.largest)
                     ready.train()
-                for remark in ready.trainee.remarks():
+                for remark in ready.trainable.remarks():
                     said.warn(remark)
             finally:
                 setup.finish()

@@ -45,7 +45,7 @@ class Step:
     end: int
 
 
-class Source(Protocol):
+class RecordSource(Protocol):
     """The records that are trained on; `musubi.cache.match.TrainingSet` is one."""
 
     def load(
@@ -116,7 +116,7 @@ def ahead(
 
 
 @dataclass(frozen=True)
-class _Job:
+class _BatchRead:
     """One batch to read; of a step without batches on this process, none.
 
     Args:
@@ -135,7 +135,7 @@ class _Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feed:
+class Loader:
     """The steps of a run with their batches.
 
     Args:
@@ -149,7 +149,7 @@ class Feed:
         seed: Of the run.
     """
 
-    source: Source
+    source: RecordSource
     batches: Callable[[int], Sequence[Sequence[int]]]
     total: int
     accumulation: int
@@ -172,7 +172,7 @@ class Feed:
         """
         stream = ahead(self._load, self._jobs(done, epoch, start), pool, depth)
 
-        def of_one(job: _Job, batch: Any) -> Iterator[tuple[Micro, Batch]]:
+        def of_one(job: _BatchRead, batch: Any) -> Iterator[tuple[Micro, Batch]]:
             while True:
                 if job.micro is not None:
                     yield job.micro, batch
@@ -183,7 +183,7 @@ class Feed:
         for job, batch in stream:
             yield job.epoch, job.step, of_one(job, batch)
 
-    def _jobs(self, number: int, epoch: int, start: int) -> Iterator[_Job]:
+    def _jobs(self, number: int, epoch: int, start: int) -> Iterator[_BatchRead]:
         while number < self.total:
             batches = self.batches(epoch) if epoch else ()
             if start >= len(batches):
@@ -201,10 +201,10 @@ class Feed:
                     return
                 micros = step.micros or (None,)
                 for micro in micros:
-                    yield _Job(number, epoch, step, micro, micro is micros[-1])
+                    yield _BatchRead(number, epoch, step, micro, micro is micros[-1])
             start = len(batches)
 
-    def _load(self, job: _Job) -> Any:
+    def _load(self, job: _BatchRead) -> Any:
         if job.micro is None:
             return None
         drop = None

@@ -101,7 +101,7 @@ def memory(device: torch.device) -> dict[str, float]:
     return {key: round(value, 3) for key, value in found.items()}
 
 
-class Figures:
+class StepNumbers:
     """Numbers of one step on their way from the device, read without making it wait.
 
     A copy into pinned memory is started at once; `read` waits for that copy alone, and by then the

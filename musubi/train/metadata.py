@@ -15,7 +15,7 @@ from musubi.lora.metadata import modelspec, training_metadata
 from musubi.plugin import Architecture
 from musubi.train.dataset import Dataset
 from musubi.train.state import Position
-from musubi.train.trainable import Trainee
+from musubi.train.trainable import Trainable
 
 # Of a dataset, what files say; names of directories lose their parents.
 _ALL = ("resolution", "caption_extension", "num_repeats", "enable_bucket", "bucket_no_upscale")
@@ -53,7 +53,7 @@ class Facts:
         batches_per_epoch: Of all processes.
         total: Optimizer steps.
         optimizer: `module.Class(arguments)`.
-        trainee: What is trained.
+        trainable: What is trained.
         session: A number that is new for every start.
     """
 
@@ -67,7 +67,7 @@ class Facts:
     batches_per_epoch: int
     total: int
     optimizer: str
-    trainee: Trainee
+    trainable: Trainable
     session: int = field(default_factory=lambda: secrets.randbelow(2**32))
 
     def at(self, position: Position) -> dict[str, str]:
@@ -150,7 +150,7 @@ class Facts:
         }
 
     def _network(self) -> dict[str, Any]:
-        identity = self.trainee.identity()
+        identity = self.trainable.identity()
         pairs = (pair.partition("=") for pair in self.config.network_args or ())
         named = {key: value for key, _, value in pairs}
         module, more = _MODULES.get(identity["kind"], (None, {}))

@@ -83,7 +83,8 @@ class Mirror:
             torch.cuda.current_stream(self._device[0].device).synchronize()
         if norm is not None and max_norm > 0:
             part = float(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
-            torch._foreach_mul_([self._rooms[one] for one in self._norms], part)
+            for one in self._norms:
+                self._rooms[one].mul_(part)
         self._norms.clear()
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ CELLS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
-class Objective:
+class FlowMatchingLoss:
     """The loss of a run.
 
     Args:

@@ -19,13 +19,13 @@ from musubi.plugin.report import Progress, Report
 from musubi.stopping import StopSignal
 from musubi.train import loader, log, optim, seeds
 from musubi.train.checkpoints import Checkpoints
-from musubi.train.loader import Feed, Micro, Source, Step
-from musubi.train.log import Figures, Mark, Metrics, Window
+from musubi.train.loader import Loader, Micro, RecordSource, Step
+from musubi.train.log import Mark, Metrics, StepNumbers, Window
 from musubi.train.processes import Processes
 from musubi.train.signals import Stop
 from musubi.train.state import Position
-from musubi.train.step import Objective, tokens_of
-from musubi.train.trainable import Trainee
+from musubi.train.step import FlowMatchingLoss, tokens_of
+from musubi.train.trainable import Trainable
 from musubi.train.update import Update
 from musubi.train.validation import Validation
 
@@ -40,7 +40,7 @@ class Previews(Protocol):
         ...
 
 
-class Page(Protocol):
+class RunPage(Protocol):
     """Shows the run while it goes on; see `musubi.pages.live`."""
 
     def tick(self) -> None:
@@ -59,7 +59,7 @@ class _Made:
     number: int
     epoch: int
     step: Step
-    figures: Figures
+    figures: StepNumbers
     rate: float
     extra: Mapping[str, float]
 
@@ -72,7 +72,7 @@ class Run:
         config: What was asked for.
         report: Shows the bar.
         objective: The loss.
-        trainee: What is trained.
+        trainable: What is trained.
         update: Makes the step.
         source: The records.
         names: Item → what to call it in a message.
@@ -92,10 +92,10 @@ class Run:
 
     config: TrainConfig
     report: Report
-    objective: Objective
-    trainee: Trainee
+    objective: FlowMatchingLoss
+    trainable: Trainable
     update: Update
-    source: Source
+    source: RecordSource
     names: Sequence[str]
     batches: Callable[[int], Sequence[Sequence[int]]]
     total: int
@@ -108,7 +108,7 @@ class Run:
     validation: Validation | None = None
     previews: Previews | None = None
     stop: Stop | None = None
-    page: Page | None = None
+    page: RunPage | None = None
 
     def __post_init__(self) -> None:
         self.batches = functools.lru_cache(maxsize=4)(self.batches)
@@ -127,10 +127,10 @@ class Run:
         """
         if self.objective.device.type != "cuda" or self.position.step >= self.total:
             return
-        self.trainee.mode(training=True)
+        self.trainable.mode(training=True)
         batch = self.source.load(largest)
         self.update.backward(self.objective.training_loss(batch, 0, 0))
-        for parameter in self.trainee.parameters():
+        for parameter in self.trainable.parameters():
             parameter.grad = None
 
     def train(self) -> None:
@@ -143,7 +143,7 @@ class Run:
         done = self.position.step
         if self.processes.rank == 0:
             self.metrics.start(done)
-        self.trainee.mode(training=True)
+        self.trainable.mode(training=True)
         if optim.is_schedule_free(self.update.optimizer):
             self.update.optimizer.train()  # type: ignore[attr-defined]
         if done == 0:
@@ -177,8 +177,8 @@ class Run:
 
     # the order of things
 
-    def _feed(self) -> Feed:
-        return Feed(
+    def _feed(self) -> Loader:
+        return Loader(
             source=self.source,
             batches=self.batches,
             total=self.total,
@@ -206,9 +206,9 @@ class Run:
             loss, asked, seen = self.processes.total(torch.stack([loss, asked, seen])).unbind()
         norm = self.update.step()
         figures = {"loss": loss, "grad_norm": norm, "stop": asked, "tokens": seen, **losses}
-        extra = self.trainee.after_step()
+        extra = self.trainable.after_step()
         self._tell()
-        figures_read = Figures(figures, began)
+        figures_read = StepNumbers(figures, began)
         epoch = self.position.epoch
         self._pending = _Made(number, epoch, step, figures_read, rate, extra)
         self.position.step, self.position.batch = number, step.end
@@ -377,8 +377,8 @@ class Run:
         stack = ExitStack()
         kept = seeds.capture()
         stack.callback(lambda: seeds.restore(kept))
-        stack.callback(lambda: self.trainee.mode(training=True))
-        self.trainee.mode(training=False)
+        stack.callback(lambda: self.trainable.mode(training=True))
+        self.trainable.mode(training=False)
         stack.enter_context(optim.averaged(self.update.optimizer))
         stack.enter_context(torch.no_grad())
         return stack

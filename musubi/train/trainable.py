@@ -14,7 +14,7 @@ from musubi.plugin.traits import named
 from musubi.weights.write import save
 
 
-class Trainee(Protocol):
+class Trainable(Protocol):
     """What the loop and the state ask of it."""
 
     @property
@@ -59,7 +59,7 @@ class Trainee(Protocol):
         ...
 
 
-class Whole:
+class FullModel:
     """The DiT itself.
 
     Args:

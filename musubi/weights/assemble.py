@@ -10,107 +10,107 @@ from pathlib import Path
 import torch
 
 from musubi.errors import CheckpointError
-from musubi.plugin.keys import Source
+from musubi.plugin.keys import TensorSource
 from musubi.weights.contents import Inspection
 from musubi.weights.dtypes import FP8, dtype_name
 from musubi.weights.files import Weights
 from musubi.weights.finite import Truths, finite
-from musubi.weights.meta import Slots
-from musubi.weights.placement import Placing
+from musubi.weights.meta import ModuleMap
+from musubi.weights.placement import Placement
 from musubi.weights.scaled import expand, joinable, scale_rows
-from musubi.weights.stream_in import Order, Reading
+from musubi.weights.stream_in import Order, TensorStream
 
 Transform = Callable[[str, torch.Tensor], torch.Tensor]
 """(our name, the tensor on its device) → the tensor to use; float32 when it was stored in 8 bits."""
 
 
-class Settler:
+class Assembler:
     """Makes each of our tensors from what the file holds, and places it.
 
     Args:
         weights: The open file.
         contents: What it holds.
-        slots: The module's places.
+        module_map: The module's places.
         device: Where tensors are computed, and live unless the policy gives them a home.
         transform: Applied to each parameter before the cast.
-        placing: The policy.
+        placement: The policy.
     """
 
     def __init__(
         self,
         weights: Weights,
         contents: Inspection,
-        slots: Slots,
+        module_map: ModuleMap,
         *,
         device: torch.device,
         transform: Transform | None,
-        placing: Placing | None,
+        placement: Placement | None,
     ) -> None:
         self._weights = weights
         self._contents = contents
-        self._slots = slots
+        self._module_map = module_map
         self._device = device
         self._transform = transform
-        self._placing = placing
-        self._wholes: dict[str, Whole] = {}
+        self._placement = placement
+        self._wholes: dict[str, TensorMemory] = {}
         self._truths = Truths()
         self._placed: dict[str, torch.dtype] = {}
 
-    def job(self, ours: str, dtype: torch.dtype) -> Job:
+    def plan(self, ours: str, dtype: torch.dtype) -> TensorPlan:
         """What is to be done for one tensor that is stored in `dtype` if no policy objects."""
-        return plan_job(
+        return plan_tensor(
             ours,
             dtype,
             self._weights,
             self._contents,
-            self._placing,
+            self._placement,
             transformed=self._transform is not None,
             home=self._home(ours),
         )
 
-    def orders(self, job: Job) -> Iterator[Order]:
-        """How to read what `job.names` names."""
-        whole = Whole(job, self._weights, self._contents.shapes[job.ours], self._device)
-        if job.whole:
-            self._wholes[job.ours] = whole
-        host = job.home is not None or self._device.type == "cpu"
-        for name in job.names:
-            in_whole = job.whole and name in job.source.names
+    def orders(self, plan: TensorPlan) -> Iterator[Order]:
+        """How to read what `plan.names` names."""
+        whole = TensorMemory(plan, self._weights, self._contents.shapes[plan.ours], self._device)
+        if plan.whole:
+            self._wholes[plan.ours] = whole
+        host = plan.home is not None or self._device.type == "cpu"
+        for name in plan.names:
+            in_whole = plan.whole and name in plan.source.names
             yield Order(
                 name,
                 partial(whole.part if in_whole else self._room, name),
                 host=host,
-                checked=host and job.straight and job.dtype.is_floating_point,
+                checked=host and plan.straight and plan.dtype.is_floating_point,
             )
 
-    def settle(self, job: Job, reading: Reading) -> None:
+    def assemble(self, plan: TensorPlan, reading: TensorStream) -> None:
         """Make one of our tensors from what comes next, and place it."""
-        arrived = reading.take(len(job.names))
+        arrived = reading.take(len(plan.names))
         known_finite = [one.finite for one in arrived if one.finite is not None]
-        found = {name: one.tensor for name, one in zip(job.names, arrived, strict=True)}
+        found = {name: one.tensor for name, one in zip(plan.names, arrived, strict=True)}
         del arrived
-        whole = self._wholes.pop(job.ours).tensor if job.whole else None
-        if job.straight and known_finite:
+        whole = self._wholes.pop(plan.ours).tensor if plan.whole else None
+        if plan.straight and known_finite:
             assert whole is not None
-            self._truths.add(job.ours, all(known_finite))
-            self._put(job, {job.ours: whole}, check=False)
+            self._truths.add(plan.ours, all(known_finite))
+            self._put(plan, {plan.ours: whole}, check=False)
             return
         made: Mapping[str, torch.Tensor] | None = None
-        if job.kept:
+        if plan.kept:
             assert whole is not None
-            made = self._kept(job, whole, found)
+            made = self._kept(plan, whole, found)
         if made is None:
-            tensor = self._expanded(job, whole, found, None if job.stored else job.dtype)
+            tensor = self._expanded(plan, whole, found, None if plan.stored else plan.dtype)
             whole = None
-            if job.stored and not job.kept:
-                assert self._placing is not None
-                made = self._placing.store(job.ours, tensor, None)
+            if plan.stored and not plan.kept:
+                assert self._placement is not None
+                made = self._placement.store(plan.ours, tensor, None)
             if made is None:
-                made = {job.ours: tensor.to(job.dtype)}
+                made = {plan.ours: tensor.to(plan.dtype)}
             del tensor
-        self._put(job, made, check=True)
+        self._put(plan, made, check=True)
 
-    def check(self, jobs: Iterable[Job], path: Path) -> None:
+    def check(self, plans: Iterable[TensorPlan], path: Path) -> None:
         """Look whether all that was placed is finite; waits for the device.
 
         Raises:
@@ -119,27 +119,27 @@ class Settler:
         bad = set(self._truths.false())
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
-        for job in jobs:
-            if job.ours in bad:
-                found = {name: self._weights.read(name).to(self._device) for name in job.names}
-                tensor = self._expanded(job, None, found)
-                raise _not_finite(job.ours, tensor, self._placed[job.ours], path)
+        for plan in plans:
+            if plan.ours in bad:
+                found = {name: self._weights.read(name).to(self._device) for name in plan.names}
+                tensor = self._expanded(plan, None, found)
+                raise _not_finite(plan.ours, tensor, self._placed[plan.ours], path)
 
     def _room(self, name: str) -> torch.Tensor:
         weights = self._weights
         return torch.empty(weights.shapes[name], dtype=weights.dtypes[name], device=self._device)
 
     def _kept(
-        self, job: Job, whole: torch.Tensor, found: Mapping[str, torch.Tensor]
+        self, plan: TensorPlan, whole: torch.Tensor, found: Mapping[str, torch.Tensor]
     ) -> Mapping[str, torch.Tensor] | None:
-        assert self._placing is not None
-        pairs = zip(job.source.names, job.scales, strict=True)
+        assert self._placement is not None
+        pairs = zip(plan.source.names, plan.scales, strict=True)
         rows = [scale_rows(found[name], found[scale] if scale else None) for name, scale in pairs]
-        return self._placing.store(job.ours, whole, torch.cat(rows))
+        return self._placement.store(plan.ours, whole, torch.cat(rows))
 
     def _expanded(
         self,
-        job: Job,
+        plan: TensorPlan,
         whole: torch.Tensor | None,
         found: dict[str, torch.Tensor],
         dtype: torch.dtype | None = None,
@@ -148,49 +148,49 @@ class Settler:
 
         With a dtype, 8-bit weights become that at once where nothing is computed with them.
         """
-        kinds = {self._weights.dtypes[name] for name in job.source.names}
-        if dtype is None or job.transformed or not kinds <= FP8:
+        kinds = {self._weights.dtypes[name] for name in plan.source.names}
+        if dtype is None or plan.transformed or not kinds <= FP8:
             dtype = torch.float32
-        if whole is not None and not job.kept:
+        if whole is not None and not plan.kept:
             found.clear()
             tensor = whole
         else:
             parts = [
                 expand(name, found.pop(name), found.pop(scale) if scale else None, dtype)
-                for name, scale in zip(job.source.names, job.scales, strict=True)
+                for name, scale in zip(plan.source.names, plan.scales, strict=True)
             ]
-            if job.source.operation == "swap":
+            if plan.source.operation == "swap":
                 tensor = torch.cat(parts[0].chunk(2)[::-1])
-            elif job.source.operation == "concat":
+            elif plan.source.operation == "concat":
                 tensor = torch.cat(parts)
-            elif job.source.operation == "squeeze":
-                n = job.source.ones
-                shape = parts[0].shape[n:] if job.source.leading else parts[0].shape[:-n]
+            elif plan.source.operation == "squeeze":
+                n = plan.source.ones
+                shape = parts[0].shape[n:] if plan.source.leading else parts[0].shape[:-n]
                 tensor = parts[0].reshape(shape).contiguous()
             else:
                 tensor = parts[0].contiguous()
-        if job.transformed:
+        if plan.transformed:
             assert self._transform is not None
-            tensor = self._transform(job.ours, tensor)
+            tensor = self._transform(plan.ours, tensor)
         return tensor
 
-    def _put(self, job: Job, made: Mapping[str, torch.Tensor], *, check: bool) -> None:
+    def _put(self, plan: TensorPlan, made: Mapping[str, torch.Tensor], *, check: bool) -> None:
         for name, tensor in made.items():
             if tensor.is_floating_point():
-                self._placed.setdefault(job.ours, tensor.dtype)
+                self._placed.setdefault(plan.ours, tensor.dtype)
                 if check:
-                    self._truths.add(job.ours, finite(tensor))
+                    self._truths.add(plan.ours, finite(tensor))
             home = self._home(name)
             if home is not None and home is not tensor:
                 # Not waited for: the device does one thing after the other, and `check` waits.
                 tensor = home.copy_(tensor, non_blocking=home.is_pinned())
-            self._slots.place(name, tensor)
+            self._module_map.place(name, tensor)
 
     def _home(self, name: str) -> torch.Tensor | None:
-        if self._placing is None:
+        if self._placement is None:
             return None
-        names = dict.fromkeys([name, *self._slots.tied(name)])
-        homes = (self._placing.home(alias) for alias in names)
+        names = dict.fromkeys([name, *self._module_map.tied(name)])
+        homes = (self._placement.home(alias) for alias in names)
         return next((home for home in homes if home is not None), None)
 
 
@@ -210,7 +210,7 @@ def _not_finite(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TensorPlan:
     """One of our tensors.
 
     Args:
@@ -227,7 +227,7 @@ class Job:
     """
 
     ours: str
-    source: Source
+    source: TensorSource
     scales: tuple[str | None, ...]
     dtype: torch.dtype
     transformed: bool = False
@@ -244,26 +244,26 @@ class Job:
         return tuple(name for pair in pairs for name in pair if name is not None)
 
 
-class Whole:
+class TensorMemory:
     """The memory of one of our tensors, taken when its first part is about to come.
 
     Args:
-        job: Whose tensor.
+        plan: Whose tensor.
         weights: The open file.
         shape: Its shape.
-        device: Where it lives, if the job has no home for it.
+        device: Where it lives, if the plan has no home for it.
     """
 
     def __init__(
-        self, job: Job, weights: Weights, shape: tuple[int, ...], device: torch.device
+        self, plan: TensorPlan, weights: Weights, shape: tuple[int, ...], device: torch.device
     ) -> None:
-        self._job = job
+        self._plan = plan
         self._shape = shape
-        self._dtype = weights.dtypes[job.source.names[0]]
+        self._dtype = weights.dtypes[plan.source.names[0]]
         self._device = device
         self._starts: dict[str, tuple[int, int]] = {}
         start = 0
-        for name in job.source.names:
+        for name in plan.source.names:
             rows = weights.shapes[name][0] if weights.shapes[name] else 1
             self._starts[name] = start, rows
             start += rows
@@ -271,8 +271,8 @@ class Whole:
     @cached_property
     def tensor(self) -> torch.Tensor:
         """All of it."""
-        if self._job.home is not None:
-            return self._job.home
+        if self._plan.home is not None:
+            return self._plan.home
         return torch.empty(self._shape, dtype=self._dtype, device=self._device)
 
     def part(self, name: str) -> torch.Tensor:
@@ -280,24 +280,24 @@ class Whole:
         return self.tensor.narrow(0, *self._starts[name]) if len(self._starts) > 1 else self.tensor
 
 
-def plan_job(
+def plan_tensor(
     ours: str,
     dtype: torch.dtype,
     weights: Weights,
     contents: Inspection,
-    placing: Placing | None,
+    placement: Placement | None,
     *,
     transformed: bool,
     home: torch.Tensor | None,
-) -> Job:
+) -> TensorPlan:
     """Decide for one tensor.
 
     Args:
         ours: Our name.
-        dtype: What it is stored in when `placing` does not say otherwise.
+        dtype: What it is stored in when `placement` does not say otherwise.
         weights: The open file.
         contents: What it holds.
-        placing: The policy.
+        placement: The policy.
         transformed: Whether there is a transform.
         home: The policy's home for it.
     """
@@ -307,19 +307,19 @@ def plan_job(
     in_order = source.operation in ("copy", "concat") and len(kinds) == 1
     transformed = transformed and dtype.is_floating_point
     kept = (
-        placing is not None
+        placement is not None
         and not transformed
         and in_order
         and joinable(source.names, weights.shapes, weights.dtypes, contents.scales)
-        and placing.keeps(ours, weights.dtypes[source.names[0]])
+        and placement.keeps(ours, weights.dtypes[source.names[0]])
     )
-    stored = kept or (placing is not None and dtype.is_floating_point and placing.stores(ours))
+    stored = kept or (placement is not None and dtype.is_floating_point and placement.stores(ours))
     bare = in_order and not any(scales)
     straight = bare and kinds == {dtype} and not transformed and not stored
     if home is not None:
         fits = home.is_cpu and home.dtype is dtype and home.is_contiguous()
         home = home if straight and fits else None
-    return Job(
+    return TensorPlan(
         ours=ours,
         source=source,
         scales=scales,

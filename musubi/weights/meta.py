@@ -18,7 +18,7 @@ _SCALED = frozenset({torch.Tensor.div, torch.Tensor.mul})
 
 
 @contextmanager
-def blank() -> Iterator[None]:
+def meta_device() -> Iterator[None]:
     """Modules built in this block have tensors of the meta device: shapes and dtypes.
 
     So they have under `torch.device("meta")`, where torch also goes through each initialisation:
@@ -56,7 +56,7 @@ def on_meta(component: Component, numbers: Mapping[str, Any], dtype: torch.dtype
         numbers: Its sizes.
         dtype: What its weights are loaded in; the component's float32 patterns stay.
     """
-    with blank():
+    with meta_device():
         module: nn.Module = component.build(**numbers)
     trimmed(module)
     for name, tensor in module.state_dict(keep_vars=True).items():
@@ -95,7 +95,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float))
 
 
-class Slots:
+class ModuleMap:
     """Where each tensor of a module goes.
 
     Args:

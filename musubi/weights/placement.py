@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 
-class Placing(Protocol):
+class Placement(Protocol):
     """How a module's tensors are stored, and where; `memory` implements it.
 
     For each tensor: it is read, brought to the device, expanded unless it is kept in 8 bits,

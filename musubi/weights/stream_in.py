@@ -85,7 +85,7 @@ class _Buffer:
     sent: torch.cuda.Event | None = None
 
 
-class Reading:
+class TensorStream:
     """The tensors of some orders, one after the other.
 
     A context manager: inside it, threads read ahead; when it ends, however it ends, none is left.
@@ -132,7 +132,7 @@ class Reading:
         ]
         self._arrivals = self._arriving()
 
-    def __enter__(self) -> Reading:
+    def __enter__(self) -> TensorStream:
         for thread in self._threads:
             thread.start()
         return self

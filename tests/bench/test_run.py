@@ -58,11 +58,11 @@ def test_settings_are_those_of_training(tmp_path: Path) -> None:
     policy = json.loads(file.read_text())["policy"]
     assert policy == {
         "storage": "fp8_scaled",
-        "products": True,
+        "quantized_matmul": True,
         "streamed": [1],
         "recompute": "attention",
         "offload_activations": True,
-        "slices": 2,
+        "ffn_chunks": 2,
         "compile": False,
     }
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from toy_cache import ARCHITECTURE
 
 from musubi.cache import store
-from musubi.cache.header import Header, parse
+from musubi.cache.header import RecordHeader, parse
 from musubi.errors import DataError
 from musubi.plugin import Field
 
@@ -36,7 +36,9 @@ def record(frames: int = 3) -> dict[str, torch.Tensor]:
     }
 
 
-HEADER = Header(kind="media", stem="cat", source="cat.mp4", bucket=(64, 48), start=4, length=9)
+HEADER = RecordHeader(
+    kind="media", stem="cat", source="cat.mp4", bucket=(64, 48), start=4, length=9
+)
 
 
 def written(path, values=None, header=HEADER):
@@ -76,7 +78,7 @@ def test_metadata_are_the_old_ones_and_the_header(tmp_path):
 
 
 def test_text_metadata():
-    header = Header(kind="text", stem="cat")
+    header = RecordHeader(kind="text", stem="cat")
     metadata = store.metadata_of(ARCHITECTURE, header, caption="ein Kätzchen")
     assert json.loads(metadata.pop("musubi"))["kind"] == "text"
     assert metadata == {

@@ -120,7 +120,7 @@ ARCHITECTURE = Architecture(
             default=1.0,
             help="Multiplies latents.",
             commands=("cache latents",),
-            recorded=True,
+            affects_cache=True,
         ),
     ),
 )

@@ -31,10 +31,13 @@ def test_nothing_given_changes_nothing() -> None:
     [
         ({"fp8_base": True}, Policy(storage="fp8")),
         ({"fp8_base": True, "fp8_scaled": True}, Policy(storage="fp8_scaled")),
-        ({"fp8_scaled": True, "fp8_fast": True}, Policy(storage="fp8_scaled", products=True)),
+        (
+            {"fp8_scaled": True, "fp8_fast": True},
+            Policy(storage="fp8_scaled", quantized_matmul=True),
+        ),
         ({"int8": True}, Policy(storage="int8")),
-        ({"int8_fast": True}, Policy(storage="int8", products=True)),
-        ({"int8": True, "int8_fast": True}, Policy(storage="int8", products=True)),
+        ({"int8_fast": True}, Policy(storage="int8", quantized_matmul=True)),
+        ({"int8": True, "int8_fast": True}, Policy(storage="int8", quantized_matmul=True)),
         ({"blocks_to_swap": 36}, Policy(streamed=(36,))),
         ({"blocks_to_swap": 0}, Policy()),
         ({"gradient_checkpointing": True}, Policy(recompute="blocks")),
@@ -45,7 +48,7 @@ def test_nothing_given_changes_nothing() -> None:
         ),
         ({"compile": True}, Policy(compile=True)),
         ({"dynamo_backend": "inductor"}, Policy(compile=True)),
-        ({"ffn_slices": 4}, Policy(slices=4)),
+        ({"ffn_slices": 4}, Policy(ffn_chunks=4)),
     ],
 )
 def test_each_option(given: dict, policy: Policy) -> None:

@@ -20,7 +20,7 @@ CASES = [json.loads(line) for line in LINES]
 
 def _name(case):
     policy = case["policy"]
-    said = [f"{k}={v}" for k, v in policy.items() if v not in (False, [], 1, "none", "kept")]
+    said = [f"{k}={v}" for k, v in policy.items() if v not in (False, [], 1, "none", "native")]
     return f"{case['size']}-{case['phase']}-{case['frames']}f-{','.join(said) or 'plain'}"
 
 

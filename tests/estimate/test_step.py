@@ -59,8 +59,8 @@ def measured(case, policy):
     architecture = case.architecture
     torch.manual_seed(0)
     dit = architecture.dit.build(**case.numbers).requires_grad_(False).float()
-    if policy.storage != "kept":
-        names = quantized.convert(dit, architecture.dit.traits, products=False)
+    if policy.storage != "native":
+        names = quantized.convert(dit, architecture.dit.traits, quantized_matmul=False)
         assert names
     runtime = architecture.runtime(architecture, case.task, case.options)
     given = runtime.condition(
@@ -125,13 +125,13 @@ def test_two_videos_take_twice_the_activations():
     assert 1.8 < two / one <= 2.0
 
 
-@pytest.mark.parametrize("storage", ["kept", "fp8", "fp8_scaled"])
+@pytest.mark.parametrize("storage", ["native", "fp8", "fp8_scaled"])
 @pytest.mark.parametrize("name", TOYS)
 def test_weights_are_counted_to_the_byte(name, storage):
     component = registry.find(name).dit
     module = on_meta(component, TOYS[name], torch.bfloat16)
-    if storage != "kept":
-        quantized.convert(module, component.traits, products=False)
+    if storage != "native":
+        quantized.convert(module, component.traits, quantized_matmul=False)
     tensors = [*module.parameters(), *module.buffers()]
     exact = sum(t.numel() * t.element_size() for t in tensors)
     found = weights_of(component, TOYS[name], dtype=torch.bfloat16, storage=storage)

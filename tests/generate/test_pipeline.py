@@ -1,4 +1,4 @@
-"""A session: what is loaded when, what is encoded once, and that the numbers are the solver's."""
+"""A pipeline: what is loaded when, what is encoded once, and that the numbers are the solver's."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import torch
 
 from musubi.errors import RunError
 from musubi.flow import schedules, solvers
-from musubi.generate.pipeline import Session, compute_dtype
+from musubi.generate.pipeline import Pipeline, compute_dtype
 from musubi.plugin import Recipe
 
 RECIPE = Recipe(
@@ -27,45 +27,45 @@ RECIPE = Recipe(
 
 
 @pytest.fixture
-def session(toy, nets):
-    return Session(toy, toy.task("t2v"), {}, nets, device="cpu")
+def pipeline(toy, nets):
+    return Pipeline(toy, toy.task("t2v"), {}, nets, device="cpu")
 
 
-def test_networks_come_and_go_in_phases(session, nets):
-    frames = session.frames(session.latents(RECIPE))
-    session.free()
+def test_networks_come_and_go_in_phases(pipeline, nets):
+    frames = pipeline.frames(pipeline.latents(RECIPE))
+    pipeline.free()
     assert nets.log == ["load words", "free words", "load dit", "load vae", "free vae", "free dit"]
     assert frames.shape == (5, 16, 32, 3)
     assert frames.dtype == np.uint8
     assert frames.std() > 0
 
 
-def test_parked_networks_stay_loaded(session, nets):
-    session.park = True
+def test_parked_networks_stay_loaded(pipeline, nets):
+    pipeline.park = True
     for seed in (1, 2):
-        session.frames(session.latents(dataclasses.replace(RECIPE, seed=seed)))
+        pipeline.frames(pipeline.latents(dataclasses.replace(RECIPE, seed=seed)))
     assert nets.log == ["load words", "load dit", "load vae"]
 
 
-def test_prompts_are_encoded_once_and_encoders_loaded_once(session, nets, calls):
+def test_prompts_are_encoded_once_and_encoders_loaded_once(pipeline, nets, calls):
     other = dataclasses.replace(RECIPE, prompt="a dog", seed=8)
-    session.prepare([RECIPE, other, dataclasses.replace(RECIPE, seed=9)])
+    pipeline.prepare([RECIPE, other, dataclasses.replace(RECIPE, seed=9)])
     assert calls["encode"] == 3  # two prompts and one negative
-    session.latents(RECIPE)
-    session.latents(other)
+    pipeline.latents(RECIPE)
+    pipeline.latents(other)
     assert calls["encode"] == 3
     assert nets.log == ["load words", "free words", "load dit"]
 
 
-def test_without_guidance_the_network_is_called_once_a_step(session, calls):
-    session.latents(dataclasses.replace(RECIPE, guidance_scale=1.0))
+def test_without_guidance_the_network_is_called_once_a_step(pipeline, calls):
+    pipeline.latents(dataclasses.replace(RECIPE, guidance_scale=1.0))
     assert calls["predict"] == 3
     assert calls["encode"] == 1
-    session.latents(RECIPE)
+    pipeline.latents(RECIPE)
     assert calls["predict"] == 9
 
 
-def test_latents_are_what_the_solver_gives(session, modules):
+def test_latents_are_what_the_solver_gives(pipeline, modules):
     words = modules["words"].table
     dit = modules["dit"]
 
@@ -82,36 +82,36 @@ def test_latents_are_what_the_solver_gives(session, modules):
         expected = solvers.solve(
             "unipc", predict, noise, levels, schedules.timesteps("unipc", levels)
         )
-    assert torch.equal(session.latents(RECIPE), expected)
+    assert torch.equal(pipeline.latents(RECIPE), expected)
 
 
 def test_a_dit_in_training_is_used_as_it_is(toy, nets, modules):
     dit = modules["dit"].train()
-    session = Session(toy, toy.task("t2v"), {}, nets, device="cpu", dit=dit)
-    latents = session.latents(RECIPE)
-    session.free()
+    pipeline = Pipeline(toy, toy.task("t2v"), {}, nets, device="cpu", dit=dit)
+    latents = pipeline.latents(RECIPE)
+    pipeline.free()
     assert not latents.requires_grad
     assert dit.training
     assert "load dit" not in nets.log
     assert "free dit" not in nets.log
 
 
-def test_same_seed_same_latents_and_another_seed_others(session):
-    first, again = session.latents(RECIPE), session.latents(RECIPE)
+def test_same_seed_same_latents_and_another_seed_others(pipeline):
+    first, again = pipeline.latents(RECIPE), pipeline.latents(RECIPE)
     assert torch.equal(first, again)
-    assert not torch.equal(first, session.latents(dataclasses.replace(RECIPE, seed=8)))
+    assert not torch.equal(first, pipeline.latents(dataclasses.replace(RECIPE, seed=8)))
 
 
 def test_the_state_stays_float32_under_autocast(toy, nets, modules):
     modules["dit"].bfloat16()
-    session = Session(toy, toy.task("t2v"), {}, nets, device="cpu")
-    assert session.latents(RECIPE).dtype == torch.float32
+    pipeline = Pipeline(toy, toy.task("t2v"), {}, nets, device="cpu")
+    assert pipeline.latents(RECIPE).dtype == torch.float32
 
 
-def test_numbers_that_are_not_finite_stop(session, modules):
+def test_numbers_that_are_not_finite_stop(pipeline, modules):
     modules["dit"].text.bias.data.fill_(float("nan"))
     with pytest.raises(RunError, match=r"latents of 'a cat' \(seed 7\) are not finite"):
-        session.latents(RECIPE)
+        pipeline.latents(RECIPE)
 
 
 def test_the_computing_dtype_is_that_of_most_weights():

@@ -7,7 +7,7 @@ from torch import nn
 from musubi.memory import activations, host, stream
 from musubi.memory import packed as packing
 from musubi.memory.activations import Lot
-from musubi.memory.apply import Placement
+from musubi.memory.apply import PolicyPlacement
 from musubi.memory.host import host_bytes
 from musubi.memory.packed import PACKED
 from musubi.plugin import Policy, Quiet, Traits
@@ -90,12 +90,14 @@ class Net(nn.Module):
 
 def parks(report: Quiet) -> None:
     policy = Policy(offload_activations=True)
-    net = Placement(Traits(stacks=("blocks",)), policy, CPU, smallest=1, report=report)
+    net = PolicyPlacement(Traits(stacks=("blocks",)), policy, CPU, smallest=1, report=report)
     net.finish(Net())(torch.randn(2, 4, requires_grad=True)).sum().backward()
 
 
 def streams(report: Quiet) -> None:
-    placement = Placement(Traits(stacks=("blocks",)), Policy(streamed=(1,)), CPU, report=report)
+    placement = PolicyPlacement(
+        Traits(stacks=("blocks",)), Policy(streamed=(1,)), CPU, report=report
+    )
     placement.prepare(Net(), {})
 
 
@@ -155,7 +157,7 @@ def test_gradients_from_8_bits_stay_close_and_losses_equal() -> None:
         torch.manual_seed(0)
         module = Wide().to(torch.bfloat16)
         policy = Policy(recompute="blocks", offload_activations=True, offload_8bit=eight)
-        Placement(Traits(stacks=("blocks",)), policy, CPU, smallest=1).finish(module)
+        PolicyPlacement(Traits(stacks=("blocks",)), policy, CPU, smallest=1).finish(module)
         loss = module(torch.randn(64, 128).bfloat16()).float().square().mean()
         loss.backward()
         gradients = [p.grad.float().flatten() for p in module.parameters()]

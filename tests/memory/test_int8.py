@@ -11,13 +11,15 @@ from musubi.plugin import Traits
 TRAITS = Traits(quantize=("layer.weight",))
 
 
-def layer(storage: str, *, products: bool, wide: int = 192) -> tuple[nn.Linear, quantized.Linear8]:
+def layer(
+    storage: str, *, quantized_matmul: bool, wide: int = 192
+) -> tuple[nn.Linear, quantized.Linear8]:
     torch.manual_seed(0)
     plain = nn.Linear(256, wide)
     net = nn.Module()
     net.layer = nn.Linear(256, wide)
     net.layer.load_state_dict(plain.state_dict())
-    quantized.convert(net, TRAITS, products=products, storage=storage)
+    quantized.convert(net, TRAITS, quantized_matmul=quantized_matmul, storage=storage)
     weight, scale = quantized.quantized(plain.weight.detach(), storage)
     net.layer.weight = nn.Parameter(weight, requires_grad=False)
     net.layer.scale_weight.copy_(scale)
@@ -89,11 +91,11 @@ def test_operators_are_what_compilers_are_told() -> None:
         torch.library.opcheck(torch.ops.musubi.int8_product, words)
 
 
-@pytest.mark.parametrize("products", [False, True])
-def test_answers_and_gradients_are_closer_than_in_fp8(products: bool) -> None:
+@pytest.mark.parametrize("quantized_matmul", [False, True])
+def test_answers_and_gradients_are_closer_than_in_fp8(quantized_matmul: bool) -> None:
     errors = {}
     for storage in ("int8", "fp8_scaled"):
-        plain, stored = layer(storage, products=products)
+        plain, stored = layer(storage, quantized_matmul=quantized_matmul)
         x = torch.randn(3, 41, 256, requires_grad=True)
         out = torch.randn(3, 41, 192)
         (expected,) = torch.autograd.grad((plain(x) * out).sum(), x)
@@ -106,7 +108,7 @@ def test_answers_and_gradients_are_closer_than_in_fp8(products: bool) -> None:
 
 
 def test_products_multiply_exactly_what_is_stored() -> None:
-    _, stored = layer("int8", products=True)
+    _, stored = layer("int8", quantized_matmul=True)
     x = torch.randn(5, 256, requires_grad=True)
     q, scale = int8.rows(x.detach())
     weight = stored.weight.double() * stored.scale_weight.double()
@@ -122,7 +124,7 @@ def test_products_multiply_exactly_what_is_stored() -> None:
 
 
 def test_tokens_are_scaled_one_by_one() -> None:
-    _, stored = layer("int8", products=True)
+    _, stored = layer("int8", quantized_matmul=True)
     x = torch.randn(4, 256)
     loud = x.clone()
     loud[0] *= 1e4
@@ -130,7 +132,7 @@ def test_tokens_are_scaled_one_by_one() -> None:
 
 
 def test_expanded_products_are_those_of_the_rounded_weight() -> None:
-    plain, stored = layer("int8", products=False)
+    plain, stored = layer("int8", quantized_matmul=False)
     rounded = quantized.expanded(stored.weight, stored.scale_weight, torch.float32)
     x = torch.randn(2, 7, 256)
     assert torch.equal(stored(x), F.linear(x, rounded, plain.bias))

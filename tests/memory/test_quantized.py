@@ -25,14 +25,14 @@ class Net(nn.Module):
 
 
 def layer(
-    *, products: bool, bias: bool = True, wide: int = 96
+    *, quantized_matmul: bool, bias: bool = True, wide: int = 96
 ) -> tuple[nn.Linear, quantized.Linear8]:
     torch.manual_seed(0)
     plain = nn.Linear(64, wide, bias=bias)
     net = nn.Module()
     net.layer = nn.Linear(64, wide, bias=bias)
     net.layer.load_state_dict(plain.state_dict())
-    quantized.convert(net, Traits(quantize=("layer.weight",)), products=products)
+    quantized.convert(net, Traits(quantize=("layer.weight",)), quantized_matmul=quantized_matmul)
     weight, scale = quantized.quantized(plain.weight.detach())
     net.layer.weight = nn.Parameter(weight, requires_grad=False)
     net.layer.scale_weight.copy_(scale)
@@ -43,14 +43,14 @@ def test_only_named_plain_layers_are_converted_and_names_stay() -> None:
     net = Net()
     before = list(net.state_dict())
     names = quantized.convert(
-        net, Traits(quantize=(*TRAITS.quantize, r"own\.weight")), products=True
+        net, Traits(quantize=(*TRAITS.quantize, r"own\.weight")), quantized_matmul=True
     )
     assert names == ["big.0.weight", "big.1.weight", "odd.weight"]
     assert [n for n in net.state_dict() if not n.endswith("scale_weight")] == before
     assert net.big[0].weight.dtype == fp8.E4M3
     assert net.small.weight.dtype == net.own.weight.dtype == torch.float32
     # 20 and 12 are no lengths for the units: this one is expanded for its products.
-    assert net.big[0].products and not net.odd.products
+    assert net.big[0].quantized_matmul and not net.odd.quantized_matmul
     assert isinstance(net.big[0], nn.Linear), "a LoRA looks for linear layers"
 
 
@@ -75,7 +75,7 @@ def test_a_row_of_zeros_stays_zero_and_a_plain_cast_is_cut_off() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_expanded_products_are_those_of_the_rounded_weight(bias: bool) -> None:
-    plain, layer8 = layer(products=False, bias=bias)
+    plain, layer8 = layer(quantized_matmul=False, bias=bias)
     rounded = quantized.expanded(layer8.weight, layer8.scale_weight, torch.float32)
     x = torch.randn(2, 7, 64, requires_grad=True)
     y = layer8(x)
@@ -86,7 +86,7 @@ def test_expanded_products_are_those_of_the_rounded_weight(bias: bool) -> None:
 
 
 def test_products_in_8_bits_are_near_the_full_ones_both_ways() -> None:
-    plain, layer8 = layer(products=True)
+    plain, layer8 = layer(quantized_matmul=True)
     x = torch.randn(4, 33, 64, requires_grad=True)
     way = torch.randn(4, 33, 96)
     y, exact = layer8(x), plain(x)
@@ -102,7 +102,7 @@ def test_products_in_8_bits_are_near_the_full_ones_both_ways() -> None:
 
 
 def test_products_multiply_exactly_what_is_stored() -> None:
-    _, layer8 = layer(products=True, bias=False)
+    _, layer8 = layer(quantized_matmul=True, bias=False)
     x = torch.randn(5, 64)
     scale = x.abs().amax(1, keepdim=True) / fp8.LARGEST
     rows = (x / scale).to(fp8.E4M3).double() * scale.double()
@@ -111,7 +111,7 @@ def test_products_multiply_exactly_what_is_stored() -> None:
 
 
 def test_autocast_decides_the_dtype() -> None:
-    _, layer8 = layer(products=False)
+    _, layer8 = layer(quantized_matmul=False)
     x = torch.randn(3, 64)
     assert layer8(x).dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from musubi.errors import ConfigError
-from musubi.memory.apply import Placement, park, placer
+from musubi.memory.apply import PolicyPlacement, park, placer
 from musubi.memory.quantized import DTYPES
 from musubi.memory.stream import SLOTS, spread
 from musubi.plugin import Policy, Traits
@@ -48,7 +48,7 @@ def placed(policy: Policy, count: int = 5) -> tuple[Net, Net]:
     plain = Net(count).requires_grad_(False)
     with torch.device("meta"):
         module = Net(count).requires_grad_(False)
-    placement = Placement(TRAITS, policy, CPU, smallest=1)
+    placement = PolicyPlacement(TRAITS, policy, CPU, smallest=1)
     values = plain.state_dict()
     placement.prepare(module, {name: value.dtype for name, value in values.items()})
     for name, value in values.items():
@@ -175,7 +175,7 @@ def test_too_many_blocks_are_refused_where_they_were_asked_for() -> None:
         placed(Policy(streamed=(6,)))
     with torch.device("meta"):
         module = Net()
-    lenient = Placement(TRAITS, Policy(streamed=(6,)), CPU, strict=False)
+    lenient = PolicyPlacement(TRAITS, Policy(streamed=(6,)), CPU, strict=False)
     lenient.prepare(module, {n: t.dtype for n, t in module.state_dict().items()})
     assert lenient.home("blocks.0.inner.weight") is not None
 

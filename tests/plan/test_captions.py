@@ -63,7 +63,7 @@ def test_a_caption_peaks_where_it_was_recorded(arch, name, eight, tmp_path):
     torch.manual_seed(0)
     module = component.build(**component.tiny).eval().requires_grad_(False)
     if eight:
-        quantized.convert(module, component.traits, products=False)
+        quantized.convert(module, component.traits, quantized_matmul=False)
     if callable(finish := getattr(module, "finish", None)):
         finish()
     tokenizer = twins.write_tokenizer(tmp_path / "tokenizer")

@@ -75,17 +75,22 @@ def test_what_is_chosen_fits_with_a_margin():
 
 def test_the_numbers_stay_as_they_are_where_that_is_possible():
     exact = size(Policy(recompute="blocks", compile=True, streamed=(7,), offload_activations=True))
-    assert chosen(exact).policy.storage == "kept"
+    assert chosen(exact).policy.storage == "native"
     smaller = Policy(
         recompute="blocks", storage="fp8_scaled", streamed=(7,), offload_activations=True
     )
     assert size(smaller) < exact
     found = chosen(exact - 1, may_compile=False)
-    assert found.policy.storage in ("kept", "fp8_scaled")
+    assert found.policy.storage in ("native", "fp8_scaled")
 
 
 def test_what_the_user_decided_stays():
-    fixed = {"storage": "fp8_scaled", "products": True, "streamed": (2,), "recompute": "blocks"}
+    fixed = {
+        "storage": "fp8_scaled",
+        "quantized_matmul": True,
+        "streamed": (2,),
+        "recompute": "blocks",
+    }
     found = chosen(1 << 40, fixed=fixed, may_compile=False).policy
     assert found == Policy(**fixed)
 
@@ -106,7 +111,7 @@ def test_when_nothing_fits_the_nearest_is_named():
 
 def test_a_network_in_training_is_neither_streamed_nor_rounded():
     found = chosen(size(Policy(recompute="blocks", compile=True), whole), whole).policy
-    assert found.storage == "kept"
+    assert found.storage == "native"
     assert not any(found.streamed)
 
 

@@ -4,8 +4,8 @@ import torch
 from musubi import registry
 from musubi.errors import RunError
 from musubi.plan import advice, out_of_memory
-from musubi.plan.out_of_memory import explain, remedy, rescued
-from musubi.plan.workload import Bucket, Network, subject
+from musubi.plan.out_of_memory import explain, explained, remedy
+from musubi.plan.workload import Bucket, Network, workload
 from musubi.plugin import Policy, Quiet
 
 WAN = registry.find("wan")
@@ -30,7 +30,7 @@ def test_the_message_is_the_plan_and_one_setting(toy):
 
 
 def test_the_first_change_that_is_enough_is_named(toy, monkeypatch):
-    about = subject(toy, WAN, trains=True, report=Quiet(), buckets=BUCKETS)
+    about = workload(toy, WAN, trains=True, report=Quiet(), buckets=BUCKETS)
     needs = {
         again: out_of_memory._needs(about, Policy(recompute=again))
         for again in ("none", "attention")
@@ -43,10 +43,10 @@ def test_the_first_change_that_is_enough_is_named(toy, monkeypatch):
 
 
 def test_what_is_used_up_is_not_named_again(toy):
-    about = subject(toy, WAN, trains=True, report=Quiet(), buckets=BUCKETS)
+    about = workload(toy, WAN, trains=True, report=Quiet(), buckets=BUCKETS)
     everything = Policy(
         storage="fp8_scaled", streamed=(1,), recompute="blocks", offload_activations=True,
-        slices=4, compile=True,
+        ffn_chunks=4, compile=True,
     )  # fmt: skip
     assert "no setting of memory is left" in remedy(about, everything, "train", 1)
 
@@ -99,10 +99,10 @@ def test_what_cannot_be_planned_keeps_its_fact(config):
 def test_only_full_memory_is_explained(toy):
     with (
         pytest.raises(RunError, match="The GPU's memory"),
-        rescued(toy, WAN, "train", policy=Policy(), buckets=BUCKETS),
+        explained(toy, WAN, "train", policy=Policy(), buckets=BUCKETS),
     ):
         raise FULL
-    with pytest.raises(RuntimeError, match="shapes"), rescued(toy, WAN, "train", policy=Policy()):
+    with pytest.raises(RuntimeError, match="shapes"), explained(toy, WAN, "train", policy=Policy()):
         raise RuntimeError("shapes do not match")
-    with rescued(toy, WAN, "train", policy=Policy()):
+    with explained(toy, WAN, "train", policy=Policy()):
         pass

@@ -33,9 +33,9 @@ from musubi.train import optim, schedule, seeds, state
 from musubi.train.checkpoints import Checkpoints, Names
 from musubi.train.log import Metrics
 from musubi.train.resume import snapshot
-from musubi.train.step import Objective
+from musubi.train.step import FlowMatchingLoss
 from musubi.train.train_loop import Processes, Run
-from musubi.train.trainable import Whole
+from musubi.train.trainable import FullModel
 from musubi.train.update import Update
 from musubi.train.validation import Validation
 
@@ -116,19 +116,19 @@ def make(folder: Path, **more: Any) -> Run:
     )
     torch.manual_seed(0)
     dit = Dit(dropout)
-    objective = Objective(
+    objective = FlowMatchingLoss(
         Runtime(), dit, config, torch.device("cpu"), nullcontext, config.seed or 0
     )
-    trainee = Whole(dit, save_dtype=torch.float32)
+    trainable = FullModel(dit, save_dtype=torch.float32)
     optimizer = optim.create(
         config.optimizer_type,
-        trainee.groups(config.learning_rate_or_default),
+        trainable.groups(config.learning_rate_or_default),
         lr=config.learning_rate_or_default,
         arguments={},
     )
     made = schedule.create(config, optimizer, config.max_train_steps)
     update = Update(
-        trainee.parameters(),
+        trainable.parameters(),
         optimizer,
         made,
         None,
@@ -153,7 +153,7 @@ def make(folder: Path, **more: Any) -> Run:
         config=config,
         report=report,
         objective=objective,
-        trainee=trainee,
+        trainable=trainable,
         update=update,
         source=records,
         names=[f"file{i}.png" for i in range(n)],
@@ -166,7 +166,7 @@ def make(folder: Path, **more: Any) -> Run:
         checkpoints=Checkpoints(
             names,
             config,
-            write=lambda path: trainee.write(path, {"format": "pt"}),
+            write=lambda path: trainable.write(path, {"format": "pt"}),
             write_state=lambda path: state.write(
                 path, snapshot(run, identity={"kind": "full"}, settings={}, data="d")
             ),
@@ -178,7 +178,7 @@ def make(folder: Path, **more: Any) -> Run:
     if resume is not None:
         found = state.find(names, resume)
         if found is not None:
-            state.apply(state.read(found), trainee, update, found)
+            state.apply(state.read(found), trainable, update, found)
             run = make_at(run, state.read(found).position)
     return run
 
@@ -198,7 +198,7 @@ def world() -> SimpleNamespace:
 
 @pytest.fixture
 def weights() -> Callable[[Run], dict[str, torch.Tensor]]:
-    return lambda run: {n: t.clone() for n, t in run.trainee.tensors().items()}
+    return lambda run: {n: t.clone() for n, t in run.trainable.tensors().items()}
 
 
 # An architecture around the same network, for what `musubi train` puts together.

@@ -277,7 +277,7 @@ def test_previews_leave_no_trace_and_come_after_the_checkpoint(
         def draw(self, *, step: int, epoch: int | None) -> None:
             torch.rand(7)
             saved = (tmp_path / "b" / f"toy-step{step:08d}.safetensors").exists()
-            assert not run.trainee.dit.training
+            assert not run.trainable.dit.training
             drawn.append((step, epoch, saved))
 
     calm = world.make(tmp_path / "a", dropout=0.2)

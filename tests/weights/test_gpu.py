@@ -99,9 +99,9 @@ def test_homes_on_the_host_are_filled_straight_and_from_the_device(toy, toy_tens
             return self.homes.get(name)
 
     given = toy_tensors(256, torch.bfloat16)
-    placing = Homes()
-    module = load(toy, write(given), device="cuda", placing=placing)
-    for name, home in placing.homes.items():
+    placement = Homes()
+    module = load(toy, write(given), device="cuda", placement=placement)
+    for name, home in placement.homes.items():
         found = module.get_parameter(name)
         assert found.data_ptr() == home.data_ptr()
         assert torch.equal(found, given[name].to(home.dtype))

@@ -289,7 +289,7 @@ def test_a_refusal_of_infer_says_the_file_and_what_it_is(make_component, toy_ten
 
 
 def test_a_stranger_that_nothing_installed_reads_is_named(make_component, toy_tensors, write):
-    dit = make_component(strangers={"odd.weight": "an odd one"})
+    dit = make_component(foreign_keys={"odd.weight": "an odd one"})
     for given in (toy_tensors(), {"other": torch.zeros(1)}):
         path = write({**given, "model.odd.weight": torch.zeros(1)})
         error = _refused(dit, path, r"not a dit.*\. It looks like an odd one\.")

@@ -8,7 +8,7 @@ from torch import nn
 from musubi import registry
 from musubi.testing.twins import write_twin
 from musubi.weights.load import load
-from musubi.weights.meta import blank, on_meta
+from musubi.weights.meta import meta_device, on_meta
 
 
 class Net(nn.Module):
@@ -22,7 +22,7 @@ class Net(nn.Module):
 
 
 def test_a_blank_network_has_shapes_and_dtypes_and_what_was_asked_of_the_host():
-    with blank():
+    with meta_device():
         net = Net()
     with torch.device("meta"):
         plain = Net()
@@ -58,9 +58,9 @@ def test_no_compiler_is_imported_to_build_a_network(name):
     code = f"""
 import sys
 from musubi import registry
-from musubi.weights.meta import blank
+from musubi.weights.meta import meta_device
 dit = registry.find({name!r}).dit
-with blank():
+with meta_device():
     dit.build(**dit.tiny)
 assert "torch.fx.experimental.symbolic_shapes" not in sys.modules
 """

@@ -5,7 +5,7 @@ from torch import nn
 from musubi.errors import CheckpointError
 from musubi.weights.finite import Truths
 from musubi.weights.load import load
-from musubi.weights.meta import Slots
+from musubi.weights.meta import ModuleMap
 
 FP8 = torch.float8_e4m3fn
 
@@ -63,7 +63,7 @@ def test_prepare_sees_an_empty_module_and_what_each_tensor_becomes(
     given = toy_tensors(dtype=torch.float16)
     given["out.weight"] = given["out.weight"].to(FP8)
     placed = Placed()
-    module = load(make_component(dtype="file"), write(given), device="cpu", placing=placed)
+    module = load(make_component(dtype="file"), write(given), device="cpu", placement=placed)
     assert placed.module is module
     assert placed.dtypes == {
         **dict.fromkeys(("qkv.weight", "qkv.bias", "extra"), torch.float16),
@@ -73,7 +73,7 @@ def test_prepare_sees_an_empty_module_and_what_each_tensor_becomes(
         "count": torch.int64,
     }
     placed = Placed()
-    load(make_component(), write(given), device="cpu", dtype=torch.bfloat16, placing=placed)
+    load(make_component(), write(given), device="cpu", dtype=torch.bfloat16, placement=placed)
     assert placed.dtypes["qkv.weight"] is torch.bfloat16
 
 
@@ -82,7 +82,7 @@ def test_a_policy_that_wants_nothing_changes_nothing(toy, toy_tensors, write):
     given["out.weight"] = given["out.weight"].to(FP8)
     path = write(given)
     with_one, without = (
-        load(toy, path, device="cpu", placing=Placed()),
+        load(toy, path, device="cpu", placement=Placed()),
         load(toy, path, device="cpu"),
     )
     for name, tensor in without.state_dict().items():
@@ -97,7 +97,7 @@ def test_a_stored_weight_and_its_scale_are_placed_and_not_demanded_from_the_file
 ):
     given = toy_tensors(dtype=torch.bfloat16)
     placed = Placed(stored={"qkv.weight": by_row})
-    module = load(toy, write(given), device="cpu", placing=placed)
+    module = load(toy, write(given), device="cpu", placement=placed)
     assert type(module.qkv) is Rows
     expected = by_row("qkv.weight", given["qkv.weight"])
     assert module.qkv.weight.dtype is FP8
@@ -116,13 +116,13 @@ def test_store_sees_the_transformed_tensor_before_the_cast_and_may_decline(toy, 
         device="cpu",
         dtype=torch.float16,
         transform=lambda name, tensor: tensor + 1,
-        placing=Placed(stored={"qkv.weight": by_row}),
+        placement=Placed(stored={"qkv.weight": by_row}),
     )
     assert torch.equal(
         module.qkv.weight.float(), by_row("x.weight", given["qkv.weight"] + 1)["x.weight"].float()
     )
     with pytest.raises(CheckpointError, match=r"lacks 'qkv\.scale'"):
-        load(toy, write(given), device="cpu", placing=placed)
+        load(toy, write(given), device="cpu", placement=placed)
     seen, scale = placed.seen["out.weight"]
     assert seen.dtype is torch.float32
     assert scale is None
@@ -135,7 +135,7 @@ def test_a_kept_weight_goes_to_store_as_it_is(toy, toy_tensors, write):
     given["out.weight"] = given["out.weight"].to(FP8)
     given["out.scale_weight"] = torch.tensor(0.5)
     placed = Placed(kept=("qkv.weight", "out.weight"))
-    module = load(toy, write(given), device="cpu", placing=placed)
+    module = load(toy, write(given), device="cpu", placement=placed)
     assert placed.seen["qkv.weight"][1].tolist() == [[1.0]] * 12
     seen, scale = placed.seen["out.weight"]
     assert seen.dtype is FP8
@@ -158,7 +158,7 @@ def test_kept_parts_are_joined_with_a_scale_a_row(toy, toy_tensors, write):
     theirs |= {"net.ln.weight": torch.ones(4), "net.ln.bias": torch.zeros(4)}
     path = write(theirs)
     placed = Placed(kept=("qkv.weight",))
-    module = load(toy, path, device="cpu", placing=placed)
+    module = load(toy, path, device="cpu", placement=placed)
     assert module.qkv.scale.flatten().tolist() == [2.0] * 4 + [0.0, 1.0, 2.0, 3.0] + [1.0] * 4
     assert torch.equal(module.qkv.weight.float(), torch.cat([p.float() for p in parts]))
     assert placed.asked == ["qkv.weight"], "halves that change places are expanded"
@@ -170,14 +170,14 @@ def test_nothing_is_kept_under_a_transform_or_in_other_8_bits(toy, toy_tensors, 
     given = toy_tensors()
     given["out.weight"] = given["out.weight"].to(FP8)
     placed = Placed(kept=())
-    load(toy, write(given), device="cpu", transform=lambda name, t: t, placing=placed)
+    load(toy, write(given), device="cpu", transform=lambda name, t: t, placement=placed)
     assert not placed.asked
     theirs = {f"net.{n}": given[n] for n in ("table.weight", "count")}
     for part, kind in zip("qkv", (FP8, torch.float8_e5m2, FP8), strict=True):
         theirs[f"net.{part}.weight"] = torch.ones(4, 4).to(kind)
         theirs[f"net.{part}.bias"] = torch.zeros(4)
     theirs |= {"net.o.weight": torch.ones(8, 4), "net.ln.weight": torch.ones(4)}
-    load(toy, write({**theirs, "net.ln.bias": torch.ones(4)}), device="cpu", placing=placed)
+    load(toy, write({**theirs, "net.ln.bias": torch.ones(4)}), device="cpu", placement=placed)
     assert not placed.asked
 
 
@@ -193,7 +193,7 @@ def test_homes_become_the_parameters(toy, toy_tensors, write):
         "count": torch.zeros((), dtype=torch.int64),
     }
     placed = Placed(stored={"qkv.weight": by_row}, homes=homes)
-    module = load(toy, write(given), device="cpu", placing=placed)
+    module = load(toy, write(given), device="cpu", placement=placed)
     for name, home in homes.items():
         tensor = module.get_submodule(name.rpartition(".")[0])
         tensor = getattr(tensor, name.rpartition(".")[2])
@@ -209,13 +209,13 @@ def test_homes_become_the_parameters(toy, toy_tensors, write):
 
 
 def test_what_was_placed_stays_and_what_the_module_made_moves(toy_module):
-    slots = Slots(toy_module)
+    module_map = ModuleMap(toy_module)
     home = torch.ones(12, 4)
-    slots.place("qkv.weight", home)
-    slots.place("table.weight", torch.ones(5, 4))
+    module_map.place("qkv.weight", home)
+    module_map.place("table.weight", torch.ones(5, 4))
     toy_module.extra = nn.Parameter(torch.zeros(4))
     toy_module.positions = torch.arange(4)
-    slots.bring_rest(torch.device("meta"))
+    module_map.bring_rest(torch.device("meta"))
     assert toy_module.qkv.weight.data_ptr() == home.data_ptr()
     assert toy_module.head.weight is toy_module.table.weight
     assert torch.equal(toy_module.table.weight, torch.ones(5, 4))
@@ -234,7 +234,7 @@ def test_a_weight_that_is_not_finite_is_named_wherever_it_goes(
     homes = {} if home is None else {"out.weight": home}
     dtype = None if home is None else home.dtype
     with pytest.raises(CheckpointError, match=rf"'out\.weight' holds {kind}"):
-        load(toy, write(given), device="cpu", dtype=dtype, placing=Placed(homes=homes))
+        load(toy, write(given), device="cpu", dtype=dtype, placement=Placed(homes=homes))
 
 
 def test_a_weight_that_does_not_fit_what_it_is_stored_in_is_named(toy, toy_tensors, write):
@@ -244,10 +244,10 @@ def test_a_weight_that_does_not_fit_what_it_is_stored_in_is_named(toy, toy_tenso
     with pytest.raises(
         CheckpointError, match=r"'out\.weight' does not fit float16: its largest .* 1e\+06"
     ):
-        load(toy, write(given), device="cpu", placing=Placed(stored=bare))
+        load(toy, write(given), device="cpu", placement=Placed(stored=bare))
     with pytest.raises(CheckpointError, match=r"'out\.weight' holds NaN"):
         given["out.weight"] = torch.full((8, 4), float("nan")).to(FP8)
-        load(toy, write(given), device="cpu", placing=Placed(kept=("out.weight",)))
+        load(toy, write(given), device="cpu", placement=Placed(kept=("out.weight",)))
 
 
 def test_truths_are_looked_at_once_and_named():
@@ -270,10 +270,10 @@ def test_a_file_in_int8_is_kept_or_expanded(toy, toy_tensors, write):
         assert plain.out.weight.dtype is expected
         assert torch.equal(plain.out.weight, exact.to(expected))
     placed = Placed(kept=("out.weight",))
-    module = load(toy, path, device="cpu", placing=placed)
+    module = load(toy, path, device="cpu", placement=placed)
     assert module.out.weight.dtype is torch.int8
     assert torch.equal(module.out.weight, given["out.weight"])
     assert torch.equal(module.out.scale, given["out.weight_scale"])
     given["out.weight_scale"][3] = float("nan")
     with pytest.raises(CheckpointError, match=r"'out\.weight' holds NaN"):
-        load(toy, write(given), device="cpu", placing=Placed(kept=("out.weight",)))
+        load(toy, write(given), device="cpu", placement=Placed(kept=("out.weight",)))

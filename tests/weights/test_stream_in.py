@@ -9,7 +9,7 @@ from musubi.errors import CheckpointError
 from musubi.weights import stream_in as room
 from musubi.weights.files import open_weights
 from musubi.weights.finite import finite_bytes
-from musubi.weights.stream_in import Order, Reading
+from musubi.weights.stream_in import Order, TensorStream
 from musubi.weights.write import save
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def test_tensors_arrive_in_order_and_whole(tmp_path, values, kind, host, readers
         save(path, values)
     with (
         open_weights(path) as weights,
-        Reading(weights, _orders(values, host), CPU, readers=readers) as reading,
+        TensorStream(weights, _orders(values, host), CPU, readers=readers) as reading,
     ):
         for tensor in values.values():
             arrived = reading.take(1)[0]
@@ -73,7 +73,7 @@ def test_only_so_much_is_read_ahead(tmp_path):
     with open_weights(tmp_path / "x.safetensors") as weights:
         inner = weights.readinto
         weights.readinto = lambda name, *rest: (begun.append(name), inner(name, *rest))
-        with Reading(weights, _orders(values, False), CPU, readers=3) as reading:
+        with TensorStream(weights, _orders(values, False), CPU, readers=3) as reading:
             for more, done in ((0, 0), (1, 1), (40, 41)):
                 reading.take(more)
                 most = done + 2 * 3 + 2
@@ -92,7 +92,7 @@ def test_buffers_are_used_again(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "_new_buffer", lambda *a: made.append(a) or new(*a))
     with (
         open_weights(tmp_path / "x.safetensors") as weights,
-        Reading(weights, _orders(values, False), CPU, readers=2) as reading,
+        TensorStream(weights, _orders(values, False), CPU, readers=2) as reading,
     ):
         arrived = reading.take(100)
     assert [float(a.tensor[5]) for a in arrived] == list(range(100))
@@ -129,7 +129,7 @@ def test_a_buffer_is_filled_again_only_when_what_it_held_was_sent(tmp_path, monk
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "stream")
     with (
         open_weights(tmp_path / "x.safetensors") as weights,
-        Reading(weights, _orders(values, False), CPU, readers=2) as reading,
+        TensorStream(weights, _orders(values, False), CPU, readers=2) as reading,
     ):
         arrived = reading.take(60)
     assert [float(a.tensor[5]) for a in arrived] == list(range(60))
@@ -155,7 +155,7 @@ def test_a_slow_file_is_read_from_one_place_at_a_time(tmp_path, monkeypatch):
                 active[0] -= 1
 
             weights.readinto = readinto
-            with Reading(weights, _orders(values, False), CPU, readers=4) as reading:
+            with TensorStream(weights, _orders(values, False), CPU, readers=4) as reading:
                 reading.take(30)
 
     run(float("inf"))
@@ -172,7 +172,7 @@ def test_what_a_reader_cannot_read_is_said_to_who_takes(tmp_path, values, host):
         with path.open("rb+") as file:
             file.truncate(path.stat().st_size - 300)
         with (
-            Reading(weights, _orders(values, host), CPU, readers=3) as reading,
+            TensorStream(weights, _orders(values, host), CPU, readers=3) as reading,
             pytest.raises(
                 CheckpointError, match=r"of .*x\.safetensors cannot be read: the file ends"
             ),
@@ -186,12 +186,12 @@ def test_no_thread_is_left_when_its_taker_gives_up(tmp_path, values):
     with open_weights(tmp_path / "x.safetensors") as weights:
         with (
             pytest.raises(KeyboardInterrupt),
-            Reading(weights, _orders(values, True), CPU, readers=3) as reading,
+            TensorStream(weights, _orders(values, True), CPU, readers=3) as reading,
         ):
             reading.take(2)
             raise KeyboardInterrupt
         assert not _left()
-        with Reading(weights, [], CPU):
+        with TensorStream(weights, [], CPU):
             pass
     assert not _left()
 
@@ -202,7 +202,7 @@ def test_numbers_are_looked_at_while_they_are_read(tmp_path, values, bad):
     save(tmp_path / "x.safetensors", values)
     with (
         open_weights(tmp_path / "x.safetensors") as weights,
-        Reading(weights, _orders(values, True, True), CPU, readers=3) as reading,
+        TensorStream(weights, _orders(values, True, True), CPU, readers=3) as reading,
     ):
         for name, tensor in values.items():
             finite = reading.take(1)[0].finite

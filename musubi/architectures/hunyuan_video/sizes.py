@@ -49,7 +49,7 @@ DIT_TRAITS = Traits(
         _DOUBLE + r"(attn_qkv|attn_proj|mlp\.fc[12]|mod\.linear)\.weight",
         r"single_blocks\.\d+\.(linear[12]|modulation\.linear)\.weight",
     ),
-    tokenwise=(_DOUBLE + "mlp",),
+    per_token=(_DOUBLE + "mlp",),
     swap=swapped,
     lora=LoraTargets(
         include=(r"(double|single)_blocks\.\d+\..*",),

@@ -32,7 +32,7 @@ DIT = Component(
     build=Lazy("musubi.architectures.wan.dit:WanDiT"),
     infer=Lazy("musubi.architectures.wan.dit:infer"),
     dialects=keys.DIT,
-    strangers={
+    foreign_keys={
         "double_blocks.0.img_attn.qkv.weight": "a FLUX denoiser",
         "transformer_blocks.0.attn.to_q.weight": "a denoiser of another architecture",
         "visual.transformer.resblocks.0.attn.in_proj_weight": "a CLIP image encoder",
@@ -46,7 +46,7 @@ DIT = Component(
             r"blocks\.\d+\.(self_attn|cross_attn)\.(q|k|v|o|k_img|v_img)\.weight",
             r"blocks\.\d+\.ffn\.[02]\.weight",
         ),
-        tokenwise=(r"blocks\.\d+\.ffn",),
+        per_token=(r"blocks\.\d+\.ffn",),
         lora=LoraTargets(
             include=(r"blocks\.\d+\..*",),
             exclude=(
@@ -143,7 +143,7 @@ OPTIONS = (
         default=False,
         help="Encode and decode in overlapping spatial tiles: less memory, slightly different frames.",
         commands=("cache latents", "train", "generate"),
-        recorded=True,
+        affects_cache=True,
     ),
     Option(
         name="vae_tile_size",
@@ -151,7 +151,7 @@ OPTIONS = (
         default=256,
         help="Side of a VAE tile in pixels, a multiple of 32, when tiling.",
         commands=("cache latents", "train", "generate"),
-        recorded=True,
+        affects_cache=True,
     ),
     Option(
         name="slg_layers",

@@ -16,11 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from musubi.memory.blocks import wrap
 from musubi.plugin.traits import Traits, named
 
-NAME = "slices"
+NAME = "ffn_chunks"
 
 
 def apply(module: nn.Module, traits: Traits, count: int, *, compiled: bool = False) -> int:
-    """Let the modules that `traits.tokenwise` names take their tokens in `count` parts.
+    """Let the modules that `traits.per_token` names take their tokens in `count` parts.
 
     Args:
         module: The network.
@@ -31,7 +31,7 @@ def apply(module: nn.Module, traits: Traits, count: int, *, compiled: bool = Fal
     Returns:
         The number of modules it was applied to.
     """
-    wanted = [part for name, part in module.named_modules() if named(name, traits.tokenwise)]
+    wanted = [part for name, part in module.named_modules() if named(name, traits.per_token)]
     for part in wanted:
         wrap(part, NAME, functools.partial(_in_slices, count=count, compiled=compiled))
     return len(wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from musubi.cache.freshness import Wanted
 from musubi.cache.training_set import Problem
@@ -38,15 +38,8 @@ class DeviceFullError(RunError):
         self.size = size
 
 
-class Loader(Networks, Protocol):
-    """Networks that can be let go of again; `musubi.weights.nets.Nets` is one."""
-
-    def free(self, name: str) -> None:
-        """Forget a network and give its memory back."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class CachingRun:
     """One run of caching.
 
     Args:
@@ -68,7 +61,7 @@ class Job:
     dataset: DatasetFile
     architecture: Architecture
     runtime: Runtime
-    nets: Loader
+    nets: Networks
     wanted: Wanted
     report: Report
     dtypes: Mapping[str, str] = field(default_factory=dict)
