@@ -113,6 +113,13 @@ class LoraFileOptions(Options):
     exclude_patterns: list[str] | None = option(
         None, "For each LoRA, a pattern of the modules to leave out.", group=_LORA, metavar="REGEX"
     )
+    lora_block_weights: list[str] | None = option(
+        None,
+        "For each LoRA, strengths by block: STACK.N=VALUE, STACK.N-M=VALUE or STACK=VALUE with commas "
+        "between, or a number for each block.",
+        group=_LORA,
+        metavar="WEIGHTS",
+    )
     lora_mode: LoraMode = option(
         "merge",
         "Merge into the weights while they load, or attach beside them (slower, exact).",
@@ -259,7 +266,7 @@ def _check_video(config: GenerateConfig) -> None:
 
 def _check_lora(config: GenerateConfig) -> None:
     files = len(config.lora_weight or ())
-    for name in ("lora_multiplier", "include_patterns", "exclude_patterns"):
+    for name in ("lora_multiplier", "include_patterns", "exclude_patterns", "lora_block_weights"):
         count = len(getattr(config, name) or ())
         if count > files:
             raise ConfigError(

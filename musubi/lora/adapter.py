@@ -32,6 +32,7 @@ class Adapter(nn.Module):
         bias: Of the bias, or None.
         drops: Dropout while training.
         start: A pair that is subtracted: what `delta` was at first, when that was not nothing.
+        strength: A factor of the change.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class Adapter(nn.Module):
         *,
         drops: Drops = NONE,
         start: Pair | None = None,
+        strength: float = 1.0,
     ) -> None:
         super().__init__()
         self.drops = drops
+        self.strength = strength
         # The same objects as the parameters: what an optimizer changes is changed here too.
         self.live = None if delta is None else self._registered(delta)
         self.live_bias = None if bias is None else Difference(self._parameter("bias", bias.value))
@@ -87,11 +90,13 @@ class Adapter(nn.Module):
     ) -> torch.Tensor:
         """The layer's output with this adapter's change added, rounded once."""
         drops = self.drops if self.training else NONE
+        multiplier *= self.strength
         new = output
         if self.live is not None:
-            new = new + added(self.live, layer, x, output, multiplier, drops)
-        if self.start is not None:
-            new = new - added(self.start, layer, x, output, multiplier)
+            change = added(self.live, layer, x, output, multiplier, drops)
+            if self.start is not None:
+                change = change - added(self.start, layer, x, output, multiplier)
+            new = new + change
         if self.live_bias is not None:
             new = new + multiplier * on_bias(self.live_bias, layer, output)
         return new.to(output.dtype)
@@ -220,7 +225,12 @@ class Adapters(nn.Module):
 
     @classmethod
     def from_deltas(
-        cls, model: nn.Module, deltas: Mapping[str, Delta], *, drops: Drops = NONE
+        cls,
+        model: nn.Module,
+        deltas: Mapping[str, Delta],
+        *,
+        drops: Drops = NONE,
+        strengths: Mapping[str, float] | None = None,
     ) -> Adapters:
         """Adapters with the layers, ranks, alphas and numbers of a file.
 
@@ -228,6 +238,7 @@ class Adapters(nn.Module):
             model: The network.
             deltas: Our name of a weight or bias, or of the layer, → its change.
             drops: Dropout while training.
+            strengths: Name of a parameter → a factor of its change.
 
         Raises:
             CheckpointError: One is for a layer that the network lacks, or of another size.
@@ -254,7 +265,10 @@ class Adapters(nn.Module):
             model,
             {
                 path: Adapter(
-                    of.get("weight"), cast("Difference | None", of.get("bias")), drops=drops
+                    of.get("weight"),
+                    cast("Difference | None", of.get("bias")),
+                    drops=drops,
+                    strength=(strengths or {}).get(f"{path}{WEIGHT}", 1.0),
                 )
                 for path, of in by_layer.items()
             },
