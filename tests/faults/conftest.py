@@ -39,9 +39,8 @@ def ask() -> Iterator[Callable[..., dict]]:
         process.stdin.flush()
         return json.loads(process.stdout.readline())
 
-    yield call
-    process.stdin.close()  # type: ignore[union-attr]
-    process.wait(timeout=60)
+    with process:  # which closes its ends
+        yield call
 
 
 @pytest.fixture(scope="session")
