@@ -56,6 +56,14 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
+@nox.session(default=False)
+def faults(session: nox.Session) -> None:
+    """Kill every command, let the disk fail, damage every kind of file: minutes."""
+    install(session, "test")
+    env = {"OMP_NUM_THREADS": "1", "MUSUBI_FAULTS": "all"}
+    session.run("pytest", "tests/faults", *session.posargs, env=env)
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """Check that links lead somewhere, commands parse, and generated pages are current."""

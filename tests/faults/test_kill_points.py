@@ -21,7 +21,7 @@ from world import World
 from musubi.errors import system_reason
 
 COMMANDS = ("cache latents", "cache text", "train", "generate", "lora merge", "lora convert")
-MOST = {"cache latents": 2, "train": 2, "lora merge": 1}  # points of the small run; others none
+MOST = {"cache latents": 1, "train": 1}  # points of the small run; others none
 KILLS, FAULTS = 24, 12  # of the whole run, for each command
 NUMBERS = {
     "open": ("EMFILE", "EACCES"),
