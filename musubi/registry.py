@@ -6,7 +6,7 @@ from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
 
 from musubi.errors import ConfigError, did_you_mean
-from musubi.spec.architecture import Architecture
+from musubi.plugin.architecture import Architecture
 
 GROUP = "musubi.architectures"
 

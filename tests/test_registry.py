@@ -7,7 +7,7 @@ import pytest
 from musubi import registry
 from musubi.cli import models
 from musubi.errors import ConfigError
-from musubi.spec import Architecture, Quiet
+from musubi.plugin import Architecture, Quiet
 
 
 @pytest.fixture

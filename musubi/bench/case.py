@@ -16,8 +16,8 @@ from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
 from musubi.lora.adapter import Adapters
 from musubi.memory.example import example_batch
-from musubi.spec import Architecture, Clip, Component, Variant
-from musubi.spec.architecture import Role
+from musubi.plugin import Architecture, Clip, Component, Variant
+from musubi.plugin.architecture import Role
 from musubi.testing.twins import write_tokenizer
 from musubi.train import optim, schedule
 from musubi.train.offload import Mirror

@@ -10,7 +10,7 @@ import torch
 from musubi.bench.case import Case
 from musubi.bench.network import random_network
 from musubi.memory.apply import Placement
-from musubi.spec import Policy, Report
+from musubi.plugin import Policy, Report
 
 
 def tell(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from musubi.memory.apply import Placement
-from musubi.spec import Component
+from musubi.plugin import Component
 from musubi.weights.blank import finished, on_meta
 
 

@@ -23,7 +23,7 @@ from musubi.config.task import published
 from musubi.errors import ConfigError
 from musubi.memory.apply import Placement
 from musubi.memory.compiled import Compiler
-from musubi.spec import Architecture, Component, Policy, Report, Variant
+from musubi.plugin import Architecture, Component, Policy, Report, Variant
 from musubi.weights.dtypes import parse_dtype
 
 WARM_UP = 2

@@ -25,8 +25,8 @@ from musubi.config.dataset import read_dataset_config
 from musubi.config.options import paths
 from musubi.data import check as data_check
 from musubi.data.sources import Source, scan
-from musubi.spec.architecture import Architecture
-from musubi.spec.report import Report
+from musubi.plugin.architecture import Architecture
+from musubi.plugin.report import Report
 from musubi.weights.identity import identity
 
 

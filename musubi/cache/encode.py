@@ -21,10 +21,10 @@ from musubi.config.memory import encoder_policies
 from musubi.config.options import own_options, paths, tokenizers
 from musubi.errors import ConfigError
 from musubi.memory.apply import placer
-from musubi.spec.architecture import Architecture, Task
-from musubi.spec.option import Command
-from musubi.spec.policy import Policy
-from musubi.spec.report import Report
+from musubi.plugin.architecture import Architecture, Task
+from musubi.plugin.option import Command
+from musubi.plugin.policy import Policy
+from musubi.plugin.report import Report
 from musubi.weights.dtypes import dtype_name, parse_dtype
 from musubi.weights.identity import identity
 from musubi.weights.nets import Nets

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from musubi.spec.architecture import Architecture
+from musubi.plugin.architecture import Architecture
 from musubi.weights.write import atomic
 
 

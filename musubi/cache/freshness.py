@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from musubi.cache.header import Header
-from musubi.spec.architecture import Architecture, Task
-from musubi.spec.option import Command
-from musubi.spec.record import Field
+from musubi.plugin.architecture import Architecture, Task
+from musubi.plugin.option import Command
+from musubi.plugin.record import Field
 
 PREPROCESSING_VERSION = 1
 """Raise it when reading, resizing or cropping changes what a clip holds."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from musubi.cache.freshness import Wanted
 from musubi.cache.training_set import Problem
 from musubi.errors import DataError, MusubiError, RunError
-from musubi.spec.architecture import Architecture
-from musubi.spec.report import Report
-from musubi.spec.runtime import Networks, Runtime
+from musubi.plugin.architecture import Architecture
+from musubi.plugin.report import Report
+from musubi.plugin.runtime import Networks, Runtime
 
 if TYPE_CHECKING:
     from musubi.config.dataset import DatasetEntry, DatasetFile

@@ -17,8 +17,8 @@ from musubi.cache.threads import WriteBehind, read_ahead
 from musubi.cache.worklist import Place, Work, Worklist, named_size
 from musubi.data import clips as data_clips
 from musubi.errors import DataError, RunError
-from musubi.spec.report import Progress
-from musubi.spec.runtime import Clip, Record
+from musubi.plugin.report import Progress
+from musubi.plugin.runtime import Clip, Record
 
 if TYPE_CHECKING:
     from musubi.data.clips import ClipPlan

@@ -28,8 +28,8 @@ from musubi.cache.text import NO_PLAN
 from musubi.cache.training_set import Item, Problem, TrainingSet, by_reason
 from musubi.data.sources import scan
 from musubi.errors import DataError
-from musubi.spec.architecture import Architecture, Task
-from musubi.spec.report import Report
+from musubi.plugin.architecture import Architecture, Task
+from musubi.plugin.report import Report
 from musubi.weights.identity import identity
 
 if TYPE_CHECKING:

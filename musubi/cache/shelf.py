@@ -13,7 +13,7 @@ from typing import Any
 from musubi.cache.header import Header
 from musubi.cache.store import Stored, possible_stems, read_head
 from musubi.errors import DataError
-from musubi.spec.architecture import Architecture
+from musubi.plugin.architecture import Architecture
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 
 from musubi.cache.header import Header, parse
 from musubi.errors import DataError
-from musubi.spec.architecture import Architecture
-from musubi.spec.record import Field, is_mask
-from musubi.spec.runtime import Record
+from musubi.plugin.architecture import Architecture
+from musubi.plugin.record import Field, is_mask
+from musubi.plugin.runtime import Record
 from musubi.weights.write import save
 
 FORMAT_VERSION = "1.0.1"

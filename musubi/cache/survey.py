@@ -19,7 +19,7 @@ from musubi.cache.header import Header
 from musubi.cache.shelf import Shelf
 from musubi.cache.store import Stored, rewrite_header, text_name
 from musubi.errors import MusubiError
-from musubi.spec.architecture import Architecture, Task
+from musubi.plugin.architecture import Architecture, Task
 
 if TYPE_CHECKING:
     from musubi.config.dataset import DatasetEntry

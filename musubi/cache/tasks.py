@@ -10,7 +10,7 @@ import torch
 from musubi.cache.header import Kind
 from musubi.config import task as tasks
 from musubi.errors import ConfigError
-from musubi.spec.architecture import Architecture, Component, Task
+from musubi.plugin.architecture import Architecture, Component, Task
 
 _MOST_THREADS = 8
 

@@ -30,8 +30,8 @@ from musubi.cache.survey import judge_text
 from musubi.cache.threads import WriteBehind
 from musubi.data.sources import scan
 from musubi.errors import DataError
-from musubi.spec.report import Progress
-from musubi.spec.runtime import Record
+from musubi.plugin.report import Progress
+from musubi.plugin.runtime import Record
 
 if TYPE_CHECKING:
     from musubi.config.dataset import DatasetEntry

@@ -13,9 +13,9 @@ import torch
 from musubi.cache.store import empty_caption_name, read_record
 from musubi.data.batches import dataset_digest
 from musubi.errors import DataError
-from musubi.spec.architecture import Architecture, Task
-from musubi.spec.record import Field
-from musubi.spec.runtime import Record
+from musubi.plugin.architecture import Architecture, Task
+from musubi.plugin.record import Field
+from musubi.plugin.runtime import Record
 
 
 @dataclass(frozen=True, kw_only=True)

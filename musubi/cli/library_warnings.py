@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from musubi.spec.report import Report
+from musubi.plugin.report import Report
 
 
 class LibraryWarnings(logging.Handler):

@@ -14,7 +14,7 @@ from musubi.errors import ConfigError
 if TYPE_CHECKING:
     from musubi.config.fields import Flag
     from musubi.config.resolve import ConfigFile
-    from musubi.spec.architecture import Architecture
+    from musubi.plugin.architecture import Architecture
 
 
 def own_flags(command: Command) -> dict[str, Flag]:

@@ -8,8 +8,8 @@ from musubi import registry
 from musubi.errors import ConfigError
 
 if TYPE_CHECKING:
-    from musubi.spec.architecture import Architecture, Publication, Task
-    from musubi.spec.report import Report
+    from musubi.plugin.architecture import Architecture, Publication, Task
+    from musubi.plugin.report import Report
 
 
 def list_all() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from musubi.spec.report import Progress, Quiet, Report
+from musubi.plugin.report import Progress, Quiet, Report
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from musubi.errors import ConfigError
-from musubi.spec.architecture import Architecture, Lazy
-from musubi.spec.option import Command as Place
+from musubi.plugin.architecture import Architecture, Lazy
+from musubi.plugin.option import Command as Place
 
 if TYPE_CHECKING:
     from musubi.config.options import Options, Retired

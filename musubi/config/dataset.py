@@ -28,7 +28,7 @@ from musubi.config.dataset_values import (
     resolution_of,
 )
 from musubi.errors import ConfigError, MusubiError, did_you_mean
-from musubi.spec.architecture import Architecture
+from musubi.plugin.architecture import Architecture
 
 if sys.version_info >= (3, 11):
     import tomllib  # pyright: ignore[reportMissingImports]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from musubi.errors import ConfigError, nearest
-from musubi.spec.architecture import Architecture
+from musubi.plugin.architecture import Architecture
 
 Kind = Literal["image", "video"]
 RESOLUTION = (960, 544)

@@ -11,8 +11,8 @@ from typing_extensions import Self
 from musubi.config.options import Options, option
 from musubi.config.sizes import parse_bytes
 from musubi.errors import ConfigError
-from musubi.spec import Architecture, Component, Policy
-from musubi.spec.policy import Recompute, Storage
+from musubi.plugin import Architecture, Component, Policy
+from musubi.plugin.policy import Recompute, Storage
 
 _MEMORY = "Memory and speed"
 # What only a network that stays as it is can have.

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from musubi.spec.architecture import Architecture
-from musubi.spec.option import Command
+from musubi.plugin.architecture import Architecture
+from musubi.plugin.option import Command
 
 ROLES: Mapping[str, tuple[str, ...]] = {
     "cache latents": ("vae", "image"),

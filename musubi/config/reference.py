@@ -8,7 +8,7 @@ from pathlib import Path
 
 from musubi.config.commands import COMMANDS, Command, architectures
 from musubi.config.fields import Flag, flags, shown
-from musubi.spec.architecture import Architecture
+from musubi.plugin.architecture import Architecture
 
 HEAD = """\
 # Options

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from musubi.config.fields import Flag, flags, names, shown
 from musubi.config.options import Options, Retired
 from musubi.errors import ConfigError, did_you_mean, nearest
-from musubi.spec.architecture import Architecture
+from musubi.plugin.architecture import Architecture
 
 try:
     import tomllib  # pyright: ignore[reportMissingImports]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from musubi.errors import CheckpointError, ConfigError, did_you_mean
-from musubi.spec.architecture import Architecture, Sampling, Task, Variant
+from musubi.plugin.architecture import Architecture, Sampling, Task, Variant
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from musubi.data import clips
 from musubi.data.clips import ClipPlan
 from musubi.data.survey import Surveyed, survey_of
 from musubi.errors import DataError
-from musubi.spec.architecture import Architecture
-from musubi.spec.report import Report
+from musubi.plugin.architecture import Architecture
+from musubi.plugin.report import Report
 
 _SHOWN = 3
 """Nearest misses in an error: enough to see the pattern."""

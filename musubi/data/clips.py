@@ -16,8 +16,8 @@ from musubi.data.buckets import Size
 from musubi.data.media import VideoInfo
 from musubi.data.sources import Source
 from musubi.errors import DataError
-from musubi.spec.architecture import Architecture, Task
-from musubi.spec.runtime import Clip
+from musubi.plugin.architecture import Architecture, Task
+from musubi.plugin.runtime import Clip
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -16,9 +16,9 @@ from musubi.data import buckets, check, clips
 from musubi.data.clips import ClipPlan
 from musubi.data.survey import Surveyed, survey_of, threads_by_default
 from musubi.errors import DataError, RunError
-from musubi.spec.architecture import Architecture
-from musubi.spec.report import Report
-from musubi.spec.runtime import Clip
+from musubi.plugin.architecture import Architecture
+from musubi.plugin.report import Report
+from musubi.plugin.runtime import Clip
 from musubi.weights.write import atomic
 
 FRAMES = 8

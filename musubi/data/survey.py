@@ -14,8 +14,8 @@ from musubi.data import clips
 from musubi.data.clips import ClipPlan
 from musubi.data.sources import Scan, Skipped, Source, scan
 from musubi.errors import MusubiError
-from musubi.spec.architecture import Architecture, Task
-from musubi.spec.report import Report
+from musubi.plugin.architecture import Architecture, Task
+from musubi.plugin.report import Report
 
 MOST_WORKERS = 8
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from musubi import registry
 from musubi.demo import shapes
-from musubi.spec import Architecture
+from musubi.plugin import Architecture
 from musubi.testing import media
 from musubi.weights.write import save
 

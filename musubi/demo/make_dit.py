@@ -22,7 +22,7 @@ from musubi.demo import shapes
 from musubi.demo.graphs import Followed, Rated, captured, ticks
 from musubi.demo.make import architecture, save_component, untrained_dit
 from musubi.flow import times
-from musubi.spec import Conditioning, Quiet
+from musubi.plugin import Conditioning, Quiet
 from musubi.weights.nets import Nets
 
 PEAK, SHIFT, WORDS = 1e-3, 3.0, 512

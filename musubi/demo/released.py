@@ -12,7 +12,7 @@ from typing import Any
 from musubi.config.options import ROLES
 from musubi.errors import CheckpointError
 from musubi.registry import find
-from musubi.spec import Architecture
+from musubi.plugin import Architecture
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -18,7 +18,7 @@ from musubi.config.demo import DemoConfig
 from musubi.demo import lesson, pictures, released, shapes
 from musubi.demo.page import Story, write_page
 from musubi.errors import ConfigError, RunError
-from musubi.spec import Report
+from musubi.plugin import Report
 
 MARK = ".musubi-demo"
 STEPS, PROMPTS, EVERY = 120, 6, 40

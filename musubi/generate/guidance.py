@@ -14,7 +14,7 @@ import torch
 
 from musubi.errors import ConfigError
 from musubi.flow.solvers import Predict
-from musubi.spec.runtime import Conditioning, Recipe
+from musubi.plugin.runtime import Conditioning, Recipe
 
 SkipMode = Literal["early", "late", "middle", "early_late", "alternate", "none"]
 SKIP_MODES: tuple[SkipMode, ...] = ("early", "late", "middle", "early_late", "alternate", "none")

@@ -12,7 +12,7 @@ from musubi.data.buckets import resize_and_crop
 from musubi.data.media import VideoInfo, probe_video, read_frames, read_image
 from musubi.errors import ConfigError, DataError
 from musubi.flow.schedules import steps_taken
-from musubi.spec import Clip, Recipe, Task
+from musubi.plugin import Clip, Recipe, Task
 
 # A task's input → the option of the architecture that carries its path.
 OPTION = {

@@ -17,7 +17,7 @@ from musubi.lora.adapter import Adapters
 from musubi.lora.files import LoraFile, read_lora
 from musubi.lora.merge import merging_transform
 from musubi.lora.merge import run as run_merge
-from musubi.spec import Architecture, Report
+from musubi.plugin import Architecture, Report
 from musubi.weights.load import Transform
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from typing import Any
 from musubi.config.prompts import PREVIEW
 from musubi.config.task import Choice
 from musubi.errors import ConfigError
-from musubi.spec import Architecture, Recipe, Report
+from musubi.plugin import Architecture, Recipe, Report
 
 ENGINE_OPTIONS = ("cfg_skip_mode", "cfg_apply_ratio")
 _NUMBERS = (

@@ -30,7 +30,7 @@ from musubi.memory.compiled import Compiler
 from musubi.nn import attention
 from musubi.plan.fit import encoders_for, policy_for
 from musubi.plan.rescue import rescued
-from musubi.spec import Architecture, Policy, Recipe, Report, Task
+from musubi.plugin import Architecture, Policy, Recipe, Report, Task
 from musubi.weights.dtypes import parse_dtype
 from musubi.weights.load import inspect
 from musubi.weights.nets import Nets

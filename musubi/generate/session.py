@@ -18,7 +18,7 @@ from musubi.flow.times import mix
 from musubi.generate.guidance import guided, needs_negative
 from musubi.generate.inputs import check, clip_for, has_media
 from musubi.memory.apply import park
-from musubi.spec import (
+from musubi.plugin import (
     Architecture,
     Conditioning,
     Quiet,

@@ -22,7 +22,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from musubi.errors import CheckpointError, DataError
-from musubi.spec import Recipe
+from musubi.plugin import Recipe
 from musubi.weights.files import open_weights
 from musubi.weights.write import atomic, save
 

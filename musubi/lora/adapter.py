@@ -13,7 +13,7 @@ from torch import nn
 from musubi.errors import CheckpointError, ConfigError
 from musubi.lora import patterns
 from musubi.lora.pair import Pair
-from musubi.spec import LoraTargets
+from musubi.plugin import LoraTargets
 
 _SHOWN = 5
 

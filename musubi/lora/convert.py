@@ -6,7 +6,7 @@ import torch
 
 from musubi.config.lora import LoraConvertConfig
 from musubi.lora.files import ALIASES, architecture_of, keep_apart, read_lora, write_lora
-from musubi.spec import Report
+from musubi.plugin import Report
 from musubi.weights.dtypes import parse_dtype
 from musubi.weights.files import open_weights
 

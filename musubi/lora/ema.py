@@ -12,7 +12,7 @@ from musubi.config.lora import LoraEmaConfig
 from musubi.errors import CheckpointError
 from musubi.lora.files import keep_apart
 from musubi.lora.metadata import hashes
-from musubi.spec import Report
+from musubi.plugin import Report
 from musubi.weights.files import Weights, open_weights
 from musubi.weights.write import stream
 

@@ -17,7 +17,7 @@ from musubi.lora import metadata as facts
 from musubi.lora.names import KOHYA, known, lookup, recognised, underscored
 from musubi.lora.pair import Pair
 from musubi.lora.patterns import compiled
-from musubi.spec import Architecture, Component, Source
+from musubi.plugin import Architecture, Component, Source
 from musubi.weights.files import open_weights
 from musubi.weights.write import save
 

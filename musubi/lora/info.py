@@ -12,7 +12,7 @@ from typing import Any
 from musubi.config.lora import LoraInfoConfig
 from musubi.lora.files import read_lora
 from musubi.lora.names import KOHYA, PREFIXES, recognised
-from musubi.spec import Report
+from musubi.plugin import Report
 
 _SHOWN = 3
 

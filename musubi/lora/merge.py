@@ -12,7 +12,7 @@ from musubi.config.options import paths, spared
 from musubi.errors import ConfigError, RunError
 from musubi.lora.files import LoraFile, read_lora
 from musubi.lora.pair import Pair
-from musubi.spec import Architecture, Report, Source
+from musubi.plugin import Architecture, Report, Source
 from musubi.weights.contents import Inspection, examine, locate
 from musubi.weights.dtypes import FP8, dtype_name
 from musubi.weights.files import Weights, open_weights

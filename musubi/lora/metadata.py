@@ -15,7 +15,7 @@ from safetensors.torch import save as serialised
 
 from musubi import registry
 from musubi.errors import ConfigError
-from musubi.spec import Architecture
+from musubi.plugin import Architecture
 from musubi.weights.header import make_header
 
 # What --no_metadata keeps.

@@ -10,7 +10,7 @@ from torch import nn
 
 from musubi import registry
 from musubi.errors import ConfigError
-from musubi.spec import Architecture, Component, Source
+from musubi.plugin import Architecture, Component, Source
 from musubi.weights.blank import blank
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")

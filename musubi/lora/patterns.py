@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from musubi.errors import ConfigError, did_you_mean
-from musubi.spec import LoraTargets
+from musubi.plugin import LoraTargets
 
 
 def compiled(patterns: Iterable[str]) -> list[re.Pattern[str]]:

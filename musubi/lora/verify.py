@@ -14,7 +14,7 @@ from musubi.errors import CheckpointError
 from musubi.lora.files import FORMS, LoraFile, architecture_of, grouped, laid_out, read_lora
 from musubi.lora.names import KOHYA, known, known_layers, underscored
 from musubi.lora.patterns import choose
-from musubi.spec import Architecture, Component, LoraNames, Report
+from musubi.plugin import Architecture, Component, LoraNames, Report
 from musubi.weights.files import open_weights
 
 PROGRAMS = ("ComfyUI", "diffusers")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from musubi.memory.host import host_bytes
-from musubi.spec.report import Quiet, Report
+from musubi.plugin.report import Quiet, Report
 
 SMALLEST = 1 << 20
 """Bytes: smaller tensors cost more to send than to keep."""

@@ -16,10 +16,10 @@ from musubi.memory import activations, compiled, fp8, recompute, residency, slic
 from musubi.memory.blocks import stacks
 from musubi.memory.compiled import Compiler
 from musubi.memory.stream import Home, Stream, housed, layout, spread
-from musubi.spec.architecture import Component
-from musubi.spec.policy import Policy
-from musubi.spec.report import Quiet, Report
-from musubi.spec.traits import Traits
+from musubi.plugin.architecture import Component
+from musubi.plugin.policy import Policy
+from musubi.plugin.report import Quiet, Report
+from musubi.plugin.traits import Traits
 
 _STREAM = "_musubi_stream"
 

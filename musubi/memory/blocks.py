@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from musubi.spec.traits import Traits
+from musubi.plugin.traits import Traits
 
 Around = Callable[..., Any]
 _POLICIES = "_musubi_policies"

@@ -20,8 +20,8 @@ from musubi.memory.estimate import Estimate, Optimizer, estimate
 from musubi.memory.speed import CARDS, Card
 from musubi.memory.step import Case
 from musubi.memory.weights import weights_of
-from musubi.spec.architecture import Component
-from musubi.spec.policy import Policy, Recompute, Storage
+from musubi.plugin.architecture import Component
+from musubi.plugin.policy import Policy, Recompute, Storage
 
 # What an allocator cannot use, and what a library takes that PyTorch does not see.
 MARGIN_PART = 0.05

@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from musubi.errors import ConfigError
 from musubi.memory import recompute
 from musubi.memory.blocks import blocks, wrap
-from musubi.spec.policy import Recompute
-from musubi.spec.traits import Traits
+from musubi.plugin.policy import Recompute
+from musubi.plugin.traits import Traits
 
 NAME = "compile"
 # Kinds of blocks, sizes, and with or without gradients: each is a version of the same function.

@@ -17,7 +17,7 @@ from musubi.memory.speed import Card, started
 from musubi.memory.step import DEPTH, Case, record
 from musubi.memory.trace import Trace
 from musubi.memory.weights import weights_of
-from musubi.spec.policy import Policy
+from musubi.plugin.policy import Policy
 from musubi.weights.blank import on_meta
 
 # Work space of the libraries that multiply, held by PyTorch.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from musubi.spec import Architecture, Field, Task
+from musubi.plugin import Architecture, Field, Task
 
 
 def example_batch(  # noqa: PLR0913 - a size has many numbers

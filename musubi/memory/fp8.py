@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from musubi.spec.traits import Traits, named
+from musubi.plugin.traits import Traits, named
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0

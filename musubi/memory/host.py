@@ -9,7 +9,7 @@ import weakref
 
 import torch
 
-from musubi.spec.report import Report
+from musubi.plugin.report import Report
 
 _PAGE = 4096
 

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import (
 )
 
 from musubi.memory.blocks import blocks, unwrap, wrap
-from musubi.spec.traits import Traits
+from musubi.plugin.traits import Traits
 
 NAME = "recompute"
 # Attention over a text of a few hundred tokens is cheap: its output is not worth its memory.

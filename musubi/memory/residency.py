@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from musubi.memory.activations import Lot
 from musubi.memory.blocks import blocks, wrap
 from musubi.memory.stream import Stream
-from musubi.spec.traits import Traits
+from musubi.plugin.traits import Traits
 
 NAME = "residency"
 

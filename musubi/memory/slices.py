@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from musubi.memory.blocks import wrap
-from musubi.spec.traits import Traits, named
+from musubi.plugin.traits import Traits, named
 
 NAME = "slices"
 

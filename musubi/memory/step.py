@@ -21,8 +21,8 @@ from musubi.memory import fp8, recompute, slices
 from musubi.memory.blocks import stacks, wrap
 from musubi.memory.example import example_batch
 from musubi.memory.trace import Recorder, Trace, walk
-from musubi.spec import Architecture, Component, Conditioning, Task
-from musubi.spec.policy import Policy
+from musubi.plugin import Architecture, Component, Conditioning, Task
+from musubi.plugin.policy import Policy
 from musubi.weights.blank import finished, on_meta
 
 DEPTH = 2

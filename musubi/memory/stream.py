@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from musubi.memory.host import host_bytes
-from musubi.spec.report import Report
+from musubi.plugin.report import Report
 
 SLOTS = 2
 # Copies want whole cache lines, and products in 8 bits 16 bytes.

@@ -15,7 +15,7 @@ from torch import nn
 
 from musubi.memory.blocks import blocks, wrap
 from musubi.memory.stream import Home, empty
-from musubi.spec.traits import Traits
+from musubi.plugin.traits import Traits
 
 SMALLEST = 1 << 24
 """Numbers in a matrix: smaller ones stay on the device."""

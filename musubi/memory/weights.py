@@ -14,8 +14,8 @@ from musubi.memory import fp8
 from musubi.memory.blocks import stacks
 from musubi.memory.stream import SLOTS, layout, spread
 from musubi.memory.visitors import visitors
-from musubi.spec.architecture import Component
-from musubi.spec.policy import Storage
+from musubi.plugin.architecture import Component
+from musubi.plugin.policy import Storage
 from musubi.weights.blank import on_meta
 
 # The device's allocator hands out whole multiples of this.

@@ -10,9 +10,9 @@ from musubi.memory.choose import needed, stream_counts
 from musubi.memory.weights import weights_of
 from musubi.plan import networks, words
 from musubi.plan.subject import Network
-from musubi.spec import Architecture
-from musubi.spec.option import Command
-from musubi.spec.policy import Policy
+from musubi.plugin import Architecture
+from musubi.plugin.option import Command
+from musubi.plugin.policy import Policy
 
 # Options of architectures with which a VAE needs less, and what to give them; the most helpful first.
 _VAE: Mapping[str, bool | int] = {

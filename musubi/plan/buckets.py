@@ -14,7 +14,7 @@ from musubi.config.dataset import DatasetEntry, DatasetFile, read_dataset_config
 from musubi.config.options import own_options
 from musubi.data.survey import survey
 from musubi.errors import ConfigError
-from musubi.spec import Architecture, Report, Task
+from musubi.plugin import Architecture, Report, Task
 
 
 @dataclass(frozen=True, order=True)

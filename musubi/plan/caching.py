@@ -17,9 +17,9 @@ from musubi.memory.choose import needed
 from musubi.plan import beside, networks, words
 from musubi.plan.rescue import device_room
 from musubi.plan.subject import Bucket, networks_of
-from musubi.spec import Architecture, Report, Task
-from musubi.spec.option import Command
-from musubi.spec.policy import Policy
+from musubi.plugin import Architecture, Report, Task
+from musubi.plugin.option import Command
+from musubi.plugin.policy import Policy
 
 
 def run_latents(config: CacheLatentsConfig, architecture: Architecture, report: Report) -> None:

@@ -13,7 +13,7 @@ from musubi.memory import fp8
 from musubi.memory.step import filled
 from musubi.memory.trace import Op, Recorder, Trace, walk
 from musubi.plan.subject import Network
-from musubi.spec import Architecture, Component
+from musubi.plugin import Architecture, Component
 from musubi.weights.blank import on_meta
 
 # Tokens of a caption where the architecture sets no limit.

@@ -21,8 +21,8 @@ from musubi.plan.machine import device_bytes, host_room
 from musubi.plan.networks import text
 from musubi.plan.previews import Previews
 from musubi.plan.subject import Bucket, Network, Subject, largest, networks_of, subject
-from musubi.spec import Architecture, Component, Report
-from musubi.spec.policy import Policy
+from musubi.plugin import Architecture, Component, Report
+from musubi.plugin.policy import Policy
 
 
 class Item(Protocol):

@@ -17,8 +17,8 @@ from musubi.memory.trace import Recorder, Trace
 from musubi.memory.weights import weights_of
 from musubi.plan import captions
 from musubi.plan.subject import Bucket, Network
-from musubi.spec import Architecture, Clip, Component, Task
-from musubi.spec.policy import Policy
+from musubi.plugin import Architecture, Clip, Component, Task
+from musubi.plugin.policy import Policy
 from musubi.weights.blank import on_meta
 
 

@@ -10,7 +10,7 @@ from musubi.memory.speed import Card
 from musubi.plan import networks
 from musubi.plan.previews import Previews
 from musubi.plan.subject import Bucket, Subject
-from musubi.spec.policy import Policy
+from musubi.plugin.policy import Policy
 
 PREVIEW_STEP, PREVIEW_DECODE = "a step of a preview", "decode a preview"
 # Buckets that are looked at, the largest ones; the others need less.

@@ -15,7 +15,7 @@ from musubi.memory.weights import weights_of
 from musubi.plan import networks
 from musubi.plan.requests import Request
 from musubi.plan.subject import Bucket, Network, Subject, sized
-from musubi.spec.policy import Policy
+from musubi.plugin.policy import Policy
 
 
 @dataclass(frozen=True)

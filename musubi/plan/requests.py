@@ -10,7 +10,7 @@ from typing import Any
 from musubi.config.prompts import PREVIEW, parse_line, read_lines, read_prompt_file
 from musubi.config.task import Choice
 from musubi.errors import ConfigError
-from musubi.spec import Architecture
+from musubi.plugin import Architecture
 
 
 @dataclass(frozen=True, kw_only=True)

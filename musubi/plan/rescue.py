@@ -19,8 +19,8 @@ from musubi.plan.networks import text
 from musubi.plan.phases import phases
 from musubi.plan.subject import Bucket, Subject, subject
 from musubi.plan.table import HEADS, plain, table
-from musubi.spec import Architecture, Quiet
-from musubi.spec.policy import Policy
+from musubi.plugin import Architecture, Quiet
+from musubi.plugin.policy import Policy
 
 Where = Literal["train", "sample", "text", "encode", "decode", "load"]
 _DOING = {

@@ -19,8 +19,8 @@ from musubi.plan.phases import PREVIEW_DECODE, PREVIEW_STEP, SHOWN, Phase, phase
 from musubi.plan.subject import Subject, subject
 from musubi.plan.table import HEADS, table
 from musubi.plan.words import gib
-from musubi.spec import Architecture, Quiet, Report
-from musubi.spec.policy import Policy
+from musubi.plugin import Architecture, Quiet, Report
+from musubi.plugin.policy import Policy
 
 
 def run(config: PlanConfig, architecture: Architecture, report: Report) -> None:

@@ -21,7 +21,7 @@ from musubi.memory.estimate import Optimizer
 from musubi.memory.step import Case
 from musubi.plan.buckets import Bucket, of_dataset
 from musubi.plan.requests import Request, check_sides, previews, requests
-from musubi.spec import Architecture, Component, LoraTargets, Report, Task
+from musubi.plugin import Architecture, Component, LoraTargets, Report, Task
 from musubi.weights.contents import inspect
 from musubi.weights.dtypes import FP8, parse_dtype
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from musubi.spec.architecture import Component
-from musubi.spec.policy import Policy
+from musubi.plugin.architecture import Component
+from musubi.plugin.policy import Policy
 
 
 def flags(policy: Policy, component: Component, *, trains: bool) -> list[str]:

@@ -21,8 +21,8 @@ from musubi.errors import CheckpointError
 from musubi.lora.adapter import Adapters
 from musubi.memory.blocks import stacks
 from musubi.memory.compiled import Compiler
-from musubi.spec import Architecture, Clip, Conditioning, Policy, Recipe, Record, Task
-from musubi.spec.policy import Recompute
+from musubi.plugin import Architecture, Clip, Conditioning, Policy, Recipe, Record, Task
+from musubi.plugin.policy import Recompute
 from musubi.testing import twins
 from musubi.testing.subject import CAPTIONS, Subject, noisy
 from musubi.weights.files import open_weights

@@ -12,7 +12,7 @@ from torch import nn
 from musubi import registry
 from musubi.memory.apply import Placement
 from musubi.memory.compiled import Compiler
-from musubi.spec import Clip, Conditioning, Policy, Record, Runtime, Task
+from musubi.plugin import Clip, Conditioning, Policy, Record, Runtime, Task
 from musubi.testing import media, twins
 from musubi.train.step import move
 from musubi.weights.load import load

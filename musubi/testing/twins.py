@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from musubi.spec import Architecture, Component
+from musubi.plugin import Architecture, Component
 from musubi.weights.write import save
 
 

@@ -16,7 +16,7 @@ from musubi.errors import ConfigError, did_you_mean
 from musubi.lora.adapter import Adapters
 from musubi.lora.files import read_lora, write_lora
 from musubi.lora.merge import Merging, merging_transform
-from musubi.spec import Architecture, Component, Report
+from musubi.plugin import Architecture, Component, Report
 from musubi.train.trainee import refuse_broken
 
 DEFAULT_RANK = 4

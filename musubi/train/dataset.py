@@ -15,7 +15,7 @@ from musubi.config.options import own_options, paths, tokenizers
 from musubi.config.train import TrainConfig
 from musubi.data.batches import epoch_order
 from musubi.errors import ConfigError, DataError
-from musubi.spec import Architecture, Report, Task
+from musubi.plugin import Architecture, Report, Task
 from musubi.train.feed import split
 
 

@@ -9,7 +9,7 @@ from musubi.config.resolve import to_toml
 from musubi.config.train import TrainConfig
 from musubi.errors import RunError
 from musubi.nn import attention
-from musubi.spec import Architecture, Quiet, Report
+from musubi.plugin import Architecture, Quiet, Report
 from musubi.train import log, processes, timesteps
 from musubi.train.checkpoints import Names
 from musubi.train.setup import Setup, output_name

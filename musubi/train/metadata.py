@@ -12,7 +12,7 @@ from musubi.config.options import paths
 from musubi.config.task import Choice
 from musubi.config.train import TrainConfig
 from musubi.lora.metadata import modelspec, training_metadata
-from musubi.spec import Architecture
+from musubi.plugin import Architecture
 from musubi.train.dataset import Dataset
 from musubi.train.state import Position
 from musubi.train.trainee import Trainee

@@ -11,7 +11,7 @@ from musubi.lora.merge import Merging
 from musubi.memory.apply import placer
 from musubi.memory.compiled import Compiler
 from musubi.plan.fit import encoders_for
-from musubi.spec import Architecture, Policy, Report
+from musubi.plugin import Architecture, Policy, Report
 from musubi.train import adapters
 from musubi.weights.dtypes import parse_dtype
 from musubi.weights.nets import Nets

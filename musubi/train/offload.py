@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from musubi.memory.host import host_bytes
-from musubi.spec.report import Quiet, Report
+from musubi.plugin.report import Quiet, Report
 
 
 class Mirror:

@@ -18,7 +18,7 @@ from musubi.errors import MusubiError
 from musubi.generate.recipes import preview_recipe
 from musubi.generate.session import Session
 from musubi.generate.write import metadata, write_images, write_video
-from musubi.spec import Architecture, Recipe, Report
+from musubi.plugin import Architecture, Recipe, Report
 from musubi.train.seeds import derive
 
 Rescued = Callable[[Literal["sample", "decode"], Recipe], AbstractContextManager[None]]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musubi.config.train import TrainConfig
-from musubi.spec import Report
+from musubi.plugin import Report
 from musubi.train import log, processes, seeds, state
 from musubi.train.checkpoints import Names
 from musubi.train.dataset import Dataset

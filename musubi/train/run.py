@@ -14,7 +14,7 @@ import torch
 
 from musubi.config.train import TrainConfig
 from musubi.errors import RunError, StoppedError
-from musubi.spec.report import Progress, Report
+from musubi.plugin.report import Progress, Report
 from musubi.train import feed, optim, seeds
 from musubi.train.checkpoints import Checkpoints
 from musubi.train.feed import Feed, Micro, Source, Step

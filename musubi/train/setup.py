@@ -21,7 +21,7 @@ from musubi.lora.merge import Merging
 from musubi.plan import caching, fit, rescue
 from musubi.plan.rescue import Where
 from musubi.plan.subject import Bucket
-from musubi.spec import Architecture, Policy, Report
+from musubi.plugin import Architecture, Policy, Report
 from musubi.train import (
     adapters,
     dataset,

@@ -7,7 +7,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from musubi.spec.report import Report
+from musubi.plugin.report import Report
 
 
 class Stop:

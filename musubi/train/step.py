@@ -13,7 +13,7 @@ from torch import nn
 
 from musubi.config.optimization import TimestepOptions
 from musubi.flow import times
-from musubi.spec import Runtime, is_mask
+from musubi.plugin import Runtime, is_mask
 from musubi.train import seeds
 
 Batch = Mapping[str, Any]

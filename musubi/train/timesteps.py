@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from musubi.config.optimization import TimestepOptions
 from musubi.flow import times
-from musubi.spec.report import Report
+from musubi.plugin.report import Report
 from musubi.train.step import draw_times
 
 SAMPLES = 100_000

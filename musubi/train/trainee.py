@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from musubi.errors import RunError
-from musubi.spec.traits import named
+from musubi.plugin.traits import named
 from musubi.weights.write import save
 
 

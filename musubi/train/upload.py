@@ -8,7 +8,7 @@ from typing import Any
 
 from musubi.config.saving import HubOptions
 from musubi.errors import ConfigError, MissingPackageError
-from musubi.spec.report import Report
+from musubi.plugin.report import Report
 
 
 class Upload:

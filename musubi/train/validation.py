@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from musubi.spec.report import Report
+from musubi.plugin.report import Report
 from musubi.train.step import Objective
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]

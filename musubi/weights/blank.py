@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from musubi.spec.architecture import Component
-from musubi.spec.traits import named
+from musubi.plugin.architecture import Component
+from musubi.plugin.traits import named
 
 _RANDOM = frozenset({torch.rand, torch.randn})
 _SCALED = frozenset({torch.Tensor.div, torch.Tensor.mul})

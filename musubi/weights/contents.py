@@ -12,8 +12,8 @@ import torch
 
 from musubi import registry
 from musubi.errors import CheckpointError, ConfigError
-from musubi.spec.architecture import Component
-from musubi.spec.keys import KeyMap, Source
+from musubi.plugin.architecture import Component
+from musubi.plugin.keys import KeyMap, Source
 from musubi.weights.files import Weights, open_weights
 from musubi.weights.places import folders_with_weights, readable, weight_sets
 from musubi.weights.scaled import split_scales

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from musubi.spec.keys import Source
+from musubi.plugin.keys import Source
 from musubi.weights.contents import Inspection
 from musubi.weights.dtypes import FP8
 from musubi.weights.files import Weights

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from musubi.errors import CheckpointError
-from musubi.spec.architecture import Component
-from musubi.spec.traits import named
+from musubi.plugin.architecture import Component
+from musubi.plugin.traits import named
 from musubi.weights.blank import blank, finished, trimmed
 from musubi.weights.contents import Inspection, examine, inspect, locate
 from musubi.weights.dtypes import FP8, parse_dtype

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from musubi.errors import ConfigError
-from musubi.spec.architecture import Architecture, Component
-from musubi.spec.report import Quiet, Report
+from musubi.plugin.architecture import Architecture, Component
+from musubi.plugin.report import Quiet, Report
 from musubi.weights.load import Transform, load
 from musubi.weights.placing import Placing
 from musubi.weights.tokenizer import load_tokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from musubi.errors import ConfigError
-from musubi.spec.architecture import Component, Tokenizer
+from musubi.plugin.architecture import Component, Tokenizer
 
 _FILES = ("tokenizer.json", "tokenizer_config.json")
 _SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}

@@ -10,7 +10,7 @@ from musubi import registry
 from musubi.bench import run as bench
 from musubi.config.bench import BenchConfig
 from musubi.errors import ConfigError
-from musubi.spec import Architecture, Quiet
+from musubi.plugin import Architecture, Quiet
 
 SETTINGS = {"width": 64, "height": 64, "frames": 5, "steps": 1, "network_dim": 2, "device": "cpu"}
 

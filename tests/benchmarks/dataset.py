@@ -22,7 +22,7 @@ import sys, time
 from pathlib import Path
 from musubi import registry
 from musubi.config.dataset import read_dataset_config
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 import torch
 from musubi.cache.open import open_training_set
 architecture = registry.find("wan")

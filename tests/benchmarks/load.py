@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from musubi import registry
-from musubi.spec import Component, Variant
-from musubi.spec.architecture import Architecture
+from musubi.plugin import Component, Variant
+from musubi.plugin.architecture import Architecture
 from musubi.weights.header import make_header
 from musubi.weights.load import load
 

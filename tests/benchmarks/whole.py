@@ -25,7 +25,7 @@ from load import GB, find_variant, layout, resident, roomy, write
 
 from musubi import registry
 from musubi.config.sizes import gibibytes, parse_bytes
-from musubi.spec import Variant
+from musubi.plugin import Variant
 from musubi.testing.media import write_video
 from musubi.testing.twins import write_tokenizer
 

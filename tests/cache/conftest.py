@@ -14,7 +14,7 @@ import toy_cache
 from musubi.cache import encode
 from musubi.cache.open import open_training_set
 from musubi.config.dataset import read_dataset_config
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 from musubi.testing import media
 
 SIZE = (64, 48)

@@ -10,7 +10,7 @@ from toy_cache import ARCHITECTURE
 from musubi.cache import store
 from musubi.cache.header import Header, parse
 from musubi.errors import DataError
-from musubi.spec import Field
+from musubi.plugin import Field
 
 FIELDS = (
     Field(name="latents", dims="CFHW", sizes=(("C", 16),)),

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from musubi.errors import CheckpointError
-from musubi.spec import (
+from musubi.plugin import (
     Architecture,
     Component,
     Field,
@@ -195,7 +195,7 @@ def config(command: str, data: Path, weights: dict[str, Path], **more):
 
 if __name__ == "__main__":
     from musubi.cache import encode
-    from musubi.spec import Quiet
+    from musubi.plugin import Quiet
 
     torch.set_num_threads(1)
     sys.modules["toy_cache"] = sys.modules["__main__"]

@@ -9,7 +9,7 @@ import pytest
 
 from musubi.config import commands
 from musubi.config.options import Options, Retired, option
-from musubi.spec import Lazy
+from musubi.plugin import Lazy
 
 
 class Toy(Options):

@@ -10,7 +10,7 @@ from rich.console import Console
 from musubi.cli import report as module
 from musubi.cli.library_warnings import LibraryWarnings
 from musubi.cli.report import Terminal, rate
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 
 
 class Clock:

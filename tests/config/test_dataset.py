@@ -7,7 +7,7 @@ import pytest
 from musubi import registry
 from musubi.config.dataset import read_dataset_config
 from musubi.errors import ConfigError
-from musubi.spec import Option
+from musubi.plugin import Option
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from musubi.config.plan import PlanConfig
 from musubi.config.sizes import parse_bytes
 from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
-from musubi.spec import Policy
+from musubi.plugin import Policy
 
 WAN, HUNYUAN = registry.find("wan"), registry.find("hunyuan_video")
 

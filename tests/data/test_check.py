@@ -9,7 +9,7 @@ from PIL import Image
 
 from musubi.data import check, preview
 from musubi.errors import DataError
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 
 
 class Config(SimpleNamespace):

@@ -9,7 +9,7 @@ from PIL import Image
 from musubi.data import clips
 from musubi.data.sources import scan
 from musubi.errors import DataError
-from musubi.spec import Lazy
+from musubi.plugin import Lazy
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from musubi.demo import lesson, released, shapes
 from musubi.demo.pictures import read_clip
 from musubi.lora.files import read_lora
 from musubi.lora.merge import merging_transform
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 from musubi.train.checkpoints import Names
 from musubi.train.state import find
 from musubi.train.step import Objective

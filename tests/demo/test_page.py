@@ -11,7 +11,7 @@ from musubi.demo import pictures
 from musubi.demo.page import Story, curve, write_page
 from musubi.demo.run import MARK, run
 from musubi.errors import ConfigError
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 
 CLIP = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), dtype=np.uint8)
 

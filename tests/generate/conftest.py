@@ -13,7 +13,7 @@ from torch import nn
 from musubi.config.generate import GenerateConfig
 from musubi.config.options import for_architecture
 from musubi.errors import CheckpointError
-from musubi.spec import (
+from musubi.plugin import (
     Architecture,
     Component,
     Conditioning,

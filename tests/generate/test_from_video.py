@@ -15,7 +15,7 @@ from musubi.flow.times import mix
 from musubi.generate.inputs import check, clip_for, has_media
 from musubi.generate.recipes import build_recipe
 from musubi.generate.session import Session
-from musubi.spec import Option, Recipe, Section
+from musubi.plugin import Option, Recipe, Section
 from musubi.testing import media
 
 RECIPE = Recipe(prompt="a cat", negative_prompt="", width=32, height=16, frames=5, fps=8.0, seed=7,

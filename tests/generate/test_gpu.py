@@ -7,7 +7,7 @@ import torch
 
 from musubi.architectures.wan import ARCHITECTURE
 from musubi.generate.session import Session
-from musubi.spec import Recipe
+from musubi.plugin import Recipe
 from musubi.testing.twins import write_twins
 from musubi.weights.nets import Nets
 

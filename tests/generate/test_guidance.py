@@ -5,7 +5,7 @@ import torch
 
 from musubi.errors import ConfigError
 from musubi.generate.guidance import cfg_steps, guided, layer_skip, needs_negative
-from musubi.spec import Conditioning, Recipe
+from musubi.plugin import Conditioning, Recipe
 
 
 def recipe(scale=3.0, steps=10, **options):

@@ -6,7 +6,7 @@ import torch
 from musubi.architectures.hunyuan_video import ARCHITECTURE, text
 from musubi.architectures.hunyuan_video.runtime import HunyuanVideoRuntime
 from musubi.generate.session import Session
-from musubi.spec import Conditioning, Recipe
+from musubi.plugin import Conditioning, Recipe
 from musubi.testing.twins import fill, write_tokenizer
 from musubi.weights.nets import Nets
 

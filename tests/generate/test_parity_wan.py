@@ -7,7 +7,7 @@ from musubi.architectures.wan import ARCHITECTURE
 from musubi.architectures.wan.dit import sinusoid
 from musubi.flow import schedules
 from musubi.generate.session import Session
-from musubi.spec import Recipe
+from musubi.plugin import Recipe
 from musubi.testing.twins import fill, write_tokenizer
 from musubi.weights.nets import Nets
 

@@ -9,7 +9,7 @@ import torch
 from musubi.errors import RunError
 from musubi.flow import schedules, solvers
 from musubi.generate.session import Session, compute_dtype
-from musubi.spec import Recipe
+from musubi.plugin import Recipe
 
 RECIPE = Recipe(
     prompt="a cat",

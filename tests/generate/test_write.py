@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from musubi.errors import CheckpointError, DataError
 from musubi.generate import write
-from musubi.spec import Recipe
+from musubi.plugin import Recipe
 
 RECIPE = Recipe(
     prompt="a 猫 [x]",

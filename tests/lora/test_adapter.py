@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from musubi.errors import CheckpointError, ConfigError
 from musubi.lora.adapter import Adapters
 from musubi.lora.pair import Pair
-from musubi.spec import LoraTargets
+from musubi.plugin import LoraTargets
 
 TARGETS = LoraTargets(
     include=(r"blocks\.\d+\..*",), exclude=(r".*norm.*",), groups={"mlp": (r"blocks\.\d+\.ffn",)}

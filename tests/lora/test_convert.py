@@ -12,7 +12,7 @@ from musubi.lora.convert import run
 from musubi.lora.files import FORMS, laid_out, read_lora, write_lora
 from musubi.lora.metadata import with_hashes
 from musubi.lora.pair import Pair
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 from musubi.testing import twins
 from musubi.weights.files import open_weights
 

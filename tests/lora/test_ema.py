@@ -13,7 +13,7 @@ from musubi.config.lora import LoraEmaConfig
 from musubi.errors import CheckpointError, ConfigError
 from musubi.lora.ema import betas, gamma, run, weights_of
 from musubi.lora.metadata import with_hashes
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 
 GAMMA = max(np.roots([1, 7, 16 - 0.2**-2, 12 - 0.2**-2]).real)
 

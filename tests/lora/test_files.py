@@ -10,7 +10,7 @@ from musubi.errors import CheckpointError
 from musubi.lora.adapter import Adapters
 from musubi.lora.files import FORMS, laid_out, read_lora, write_lora
 from musubi.lora.pair import Pair
-from musubi.spec import Component, Fuse, KeyMap, LoraTargets, Swap, Traits
+from musubi.plugin import Component, Fuse, KeyMap, LoraTargets, Swap, Traits
 from musubi.testing import twins
 
 WAN = registry.find("wan")

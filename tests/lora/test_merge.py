@@ -14,7 +14,7 @@ from musubi.lora import info, merge
 from musubi.lora.adapter import Adapters
 from musubi.lora.files import read_lora, write_lora
 from musubi.lora.merge import merging_transform
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 from musubi.testing import twins
 from musubi.weights.load import load
 

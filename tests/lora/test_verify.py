@@ -14,7 +14,7 @@ from musubi.lora import convert
 from musubi.lora.adapter import Adapters
 from musubi.lora.files import laid_out, write_lora
 from musubi.lora.verify import judge, run
-from musubi.spec import (
+from musubi.plugin import (
     Component,
     Fuse,
     KeyMap,

@@ -8,7 +8,7 @@ from musubi.memory import activations, host, stream
 from musubi.memory.activations import Lot
 from musubi.memory.apply import Placement
 from musubi.memory.host import host_bytes
-from musubi.spec import Policy, Quiet, Traits
+from musubi.plugin import Policy, Quiet, Traits
 from musubi.train import offload
 from musubi.train.offload import Mirror
 

@@ -9,7 +9,7 @@ from musubi.memory.estimate import estimate
 from musubi.memory.speed import named
 from musubi.memory.step import Case
 from musubi.memory.weights import weights_of
-from musubi.spec import Policy
+from musubi.plugin import Policy
 
 WAN = registry.find("wan")
 NUMBERS = {**WAN.dit.tiny, "dim": 1024, "ffn_dim": 4096, "num_layers": 8}

@@ -7,7 +7,7 @@ import torch
 
 from musubi import registry
 from musubi.memory.apply import placer
-from musubi.spec import Policy
+from musubi.plugin import Policy
 from musubi.testing import twins
 from musubi.weights.nets import Nets
 

@@ -15,7 +15,7 @@ from musubi.memory.speed import CARDS, named
 from musubi.memory.step import Case, on_meta
 from musubi.memory.trace import Recorder
 from musubi.memory.weights import weights_of
-from musubi.spec import Policy
+from musubi.plugin import Policy
 
 WAN = registry.find("wan")
 HUNYUAN = registry.find("hunyuan_video")

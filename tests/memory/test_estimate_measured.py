@@ -10,7 +10,7 @@ from musubi.memory import speed
 from musubi.memory.estimate import Optimizer, estimate
 from musubi.memory.step import Case
 from musubi.plan.subject import NewLora
-from musubi.spec import Policy
+from musubi.plugin import Policy
 
 # A line for each case, as `musubi bench --json` appends it.
 LINES = (Path(__file__).parent / "measured.jsonl").read_text(encoding="utf-8").splitlines()

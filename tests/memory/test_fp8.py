@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from musubi.memory import fp8
-from musubi.spec import Traits
+from musubi.plugin import Traits
 
 TRAITS = Traits(quantize=(r"big\..*\.weight", r"odd\.weight"))
 

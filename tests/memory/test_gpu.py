@@ -14,7 +14,7 @@ from musubi.lora.adapter import Adapters
 from musubi.memory.apply import Placement, park
 from musubi.memory.compiled import Compiler
 from musubi.memory.stream import SLOTS
-from musubi.spec import Policy, Traits
+from musubi.plugin import Policy, Traits
 from musubi.testing.conformance import every_block, everything
 from musubi.testing.subject import Subject
 from musubi.train import optim, schedule

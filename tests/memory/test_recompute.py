@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from musubi.memory import recompute
-from musubi.spec import Traits
+from musubi.plugin import Traits
 
 TRAITS = Traits(stacks=("blocks",))
 

@@ -9,7 +9,7 @@ from torch import nn
 from musubi.errors import ConfigError
 from musubi.memory.apply import Placement, park, placer
 from musubi.memory.stream import SLOTS, spread
-from musubi.spec import Policy, Traits
+from musubi.plugin import Policy, Traits
 
 TRAITS = Traits(stacks=("blocks",), quantize=(r"blocks\.\d+\.inner\.weight",))
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from musubi.memory import compiled, recompute
 from musubi.memory.blocks import unwrap, wrap
 from musubi.memory.compiled import Compiler
 from musubi.memory.example import example_batch
-from musubi.spec import Traits
+from musubi.plugin import Traits
 
 
 class Add(nn.Module):

@@ -9,7 +9,7 @@ from musubi.config.options import for_architecture
 from musubi.config.plan import PlanConfig
 from musubi.plan import machine
 from musubi.plan.run import run
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 from musubi.testing import media, twins
 
 

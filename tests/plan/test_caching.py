@@ -11,7 +11,7 @@ from musubi.config.cache import CacheLatentsConfig, CacheTextConfig
 from musubi.config.options import for_architecture
 from musubi.errors import ConfigError, RunError
 from musubi.plan import caching
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 from musubi.testing import media
 
 WAN = registry.find("wan")

@@ -11,7 +11,7 @@ from musubi.memory.speed import named, started
 from musubi.memory.trace import Recorder
 from musubi.plan import captions, networks
 from musubi.plan.subject import Network
-from musubi.spec import Policy
+from musubi.plugin import Policy
 from musubi.testing import twins
 from musubi.weights.nets import Nets
 

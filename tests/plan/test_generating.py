@@ -14,7 +14,7 @@ from musubi.memory.speed import named
 from musubi.plan import fit
 from musubi.plan.fit import fitting, given, policy_for
 from musubi.plan.subject import Bucket, subject
-from musubi.spec import Policy, Quiet
+from musubi.plugin import Policy, Quiet
 
 pytestmark = pytest.mark.usefixtures("roomy")
 

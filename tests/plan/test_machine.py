@@ -11,7 +11,7 @@ from musubi.plan import fit, machine
 from musubi.plan import run as plan_run
 from musubi.plan.fit import policy_for
 from musubi.plan.subject import Bucket
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 
 WAN = registry.find("wan")
 GIB = 1 << 30

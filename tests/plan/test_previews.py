@@ -16,7 +16,7 @@ from musubi.plan import requests
 from musubi.plan.fit import fitting, policy_for
 from musubi.plan.previews import Previews, Shown
 from musubi.plan.subject import Bucket, Whole, subject
-from musubi.spec import Policy, Quiet
+from musubi.plugin import Policy, Quiet
 from musubi.train.preview import read_prompts
 
 pytestmark = pytest.mark.usefixtures("roomy")

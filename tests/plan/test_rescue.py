@@ -6,7 +6,7 @@ from musubi.errors import RunError
 from musubi.plan import beside, rescue
 from musubi.plan.rescue import advice, explain, rescued
 from musubi.plan.subject import Bucket, Network, subject
-from musubi.spec import Policy, Quiet
+from musubi.plugin import Policy, Quiet
 
 WAN = registry.find("wan")
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. If reserved but …")

@@ -11,7 +11,7 @@ from musubi.memory.choose import needed
 from musubi.plan import words
 from musubi.plan.fit import buckets_of, decided, encoders_for, largest_batch, policy_for
 from musubi.plan.subject import Bucket, largest, subject
-from musubi.spec import Policy, Quiet
+from musubi.plugin import Policy, Quiet
 
 pytestmark = pytest.mark.usefixtures("roomy")
 

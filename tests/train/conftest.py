@@ -15,7 +15,7 @@ from torch import nn
 
 from musubi.config.options import for_architecture
 from musubi.config.train import TrainConfig
-from musubi.spec import (
+from musubi.plugin import (
     Architecture,
     Component,
     Conditioning,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 from musubi.train import offload
 from musubi.train.offload import Mirror
 from musubi.train.update import Update

@@ -11,7 +11,7 @@ from PIL import Image
 
 from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError, MissingPackageError, RunError
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 from musubi.train import feed, log, seeds, state, timesteps
 from musubi.train.checkpoints import Names
 from musubi.train.step import without_caption

@@ -10,7 +10,7 @@ import torch
 
 from musubi.config.task import Choice
 from musubi.errors import ConfigError, RunError
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 from musubi.train.preview import Gallery, read_prompts
 
 

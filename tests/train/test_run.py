@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from musubi.errors import RunError, StoppedError
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 from musubi.train.run import Processes
 from musubi.train.signals import Stop
 

@@ -9,7 +9,7 @@ import pytest
 
 from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
-from musubi.spec import Quiet
+from musubi.plugin import Quiet
 from musubi.train import upload
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from musubi.errors import CheckpointError
-from musubi.spec import Component, Fuse, KeyMap, Rename, Swap, Traits
+from musubi.plugin import Component, Fuse, KeyMap, Rename, Swap, Traits
 from musubi.weights.write import save
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from musubi.errors import CheckpointError
-from musubi.spec import KeyMap
+from musubi.plugin import KeyMap
 from musubi.weights import reading
 from musubi.weights.load import load
 from musubi.weights.write import save

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from musubi.errors import ConfigError
-from musubi.spec import Quiet, Tokenizer
+from musubi.plugin import Quiet, Tokenizer
 from musubi.weights import nets as room
 from musubi.weights.nets import Nets
 

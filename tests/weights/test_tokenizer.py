@@ -6,7 +6,7 @@ from tokenizers import Tokenizer as Fast
 from tokenizers import models, pre_tokenizers
 
 from musubi.errors import ConfigError
-from musubi.spec import Tokenizer
+from musubi.plugin import Tokenizer
 from musubi.weights.tokenizer import load_tokenizer
 
 

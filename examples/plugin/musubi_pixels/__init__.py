@@ -1,6 +1,6 @@
 """Everything that the architecture `pixels` says about itself. Plain data: no torch in this file."""
 
-from musubi.spec import (
+from musubi.plugin import (
     Architecture,
     Component,
     Field,

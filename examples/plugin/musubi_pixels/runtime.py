@@ -2,7 +2,7 @@
 
 import torch
 
-from musubi.spec import Conditioning, Section
+from musubi.plugin import Conditioning, Section
 
 LENGTH = 32
 

@@ -2,7 +2,7 @@
 
 from musubi.architectures.hunyuan_video import keys, keys_encoders
 from musubi.architectures.hunyuan_video.sizes import DIT_TRAITS, FULL, TINY
-from musubi.spec import (
+from musubi.plugin import (
     Architecture,
     Component,
     Field,

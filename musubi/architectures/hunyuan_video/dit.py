@@ -27,7 +27,7 @@ from musubi.nn import rope
 from musubi.nn.attention import attention
 from musubi.nn.linear import PatchEmbedding, PreciseLinear
 from musubi.nn.norm import RMSNorm, modulated
-from musubi.spec import Shapes
+from musubi.plugin import Shapes
 
 PATCH = (1, 2, 2)
 MLP_RATIO = 4

@@ -1,6 +1,6 @@
 """The layouts in which the denoiser is published, as key maps. Plain data: no torch in this file."""
 
-from musubi.spec import Fuse, KeyMap, Rename, Swap, renamed
+from musubi.plugin import Fuse, KeyMap, Rename, Swap, renamed
 
 
 def _fused(names: str, *, theirs: str, ours: str, ratio: tuple[int, ...] = ()) -> Fuse:

@@ -3,7 +3,7 @@
 Ours are those of the released files: the official VAE's (which diffusers kept) and transformers'.
 """
 
-from musubi.spec import KeyMap, Rename, Squeeze, renamed
+from musubi.plugin import KeyMap, Rename, Squeeze, renamed
 
 _ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 _VAE = (

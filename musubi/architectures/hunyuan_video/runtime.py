@@ -13,7 +13,7 @@ from torch import nn
 from musubi.architectures.hunyuan_video import text
 from musubi.architectures.hunyuan_video.vae import SCALING, Pieces
 from musubi.errors import ConfigError
-from musubi.spec import (
+from musubi.plugin import (
     Architecture,
     Clip,
     Conditioning,

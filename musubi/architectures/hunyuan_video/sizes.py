@@ -1,6 +1,6 @@
 """The denoiser's sizes and traits. Plain data: no torch in this file."""
 
-from musubi.spec import LoraNames, LoraTargets, Traits
+from musubi.plugin import LoraNames, LoraTargets, Traits
 
 FULL = {
     "hidden": 3072,

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from musubi.errors import CheckpointError
-from musubi.spec import Shapes
+from musubi.plugin import Shapes
 
 # Word for word what the model was trained with; images use it too.
 BEFORE = (

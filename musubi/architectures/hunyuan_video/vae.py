@@ -17,7 +17,7 @@ from torch import nn
 
 from musubi.errors import CheckpointError
 from musubi.nn.tiling import tiled, windowed
-from musubi.spec import Shapes
+from musubi.plugin import Shapes
 
 SCALING = 0.476986  # latents times this have variance one
 SPATIAL = 8

@@ -1,7 +1,7 @@
 """Everything that the architecture `wan` (Wan2.1) says about itself. Plain data: no torch in this file."""
 
 from musubi.architectures.wan import keys
-from musubi.spec import (
+from musubi.plugin import (
     Architecture,
     Component,
     Field,

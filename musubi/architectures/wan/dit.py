@@ -20,7 +20,7 @@ from musubi.nn import rope
 from musubi.nn.attention import attention
 from musubi.nn.linear import PatchEmbedding, PreciseLinear
 from musubi.nn.norm import LayerNorm, RMSNorm, modulated
-from musubi.spec import Shapes
+from musubi.plugin import Shapes
 
 HEAD = 128
 PATCH = (1, 2, 2)

@@ -1,6 +1,6 @@
 """The layouts in which Wan's files are published, as key maps. Plain data: no torch in this file."""
 
-from musubi.spec import KeyMap, Rename, renamed
+from musubi.plugin import KeyMap, Rename, renamed
 
 _DIT_TOP = renamed(
     {

@@ -11,7 +11,7 @@ from torch import nn
 
 from musubi.architectures.wan import text
 from musubi.errors import ConfigError
-from musubi.spec import (
+from musubi.plugin import (
     Architecture,
     Clip,
     Conditioning,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from musubi.errors import CheckpointError
-from musubi.spec import Shapes
+from musubi.plugin import Shapes
 
 MAX_TOKENS = 512
 

@@ -18,7 +18,7 @@ from torch import nn
 from musubi.errors import CheckpointError
 from musubi.nn.causal_conv import CausalConv3d, Stream
 from musubi.nn.tiling import tiled
-from musubi.spec import Shapes
+from musubi.plugin import Shapes
 
 # Mean and standard deviation of each latent channel over the training set.
 MEAN = (

@@ -21,7 +21,7 @@ from musubi.errors import CheckpointError, ConfigError
 from musubi.generate.recipes import build_recipe
 from musubi.generate.write import metadata
 from musubi.memory.trace import Recorder
-from musubi.spec import Clip, Conditioning, Quiet, Recipe
+from musubi.plugin import Clip, Conditioning, Quiet, Recipe
 from musubi.testing import twins
 from musubi.train.step import move
 

@@ -8,7 +8,7 @@ from musubi.architectures.wan import ARCHITECTURE, dit, keys, text, vae
 from musubi.architectures.wan.runtime import WanRuntime
 from musubi.errors import CheckpointError, ConfigError
 from musubi.nn.attention import use
-from musubi.spec import Conditioning, Recipe
+from musubi.plugin import Conditioning, Recipe
 from musubi.testing.twins import fill
 from musubi.weights.contents import inspect
 from musubi.weights.write import save

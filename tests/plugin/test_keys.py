@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musubi.errors import CheckpointError
-from musubi.spec import Fuse, KeyMap, Rename, Squeeze, Swap
+from musubi.plugin import Fuse, KeyMap, Rename, Squeeze, Swap
 
 MAP = KeyMap(
     name="theirs",

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from musubi import registry
-from musubi.spec import Field, Lazy, Quiet
+from musubi.plugin import Field, Lazy, Quiet
 
 
 def test_an_address_is_imported_on_use():
