@@ -14,15 +14,15 @@ import musubi
 ROOT = Path(musubi.__file__).parent
 ROOMS = {
     "errors": (),
-    "spec": ("errors",),
-    "registry": ("errors", "spec"),
-    "config": ("errors", "spec", "registry"),
-    "nn": ("errors", "spec"),
-    "flow": ("errors", "spec", "nn"),
-    "weights": ("errors", "spec", "registry", "nn"),
-    "memory": ("errors", "spec", "nn", "weights"),
-    "lora": ("errors", "spec", "registry", "config", "nn", "flow", "weights", "memory"),
-    "data": ("errors", "spec", "registry", "config", "nn", "flow", "weights", "memory"),
+    "plugin": ("errors",),
+    "registry": ("errors", "plugin"),
+    "config": ("errors", "plugin", "registry"),
+    "nn": ("errors", "plugin"),
+    "flow": ("errors", "plugin", "nn"),
+    "weights": ("errors", "plugin", "registry", "nn"),
+    "memory": ("errors", "plugin", "nn", "weights"),
+    "lora": ("errors", "plugin", "registry", "config", "nn", "flow", "weights", "memory"),
+    "data": ("errors", "plugin", "registry", "config", "nn", "flow", "weights", "memory"),
 }
 ROOMS["cache"] = (*ROOMS["data"], "data", "lora")
 ROOMS["plan"] = (*ROOMS["cache"], "cache")
@@ -32,7 +32,7 @@ ROOMS["testing"] = (*ROOMS["train"], "train")
 ROOMS["bench"] = (*ROOMS["testing"], "testing")
 ROOMS["demo"] = (*ROOMS["testing"], "testing")
 ROOMS["cli"] = (*ROOMS["demo"], "demo", "bench")
-ROOMS["architectures"] = ("errors", "spec", "nn", "weights")
+ROOMS["architectures"] = ("errors", "plugin", "nn", "weights")
 HEAVY = ("torch", "transformers", "accelerate", "numpy", "av", "PIL", "bitsandbytes")
 SOURCES = sorted(ROOT.rglob("*.py"))
 
@@ -80,7 +80,7 @@ def test_imports_run_one_way(path):
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("spec/new.py", "from musubi.config import options"),
+        ("plugin/new.py", "from musubi.config import options"),
         ("nn/new.py", "import musubi.train.loop"),
         ("data/new.py", "from ..train import loop"),
         ("generate/new.py", "def f():\n    from musubi.train.step import step"),

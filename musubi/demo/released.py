@@ -11,8 +11,8 @@ from typing import Any
 
 from musubi.config.options import ROLES
 from musubi.errors import CheckpointError
-from musubi.registry import find
 from musubi.plugin import Architecture
+from musubi.registry import find
 
 if sys.version_info >= (3, 11):
     import tomllib

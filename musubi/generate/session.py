@@ -33,7 +33,7 @@ from musubi.plugin import (
 
 
 class FreeableNetworks(Protocol):
-    """`spec.Networks` whose networks can be dropped again: `weights.nets.Nets`, mostly."""
+    """`plugin.Networks` whose networks can be dropped again: `weights.nets.Nets`, mostly."""
 
     device: torch.device
 

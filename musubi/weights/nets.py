@@ -27,7 +27,7 @@ class Place(Placing, Protocol):
 
 
 class Nets:
-    """`spec.Networks`, from files.
+    """`plugin.Networks`, from files.
 
     Args:
         architecture: Whose components these are.
