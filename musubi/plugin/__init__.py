@@ -21,7 +21,7 @@ from musubi.plugin.keys import Fuse, KeyMap, Rename, Source, Squeeze, Swap, rena
 from musubi.plugin.lazy import Lazy
 from musubi.plugin.option import Option
 from musubi.plugin.policy import Policy
-from musubi.plugin.record import Field, Schema, declared, is_mask, numbered
+from musubi.plugin.record import Field, Schema, declared, is_mask, lacking, numbered
 from musubi.plugin.report import Progress, Quiet, Report
 from musubi.plugin.runtime import (
     Clip,
@@ -78,6 +78,7 @@ __all__ = [
     "Variant",
     "declared",
     "is_mask",
+    "lacking",
     "numbered",
     "renamed",
 ]

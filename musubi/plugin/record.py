@@ -88,3 +88,10 @@ def declared(fields: Iterable[Field], name: str) -> Field | None:
         if one.many and counted is not None and counted[0] == one.name:
             return one
     return None
+
+
+def lacking(fields: Iterable[Field], names: Iterable[str]) -> list[str]:
+    """The fields that are not optional, and of which a record with these `names` has no tensor."""
+    held = set(names)
+    stems = {counted[0] for name in held if (counted := numbered(name)) is not None}
+    return [f.name for f in fields if not f.optional and f.name not in (stems if f.many else held)]
