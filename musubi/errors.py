@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -43,7 +44,7 @@ class RunError(MusubiError):
 
 
 class StoppedError(MusubiError):
-    """The user asked to stop; the state is saved and `fix` says how to go on."""
+    """A signal asked to stop; the state is saved, and `fix` is the line that goes on."""
 
     exit_code = 130
 
@@ -71,3 +72,74 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close is not None:
         return f"Did you mean {close!r}?"
     return f"Known: {', '.join(names)}." if names else "None is known here."
+
+
+# errno → why a file could not be read or written, as the end of a sentence; what to do about it.
+_SYSTEM: dict[str, tuple[str, str]] = {
+    "ENOSPC": ("the disk is full", "Free some space, or use another disk."),
+    "EDQUOT": (
+        "your quota of this disk is used up",
+        "Delete files of yours there, ask for a larger quota, or use another disk.",
+    ),
+    "EFBIG": (
+        "the file would be larger than the file system or this shell allows",
+        "Use a disk with another file system (FAT ends at 4 GiB), or raise the limit with `ulimit -f`.",
+    ),
+    "EMFILE": (
+        "this process has as many files open as it may",
+        "Raise the limit with `ulimit -n 4096`, or lower the number of workers.",
+    ),
+    "ENFILE": (
+        "the computer has as many files open as it may",
+        "Close other programs, then try again.",
+    ),
+    "EROFS": ("the disk can only be read", "Use another folder, or mount the disk for writing."),
+    "EACCES": ("permission is denied", "Check who may use the file and its folder."),
+    "EPERM": ("the system does not allow it", "Check who may use the file and its folder."),
+    "ENOENT": (
+        "it does not exist, or its folder is gone",
+        "Check the path, and whether something deleted the folder meanwhile.",
+    ),
+    "ENOTDIR": ("a part of its path is a file and no folder", "Correct the path."),
+    "EISDIR": ("it is a folder", "Give the path of a file."),
+    "EEXIST": ("something else of that name exists", "Remove it, or use another name."),
+    "ENOTEMPTY": ("a folder of that name is not empty", "Remove it, or use another name."),
+    "ELOOP": ("its symbolic links lead in a circle", "Mend or delete the links."),
+    "ENAMETOOLONG": ("its name is too long", "Use shorter names."),
+    "EIO": ("the disk reports an error", "Check the disk, and use another one."),
+    "ENXIO": ("the device is gone", "Check that the disk is still connected."),
+    "ENODEV": ("the device is gone", "Check that the disk is still connected."),
+    "ESTALE": ("the network disk lost it", "Mount the disk again."),
+    "ETIMEDOUT": ("the disk did not answer in time", "Check the disk or the network."),
+    "EBUSY": ("another program uses it", "Close the other program, then try again."),
+    "ETXTBSY": ("another program uses it", "Close the other program, then try again."),
+    "ENOMEM": ("the computer's memory is full", "Close other programs, or lower the sizes."),
+    "EINVAL": ("the system does not take such a path or such a file", "Check the path."),
+}
+_BY_NUMBER = {
+    number: words
+    for name, words in _SYSTEM.items()
+    if (number := getattr(errno, name, None)) is not None
+}
+
+
+def system_reason(error: OSError) -> str:
+    """Why the system refused, as the end of a sentence, without a full stop.
+
+    >>> system_reason(OSError(errno.EFBIG, "File too large"))
+    'the file would be larger than the file system or this shell allows'
+    """
+    known = _BY_NUMBER.get(error.errno or 0)
+    if known is not None:
+        return known[0]
+    return (error.strerror or str(error) or type(error).__name__).rstrip(".")
+
+
+def system_fix(error: OSError) -> str:
+    """What to do about what the system refused, as an instruction.
+
+    >>> system_fix(OSError(errno.ENOSPC, "No space left on device"))
+    'Free some space, or use another disk.'
+    """
+    known = _BY_NUMBER.get(error.errno or 0)
+    return known[1] if known is not None else "Check the disk and the path."

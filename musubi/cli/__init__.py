@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from musubi.stopping import Watch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -14,8 +18,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: The words behind the program's name; those of this process when None.
 
     Raises:
-        SystemExit: Always: 0, 2 for what the user can mend, 1 for the unexpected, 130 when stopped.
+        SystemExit: Always: 0, 2 for what the user can mend, 1 for the unexpected, 130 or 143 when stopped.
     """
+    from musubi import stopping
     from musubi.cli import failures
     from musubi.cli.report import safe_streams
 
@@ -26,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    with failures.told(debug):
+    with _watched(final=argv is None), failures.told(debug):
+        stopping.go_on_with(stopping.command_line(["musubi", *words]))
         completing = _words_to_complete()
         if completing is None and _answered(words):
             return
@@ -38,6 +44,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             completing=completing is not None,
         )
         application(args=args, prog_name="musubi")
+
+
+def _watched(*, final: bool) -> Watch:
+    """Ends the command when a signal asks for it."""
+    from musubi.cli import failures
+    from musubi.stopping import Watch
+    from musubi.weights import temporary
+
+    return Watch(temporary.forget_all, failures.stopped, final=final)
 
 
 def _answered(words: list[str]) -> bool:

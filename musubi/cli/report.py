@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from musubi import stopping
 from musubi.plugin.report import Progress, Quiet, Report
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bars
     from rich.progress import Task
+    from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -63,6 +65,16 @@ def failure(what: str, fix: str | None, *, traceback: bool = False) -> None:
         console.print(Text(fix), soft_wrap=True)
 
 
+def ending(what: str, way_on: str | None) -> None:
+    """What a command that was stopped says last, on stderr: no failure, and a line that can be copied."""
+    from rich.text import Text
+
+    console = _console(stderr=True)
+    for line in (what, way_on):
+        if line is not None:
+            console.print(Text(line), soft_wrap=True)
+
+
 class Terminal:
     """A report for a person: bars on a terminal, a line now and then where there is none.
 
@@ -88,7 +100,7 @@ class Terminal:
     def note(self, text: str) -> None:
         from rich.text import Text
 
-        self.out.print(Text(text), soft_wrap=True)
+        self._print(self.out, Text(text))
 
     def warn(self, text: str) -> None:
         if text in self._warned:
@@ -98,7 +110,16 @@ class Terminal:
 
         line = Text("warning: ", style="bold yellow").append(text, style="not bold")
         # A line on another stream would tear the bar; its own console moves it aside.
-        (self.err if self._bars is None else self.out).print(line, soft_wrap=True)
+        self._print(self.err if self._bars is None else self.out, line)
+
+    def _print(self, console: Console, text: Text) -> None:
+        try:
+            console.print(text, soft_wrap=True)
+        except OSError:
+            if not stopping.deferring():
+                raise
+            for number in (1, 2):  # a run outlives the one who reads what it says
+                stopping.leave(number)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         from rich.table import Table

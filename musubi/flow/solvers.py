@@ -36,7 +36,7 @@ def euler(
     """First order: x += v (sigma' - sigma)."""
     levels = sigmas.tolist()
     for i in range(len(levels) - 1):
-        x = x + _call(predict, x, timesteps, i) * (levels[i + 1] - levels[i])
+        x = x + called(predict, x, timesteps, i) * (levels[i + 1] - levels[i])
         if callback is not None:
             callback(i, x)
     return x
@@ -58,7 +58,7 @@ def dpmpp_2m(
     earlier: torch.Tensor | None = None
     for i in range(last + 1):
         s, t = levels[i], levels[i + 1]
-        clean = x - s * _call(predict, x, timesteps, i)
+        clean = x - s * called(predict, x, timesteps, i)
         keep, add = _first_order(s, t)
         slope = clean
         if earlier is not None and i < last:
@@ -90,7 +90,7 @@ def unipc(
     order = 1
     for i in range(last + 1):
         s, t = levels[i], levels[i + 1]
-        clean = x - s * _call(predict, x, timesteps, i)
+        clean = x - s * called(predict, x, timesteps, i)
         if history:
             x = _correct(before, history, (s, clean), order)
         history = [*history[-1:], (s, clean)]
@@ -124,7 +124,8 @@ def solve(
     return SOLVERS[name](predict, x.float(), sigmas, timesteps, callback)
 
 
-def _call(predict: Predict, x: torch.Tensor, timesteps: torch.Tensor, i: int) -> torch.Tensor:
+def called(predict: Predict, x: torch.Tensor, timesteps: torch.Tensor, i: int) -> torch.Tensor:
+    """The velocity at step `i`, in the dtype of `x`."""
     # float64: 978 / 1000 * 1000 in float32 may miss 978, which the time embedding would see.
     t = torch.full((x.shape[0],), float(timesteps[i]) / 1000, dtype=torch.float64, device=x.device)
     return predict(x, t, i).to(x.dtype)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from musubi import stopping
 from musubi.errors import RunError
 from musubi.flow import schedules, solvers
 from musubi.flow.times import mix
@@ -189,7 +190,12 @@ class Session:
 
         predict = guided(call, positive, negative, replace(recipe, steps=len(times)))
         with self.report.progress("Denoising", len(times), unit="step") as bar:
-            x = solvers.solve(recipe.solver, predict, x, levels, times, lambda i, x: bar.advance())
+
+            def stepped(step: int, x: torch.Tensor) -> None:
+                bar.advance()
+                stopping.check()  # training holds a signal back, and a preview need not be whole
+
+            x = solvers.solve(recipe.solver, predict, x, levels, times, stepped)
         if not x.isfinite().all():
             raise RunError(
                 f"The latents of {_short(recipe.prompt)!r} (seed {recipe.seed}) are not finite.",

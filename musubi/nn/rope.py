@@ -73,9 +73,9 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
     Args:
         x: Queries or keys, B L H D.
-        cos: (L, D / 2).
-        sin: (L, D / 2).
+        cos: (L, D / 2), or B L D / 2 where items are at places of their own.
+        sin: Likewise.
     """
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[:, None], sin[:, None]
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)

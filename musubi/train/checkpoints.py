@@ -10,6 +10,7 @@ from pathlib import Path
 
 from musubi.config.saving import SavingOptions
 from musubi.errors import MusubiError, RunError
+from musubi.stopping import command_line
 from musubi.weights.write import verify
 
 
@@ -29,6 +30,11 @@ class Names:
     def own(self) -> Path:
         """The folder of the run's other files."""
         return self.folder / self.name
+
+    def command(self) -> str:
+        """The command that goes on with the run from its newest state."""
+        config = str(self.own / "config.toml")
+        return command_line(["musubi", "train", "--config", config, "--resume", "auto"])
 
     def epoch(self, epoch: int) -> Path:
         """A checkpoint at the end of an epoch, counted from 1."""

@@ -10,6 +10,7 @@ from musubi.config.train import TrainConfig
 from musubi.errors import RunError
 from musubi.nn import attention
 from musubi.plugin import Architecture, Quiet, Report
+from musubi.stopping import go_on_with
 from musubi.train import log, processes, timesteps
 from musubi.train.checkpoints import Names
 from musubi.train.setup import Setup, output_name
@@ -39,6 +40,7 @@ def run(config: TrainConfig, architecture: Architecture, report: Report) -> None
             ready = setup.build(trackers)
             if accelerator.is_main_process:
                 _write_config(setup.config, architecture, names)
+            go_on_with(names.command())
             try:
                 with stop, setup.rescued("train"):
                     ready.rehearse(setup.largest)

@@ -49,14 +49,18 @@ class Resumed:
             return cls()
         if config.resume_from_huggingface:
             asked = str(download_state(asked, config.huggingface_token))
-        found = state.find(names, asked)
+        if asked != "auto":
+            folder = Path(asked)
+            return cls(state.read(folder), folder)
+        found = state.newest_whole(names, report.warn)
         if found is None:
             report.note(
                 f"There is no state of {names.name!r} in {names.folder} to go on from; "
                 "the run starts from the beginning."
             )
             return cls()
-        return cls(state.read(found), found)
+        folder, whole = found
+        return cls(whole, folder)
 
     def with_seed(
         self, config: TrainConfig, accelerator: Accelerator, report: Report
@@ -98,7 +102,7 @@ class Resumed:
         state.check(self.state, identity, trainee.tensors(), self.folder)
         for sentence in state.changed(self.state, settings_of(config), DECIDED):
             report.warn(sentence)
-        state.apply(self.state, trainee, update)
+        state.apply(self.state, trainee, update, self.folder)
         position = self.state.position
         if self.state.data != data.digest and position.epoch:
             # What was used up of the epoch says nothing about the new order.
@@ -132,7 +136,8 @@ def snapshot(
     return state.State(
         position=run.position,
         identity=identity,
-        settings=settings,
+        # Only what a resumed run asks for: a state may be uploaded, and must name no path of this disk.
+        settings={key: settings[key] for key in DECIDED if key in settings},
         data=data,
         weights={n: t.cpu() for n, t in run.trainee.tensors().items()},
         parts=parts,

@@ -15,6 +15,7 @@ import torch
 from musubi.config.train import TrainConfig
 from musubi.errors import RunError, StoppedError
 from musubi.plugin.report import Progress, Report
+from musubi.stopping import StopSignal
 from musubi.train import feed, optim, seeds
 from musubi.train.checkpoints import Checkpoints
 from musubi.train.feed import Feed, Micro, Source, Step
@@ -135,6 +136,7 @@ class Run:
             self._preview(when=self.config.sample_at_first, epoch=None)
         else:
             self._measure(when=self._validation_due(self._epoch_is_over()))
+        self._stop_aside(last=done >= self.total)
         if done >= self.total:
             self.report.note(f"The run is complete: {done} of {self.total} steps are made.")
             self._save(last=True, epoch_ends=True)
@@ -181,7 +183,7 @@ class Run:
             losses[f"micro {micro.number}"] = loss.detach()
         loss = sum(losses.values(), torch.zeros((), device=self.objective.device))
         rate = self._rate()
-        asked = torch.full_like(loss, float(self.stop is not None and self.stop.requested))
+        asked = torch.full_like(loss, float(self._asked()))
         if self.processes.world > 1:
             loss, asked = self.processes.total(torch.stack([loss, asked])).unbind()
         norm = self.update.step()
@@ -208,11 +210,20 @@ class Run:
             self._stop()
         self._measure(when=validating)
         self._preview(when=drawing, epoch=epoch if for_epoch else None)
+        self._stop_aside(last=last)
+
+    def _asked(self) -> bool:
+        return self.stop is not None and self.stop.requested
 
     def _stopping(self) -> bool:
         if self.processes.world > 1:
             return self._stop_agreed  # all must stop at the same step
-        return self.stop is not None and self.stop.requested
+        return self._asked()
+
+    def _stop_aside(self, *, last: bool) -> None:
+        """Stop after validation or previews, in which a signal has come."""
+        if self._asked() and self.processes.world == 1 and not last:
+            self._stop()
 
     def _stop(self) -> None:
         folder = self.checkpoints.names.state(self.checkpoints.names.step(self.position.step))
@@ -221,7 +232,7 @@ class Run:
         self.processes.wait()
         raise StoppedError(
             f"Stopped after step {self.position.step} of {self.total}; the state is {folder}.",
-            fix=f"Go on with --config {self.checkpoints.names.own / 'config.toml'} --resume auto.",
+            fix=f"Go on with: {self.checkpoints.names.command()}",
         )
 
     # telling
@@ -304,7 +315,10 @@ class Run:
         if not when or self.validation is None:
             return
         with self._aside():
-            found = self.validation.measure(self.report)
+            try:
+                found = self.validation.measure(self.report)
+            except StopSignal:
+                return
         self._record(found, self.position.step, self.position.epoch)
         self.report.note(
             f"Validation loss {found['loss/validation']:.5f} "
@@ -324,7 +338,10 @@ class Run:
             return
         if self.previews is not None:
             with self._aside():
-                self.previews.draw(step=self.position.step, epoch=epoch)
+                try:
+                    self.previews.draw(step=self.position.step, epoch=epoch)
+                except StopSignal:
+                    self.report.note("The previews are left unfinished.")
         self.processes.wait()
 
     def _aside(self) -> ExitStack:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from musubi.errors import ConfigError, RunError
+from musubi.errors import ConfigError, MusubiError, RunError, system_fix, system_reason
 from musubi.train import seeds
 from musubi.train.checkpoints import Names
 from musubi.train.trainee import Trainee
 from musubi.train.update import Update
+from musubi.untrusted import parse_json, read_text
+from musubi.weights import temporary as temporaries
+from musubi.weights.digest import Digest, file_digest
+from musubi.weights.write import folder_to_disk
 from musubi.weights.write import save as save_tensors
 
-FORMAT = 1
+FORMAT = 2
+_WITHOUT_DIGESTS = 1  # the format before; read, and believed
+_MOST = 2**53
 _FACTS, _WEIGHTS, _OPTIMIZER, _RANDOM = (
     "state.json",
     "weights.safetensors",
@@ -78,60 +86,71 @@ def write(folder: Path, state: State) -> None:
     Raises:
         RunError: It could not be written; a state that was there before is untouched.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = temporaries.new_name(folder.parent)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_tensors(temporary / _WEIGHTS, dict(state.weights), {"format": "pt"})
-        _save_pickled(temporary / _OPTIMIZER, dict(state.parts))
-        _save_pickled(temporary / _RANDOM, dict(state.random))
+        temporaries.sweep(folder.parent)
+        digests = {
+            _WEIGHTS: save_tensors(temporary / _WEIGHTS, dict(state.weights), {"format": "pt"}),
+            _OPTIMIZER: _save_pickled(temporary / _OPTIMIZER, dict(state.parts)),
+            _RANDOM: _save_pickled(temporary / _RANDOM, dict(state.random)),
+        }
         facts = {
             "format": FORMAT,
             "position": asdict(state.position),
             "identity": dict(state.identity),
             "settings": dict(state.settings),
             "data": state.data,
+            "digests": digests,
         }
+        facts = json.loads(json.dumps(facts))  # as they are read again
         with (temporary / _FACTS).open("w", encoding="utf-8") as file:
-            json.dump(facts, file, indent=1)
+            json.dump({**facts, "digest": _digest_of(facts)}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
+        folder_to_disk(temporary)
         _replace(temporary, folder)
+        folder_to_disk(folder.parent)
     except RunError as error:
         raise RunError(f"The state {folder} was not saved. {error.what}", fix=error.fix) from error
-    except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError of its archive writer.
+    except OSError as error:
         raise RunError(
-            f"The state {folder} was not saved: {error}.",
-            fix="Make room on the disk, then go on from the last state with --resume auto.",
+            f"The state {folder} was not saved: {system_reason(error)}.",
+            fix=f"{system_fix(error)} Then go on from the last state with --resume auto.",
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporaries.forget(temporary)
 
 
 def read(folder: Path) -> State:
-    """Read a state.
+    """Read a state, and compare its files with their digests.
 
     Raises:
         ConfigError: The directory is absent, incomplete or broken.
     """
     facts = _facts(folder)
     try:
+        if facts["format"] != _WITHOUT_DIGESTS:
+            for name in (_WEIGHTS, _OPTIMIZER, _RANDOM):
+                if file_digest(folder / name) != facts["digests"][name]:
+                    raise _broken(folder, f"the content of {name} is not what was saved")
         return State(
-            position=Position(**facts["position"]),
-            identity=facts["identity"],
-            settings=facts["settings"],
-            data=facts["data"],
+            position=_position(facts["position"]),
+            identity=_table(facts["identity"]),
+            settings=_settings(facts["settings"]),
+            data=str(facts["data"]),
             weights=load_file(folder / _WEIGHTS),
-            parts=_load_pickled(folder / _OPTIMIZER),
-            random=_load_pickled(folder / _RANDOM),
+            parts=_table(_load_pickled(folder / _OPTIMIZER)),
+            random=_table(_load_pickled(folder / _RANDOM)),
         )
-    except (OSError, KeyError, TypeError, SafetensorError) as error:
+    except OSError as error:
+        raise _broken(folder, system_reason(error)) from error
+    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
         raise _broken(folder, error) from error
 
 
 def find(names: Names, asked: str) -> Path | None:
-    """The state that `--resume` means: a path, or for "auto" the newest complete one of this run.
+    """The state that `--resume` means: a path, or for "auto" the newest of this run.
 
     Returns:
         None when "auto" finds nothing: the run starts from the beginning.
@@ -142,27 +161,73 @@ def find(names: Names, asked: str) -> Path | None:
     if asked != "auto":
         _facts(Path(asked))
         return Path(asked)
-    found: list[tuple[int, float, Path]] = []
-    for folder in names.states():
-        try:
-            facts = _facts(folder)
-            found.append((facts["position"]["step"], (folder / _FACTS).stat().st_mtime, folder))
-        except (ConfigError, KeyError, TypeError):
+    return next((folder for folder, error in _newest_first(names) if error is None), None)
+
+
+def newest_whole(names: Names, tell: Callable[[str], None]) -> tuple[Path, State] | None:
+    """The newest state of a run whose files are all as they were saved.
+
+    Args:
+        names: Of the run's files.
+        tell: Given a sentence for each newer one that is broken.
+
+    Returns:
+        Where it lies, and the state; None when there is none.
+    """
+    for folder, error in _newest_first(names):
+        if error is None:
+            try:
+                return folder, read(folder)
+            except ConfigError as found:
+                error = found
+        tell(f"{error.what} An older state is looked for.")
+    return None
+
+
+def tidy(names: Names) -> None:
+    """Finish what a killed run left half done when it replaced one of its states by another."""
+    for folder in list(names.states()):
+        found = re.fullmatch(r"\.(.+)\.\d+\.old", folder.name)
+        if found is None:
             continue
-    return max(found)[2] if found else None
+        whole = folder.with_name(found[1])
+        if whole.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            folder.rename(whole)
 
 
-def check(state: State, identity: Mapping[str, Any], names: Iterable[str], folder: Path) -> None:
+def _newest_first(names: Names) -> list[tuple[Path, MusubiError | None]]:
+    """The states of a run; with those that are none, and why, in front."""
+    found: list[tuple[int, float, Path]] = []
+    odd: list[tuple[Path, MusubiError | None]] = []
+    for folder in sorted(names.states()):
+        try:
+            step = _position(_facts(folder)["position"]).step
+            found.append((step, (folder / _FACTS).stat().st_mtime, folder))
+        except ConfigError as error:
+            odd.append((folder, error))
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+            odd.append((folder, _broken(folder, error)))
+    return odd + [(folder, None) for _, _, folder in sorted(found, reverse=True)]
+
+
+def check(
+    state: State,
+    identity: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    folder: Path,
+) -> None:
     """Refuse a state that this run cannot go on from.
 
     Args:
         state: As read.
         identity: Of this run.
-        names: Of the tensors that this run trains.
+        tensors: What this run trains, by name.
         folder: For the message.
 
     Raises:
-        ConfigError: Another architecture, another rank, other modules.
+        ConfigError: Another architecture, another rank, other modules, other shapes.
     """
     for key, ours in identity.items():
         theirs = state.identity.get(key)
@@ -171,7 +236,7 @@ def check(state: State, identity: Mapping[str, Any], names: Iterable[str], folde
                 f"The state {folder} was made with {key} {theirs!r}, and this run has {ours!r}.",
                 fix="Give the settings it was made with, or start without --resume.",
             )
-    names = set(names)
+    names = set(tensors)
     if names != set(state.weights):
         odd = sorted(names ^ set(state.weights))
         raise ConfigError(
@@ -179,16 +244,31 @@ def check(state: State, identity: Mapping[str, Any], names: Iterable[str], folde
             f"({len(odd)} differ).",
             fix="Give the --network_args it was made with, or start without --resume.",
         )
+    for name, tensor in tensors.items():
+        theirs = state.weights[name]
+        if theirs.shape != tensor.shape:
+            raise ConfigError(
+                f"The state {folder} has {name!r} of the shape {tuple(theirs.shape)}, and this run "
+                f"trains {tuple(tensor.shape)}.",
+                fix="Give the settings it was made with, or start without --resume.",
+            )
 
 
-def apply(state: State, trainee: Trainee, update: Update) -> None:
-    """Put weights, optimizer, schedule, scaler and generators back; the position is the caller's."""
+def apply(state: State, trainee: Trainee, update: Update, folder: Path) -> None:
+    """Put weights, optimizer, schedule, scaler and generators back; the position is the caller's.
+
+    Raises:
+        ConfigError: One of them does not fit.
+    """
     trainee.load(state.weights)
-    update.optimizer.load_state_dict(state.parts["optimizer"])
-    update.schedule.load_state_dict(state.parts["schedule"])
-    if update.scaler is not None and "scaler" in state.parts:
-        update.scaler.load_state_dict(state.parts["scaler"])
-    seeds.restore(state.random)
+    try:
+        update.optimizer.load_state_dict(state.parts["optimizer"])
+        update.schedule.load_state_dict(state.parts["schedule"])
+        if update.scaler is not None and "scaler" in state.parts:
+            update.scaler.load_state_dict(state.parts["scaler"])
+        seeds.restore(state.random)
+    except Exception as error:  # each optimizer refuses what does not fit in a way of its own
+        raise _broken(folder, error) from error
 
 
 def changed(state: State, settings: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
@@ -203,26 +283,105 @@ def changed(state: State, settings: Mapping[str, Any], keys: Iterable[str]) -> l
 
 def _facts(folder: Path) -> dict[str, Any]:
     try:
-        facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+        facts = parse_json(read_text(folder / _FACTS))
         known = facts["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         fix = "Give the directory whose name ends in '-state', or 'auto'."
         if (folder / "optimizer.bin").exists():
             fix = "It was saved by musubi-tuner; start from its LoRA file with --network_weights."
         raise ConfigError(f"{folder} is not the state of a run.", fix=fix) from error
+    if known == _WITHOUT_DIGESTS and type(known) is int:
+        return facts
     if known != FORMAT:
         raise ConfigError(
-            f"The state {folder} has format {known}, and this version reads {FORMAT}.",
+            f"The state {folder} has format {known!r:.40}, and this version reads {FORMAT}.",
             fix="Resume with the version that wrote it.",
         )
+    digest = facts.pop("digest", None)
+    if digest != _digest_of(facts):
+        raise _broken(folder, f"the content of {_FACTS} is not what was saved")
     return facts
 
 
-def _save_pickled(path: Path, value: Any) -> None:
+def _digest_of(facts: Mapping[str, Any]) -> str:
+    digest = Digest()
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.text
+
+
+def _position(values: Mapping[str, Any]) -> Position:
+    """A position whose numbers can be those of a run.
+
+    Raises:
+        TypeError, ValueError: They cannot.
+    """
+    position = Position(**values)
+    for name in ("step", "epoch", "batch", "size"):
+        number = getattr(position, name)
+        if type(number) is not int or not 0 <= number < _MOST:
+            raise ValueError(f"its position has {name} = {number!r:.40}")
+    losses = position.window
+    if not isinstance(losses, list) or not all(
+        isinstance(loss, (int, float)) and math.isfinite(loss) for loss in losses
+    ):
+        raise ValueError("the losses of its position are not all numbers")
+    return position
+
+
+def _settings(values: Any) -> dict[str, Any]:
+    settings = _table(values)
+    seed = settings.get("seed")
+    if seed is not None and (type(seed) is not int or not 0 <= seed < 2**64):
+        raise ValueError(f"its seed is {seed!r:.40}")
+    return settings
+
+
+def _table(values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise TypeError(f"a table is missing, and there is a {type(values).__name__}")
+    return values
+
+
+class _Told:
+    """A file that remembers what the system said: torch's archive writer only says that it failed.
+
+    Args:
+        file: Open for writing.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+        self.digest = Digest()
+
+    def write(self, data: bytes) -> int:
+        """Write to the file."""
+        try:
+            count = self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(data)
+        return count
+
+    def flush(self) -> None:
+        """Flush the file."""
+        self.file.flush()
+
+
+def _save_pickled(path: Path, value: Any) -> str:
+    """Write one of torch's archives; its digest."""
     with path.open("wb") as file:
-        torch.save(value, file)
+        told = _Told(file)
+        try:
+            torch.save(value, told)  # type: ignore[arg-type]  # all it asks for is write and flush
+        except RuntimeError as error:
+            if told.error is None:
+                raise
+            raise told.error from error
         file.flush()
         os.fsync(file.fileno())
+    return told.digest.text
 
 
 def _load_pickled(path: Path) -> Any:
@@ -232,11 +391,11 @@ def _load_pickled(path: Path) -> Any:
         raise _broken(path.parent, error) from error
 
 
-def _broken(folder: Path, error: Exception) -> ConfigError:
-    first = str(error).strip().partition("\n")[0]
+def _broken(folder: Path, reason: Exception | str) -> ConfigError:
+    first = str(reason).strip().partition("\n")[0].rstrip(".")[:200]
     return ConfigError(
         f"The state {folder} is broken, or not written by musubi: {first}.",
-        fix="Resume from an older one.",
+        fix="Resume from an older one, or with --resume auto from the newest that is whole.",
     )
 
 

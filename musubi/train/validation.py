@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from musubi import stopping
 from musubi.plugin.report import Report
 from musubi.train.step import Objective
 
@@ -57,6 +58,8 @@ class Validation:
         mine = range(self.rank, len(self.items), self.world)
         with report.progress("validation", len(mine), unit="item") as bar:
             for place in mine:
+                if self.world == 1:  # several processes must end at the same item
+                    stopping.check()
                 index = self.items[place]
                 batch = self.load([index])
                 losses = [

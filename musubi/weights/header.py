@@ -12,9 +12,12 @@ from pathlib import Path
 import torch
 
 from musubi.errors import CheckpointError
+from musubi.untrusted import TextError, parse_json
 from musubi.weights.dtypes import stored_code, stored_dtype
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+_MOST = 2**63
+_MOST_LISTS = 1_000_000  # two a tensor; each takes a hundred bytes of memory
 _ALIGNMENT = 256  # of the first tensor's bytes, as the files of older tools have it
 
 
@@ -71,8 +74,8 @@ def read_header(path: Path) -> Header:
             fix="Download it again.",
         )
     try:
-        entries, metadata = _parsed(json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        entries, metadata = parse_header(text)
+    except ValueError as error:
         raise CheckpointError(
             f"{path} is not a safetensors file: its header cannot be understood ({error}).",
             fix="Download or export it again.",
@@ -121,15 +124,51 @@ def make_header(
     return Header(found, dict(metadata or {}), struct.pack("<Q", len(text)) + text)
 
 
-def _parsed(facts: dict) -> tuple[dict[str, Entry], dict[str, str]]:
+def parse_header(text: bytes) -> tuple[dict[str, Entry], dict[str, str]]:
+    """The entries, in the order of their bytes, and the metadata, by the rules of the safetensors library.
+
+    Args:
+        text: The JSON behind the length.
+
+    Raises:
+        TextError: It is no JSON object, two tensors have one name, a shape or an offset is no
+            natural number, or the tensors' bytes overlap or leave holes.
+    """
+    if text.count(b"[") > _MOST_LISTS:
+        raise TextError(f"it has more than {_MOST_LISTS} lists")
+    if not text.startswith(b"{"):
+        raise TextError("it does not begin with {")
+    facts = parse_json(text.decode("utf-8"), unique=True)
+    if not isinstance(facts, dict):
+        raise TextError("it is no JSON object")
     metadata = facts.pop("__metadata__", None) or {}
-    found: dict[str, Entry] = {}
-    for name, fact in facts.items():
-        start, end = fact["data_offsets"]
-        dtype = stored_dtype(fact["dtype"])
-        shape = tuple(int(n) for n in fact["shape"])
-        if dtype is not None and end - start != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"the tensor {name!r} has the wrong number of bytes")
-        found[name] = Entry(dtype, shape, start, end)
-    ordered = sorted(found.items(), key=lambda item: item[1].start)
-    return dict(ordered), {str(k): str(v) for k, v in metadata.items()}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise TextError("its __metadata__ is not a table of texts")
+    found = {name: _entry(name, fact) for name, fact in facts.items()}
+    ordered = sorted(found.items(), key=lambda item: (item[1].start, item[1].end))
+    end = 0
+    for name, entry in ordered:
+        if entry.start != end:
+            what = "overlap those" if entry.start < end else "leave a hole behind those"
+            raise TextError(f"the bytes of the tensor {name!r} {what} of the one before")
+        end = entry.end
+    return dict(ordered), metadata
+
+
+def _entry(name: str, fact: object) -> Entry:
+    if not isinstance(fact, dict) or not {"dtype", "shape", "data_offsets"} <= fact.keys():
+        raise TextError(f"the tensor {name!r} lacks its dtype, its shape or its offsets")
+    code, shape, offsets = fact["dtype"], fact["shape"], fact["data_offsets"]
+    if not isinstance(code, str):
+        raise TextError(f"the dtype of the tensor {name!r} is no text")
+    if not _natural(shape) or not _natural(offsets) or len(offsets) != 2:
+        raise TextError(f"the shape or the offsets of the tensor {name!r} are no natural numbers")
+    start, end = offsets
+    dtype = stored_dtype(code)
+    if end < start or (dtype is not None and end - start != math.prod(shape) * dtype.itemsize):
+        raise TextError(f"the tensor {name!r} has the wrong number of bytes")
+    return Entry(dtype, tuple(shape), start, end)
+
+
+def _natural(numbers: object) -> bool:
+    return isinstance(numbers, list) and all(type(n) is int and 0 <= n < _MOST for n in numbers)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,16 +13,17 @@ from pathlib import Path
 
 import torch
 
-from musubi.errors import CheckpointError, RunError
+from musubi.errors import CheckpointError, RunError, system_fix, system_reason
+from musubi.weights import temporary as temporaries
+from musubi.weights.digest import Digest, file_digest
 from musubi.weights.header import Entry, Header, make_header, read_header
 
-_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR}
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def save(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+) -> str:
     """Write a safetensors file; an existing one is replaced only by a complete one.
 
     Args:
@@ -31,11 +31,14 @@ def save(
         tensors: On any device, of any layout.
         metadata: Free text for the header.
 
+    Returns:
+        The digest of the file.
+
     Raises:
         RunError: The disk is full, or the folder cannot be written.
     """
     entries = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
-    stream(path, entries, tensors.__getitem__, metadata)
+    return stream(path, entries, tensors.__getitem__, metadata)
 
 
 def stream(
@@ -43,7 +46,7 @@ def stream(
     entries: Iterable[tuple[str, torch.dtype, Sequence[int]]],
     produce: Callable[[str], torch.Tensor],
     metadata: Mapping[str, str] | None = None,
-) -> None:
+) -> str:
     """Write a safetensors file one tensor at a time, the next one made while one is written.
 
     Args:
@@ -53,14 +56,19 @@ def stream(
             and shape that were announced.
         metadata: Free text for the header.
 
+    Returns:
+        The digest of the file.
+
     Raises:
         RunError: The disk is full, or the folder cannot be written.
         ValueError: `produce` gave something else than was announced.
     """
     path = Path(path)
     header = make_header(entries, metadata)
+    digest = Digest()
     with _atomic(path, header.file_size) as temporary, temporary.open("wb") as file:
         file.write(header.raw)
+        digest.update(header.raw)
         for name, entry, tensor in _ahead(header, produce):
             if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
                 raise ValueError(
@@ -69,7 +77,10 @@ def stream(
                 )
             flat = tensor.detach().to("cpu").contiguous().reshape(-1)
             if flat.numel():
-                file.write(flat.view(torch.uint8).numpy().data)
+                stored = flat.view(torch.uint8).numpy().data
+                file.write(stored)
+                digest.update(stored)
+    return digest.text
 
 
 def _ahead(
@@ -98,42 +109,65 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
 
 
-def verify(path: Path) -> None:
-    """Reopen a safetensors file and compare its header with its length.
+def verify(path: Path, digest: str | None = None) -> None:
+    """Reopen a safetensors file and compare it with what was written.
+
+    Args:
+        path: The file.
+        digest: What `save` gave; without it only the header and the length are compared.
 
     Raises:
         RunError: What is on the disk is not what was written.
     """
+    path = Path(path)
     try:
-        read_header(Path(path))
-    except (CheckpointError, OSError) as error:
-        what = error.what if isinstance(error, CheckpointError) else f"{path}: {error}."
-        raise RunError(
-            f"What was just written did not verify: {what}",
-            fix="Check the disk, and write to another one.",
-        ) from error
+        read_header(path)
+        if digest is None or file_digest(path) == digest:
+            return
+        error, what = None, f"{path} holds other bytes."
+    except CheckpointError as refused:
+        error, what = refused, refused.what
+    except OSError as refused:
+        error, what = refused, f"{path} cannot be read: {system_reason(refused)}."
+    raise RunError(
+        f"What was just written did not verify: {what}",
+        fix="Check the disk, and write to another one.",
+    ) from error
 
 
 @contextlib.contextmanager
 def _atomic(path: Path, size: int | None) -> Iterator[Path]:
-    # Not made of the target's name, which may be as long as a name can be.
-    temporary = path.parent / f".musubi-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    folder = path.parent
+    temporary = temporaries.new_name(folder)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        temporaries.sweep(folder)
         yield temporary
         if size is None:
             size = temporary.stat().st_size
         _to_disk(temporary)
         temporary.replace(path)
     except OSError as error:
-        explained = _explained(error, path, temporary, size)
-        if explained is None:
-            raise
-        raise explained from error
+        ours = {str(path), str(temporary), str(folder)}
+        if error.filename is None or str(error.filename) in ours:
+            raise not_written(path, error, _sizes(error, temporary, size)) from error
+        raise
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    _folder_to_disk(path.parent)
+        temporaries.forget(temporary)
+    folder_to_disk(folder)
+
+
+def not_written(path: Path, error: OSError, more: str = "") -> RunError:
+    """The failure to write a file or a folder, in words.
+
+    Args:
+        path: What was to be written.
+        error: What the system said.
+        more: What else is known, such as the bytes that were to be written.
+    """
+    return RunError(
+        f"{path} could not be written: {system_reason(error)}{more}.", fix=system_fix(error)
+    )
 
 
 def _to_disk(path: Path) -> None:
@@ -141,7 +175,7 @@ def _to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _folder_to_disk(folder: Path) -> None:
+def folder_to_disk(folder: Path) -> None:
     """Make a rename last through a power cut, where a folder can be opened for that."""
     if os.name != "posix":
         return
@@ -153,22 +187,15 @@ def _folder_to_disk(folder: Path) -> None:
             os.close(handle)
 
 
-def _explained(error: OSError, path: Path, temporary: Path, size: int | None) -> RunError | None:
-    if error.errno in _FULL:
-        facts = []
+def _sizes(error: OSError, temporary: Path, size: int | None) -> str:
+    """What was to be written and what is free, where room was what lacked."""
+    if error.errno not in _NO_ROOM:
+        return ""
+    facts: list[str] = []
+    with contextlib.suppress(OSError):
+        size = temporary.stat().st_size if size is None else size
+        facts.append(f"{size} bytes were to be written")
+    if error.errno == errno.ENOSPC:
         with contextlib.suppress(OSError):
-            size = temporary.stat().st_size if size is None else size
-            facts.append(f"{size} bytes were to be written")
-        with contextlib.suppress(OSError):
-            facts.append(f"{shutil.disk_usage(path.parent).free} bytes are free")
-        return RunError(
-            f"{path} could not be written, because the disk is full: {', '.join(facts)}.",
-            fix="Free some space, or write to another disk.",
-        )
-    ours = {str(path), str(temporary), str(path.parent)}
-    if error.errno in _REFUSED and str(error.filename or path) in ours:
-        return RunError(
-            f"{path} could not be written: {error.strerror or error}.",
-            fix="Check that the folder may be written, and that no other program has the file open.",
-        )
-    return None
+            facts.append(f"{shutil.disk_usage(temporary.parent).free} bytes are free")
+    return f" ({', '.join(facts)})" if facts else ""

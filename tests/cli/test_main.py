@@ -72,8 +72,8 @@ class OutOfMemoryError(RuntimeError):
 
 FAILURES = [
     (RunError("The disk is full.", fix="Make room."), 2, "error: The disk is full.\nMake room.\n"),
-    (StoppedError("Stopped.", fix="Go on with --resume auto."), 130, "error: Stopped.\nGo on"),
-    (KeyboardInterrupt(), 130, "error: stopped.\n"),
+    (StoppedError("Stopped.", fix="Go on with --resume auto."), 130, "Stopped.\nGo on"),
+    (KeyboardInterrupt(), 130, "Stopped.\nGo on with: musubi train --arch wan\n"),
     (
         ValueError("two\nlines"),
         1,

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from musubi.architectures.hunyuan_video import ARCHITECTURE, text
+from musubi.architectures.hunyuan_video import ARCHITECTURE
 from musubi.architectures.hunyuan_video.runtime import HunyuanVideoRuntime
+from musubi.encoders.llama import network as llama
 from musubi.generate.session import Session
 from musubi.plugin import Conditioning, Recipe
 from musubi.testing.twins import fill, write_tokenizer
@@ -107,7 +108,7 @@ def test_five_steps_agree(pipeline, guidance_scale):
 
     def call(output_type):
         # the template is counted in tokens: the toy has one for each byte
-        template = {"template": f"{text.BEFORE}{{}}{text.AFTER}", "crop_start": len(text.BEFORE)}
+        template = {"template": f"{llama.BEFORE}{{}}{llama.AFTER}", "crop_start": len(llama.BEFORE)}
         return theirs(
             prompt=recipe.prompt,
             negative_prompt=recipe.negative_prompt,
@@ -148,4 +149,4 @@ def test_the_template_is_diffusers_own():
     from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video
 
     theirs = pipeline_hunyuan_video.DEFAULT_PROMPT_TEMPLATE
-    assert theirs["template"] == f"{text.BEFORE}{{}}{text.AFTER}"
+    assert theirs["template"] == f"{llama.BEFORE}{{}}{llama.AFTER}"

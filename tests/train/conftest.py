@@ -178,7 +178,7 @@ def make(folder: Path, **more: Any) -> Run:
     if resume is not None:
         found = state.find(names, resume)
         if found is not None:
-            state.apply(state.read(found), trainee, update)
+            state.apply(state.read(found), trainee, update, found)
             run = make_at(run, state.read(found).position)
     return run
 

@@ -127,7 +127,7 @@ def test_a_file_that_cannot_be_replaced_is_explained(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "replace", refused)
-    with pytest.raises(RunError, match=r"x\.txt could not be written: Permission denied"):  # noqa: SIM117
+    with pytest.raises(RunError, match=r"x\.txt could not be written: permission is denied"):  # noqa: SIM117
         with atomic(tmp_path / "x.txt") as temporary:
             temporary.write_text("new")
     assert not _names(tmp_path)

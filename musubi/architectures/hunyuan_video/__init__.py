@@ -1,7 +1,10 @@
 """Everything that the architecture `hunyuan_video` says about itself. Plain data: no torch in this file."""
 
-from musubi.architectures.hunyuan_video import keys, keys_encoders
+from musubi.architectures.hunyuan_video import keys
 from musubi.architectures.hunyuan_video.sizes import DIT_TRAITS, FULL, TINY
+from musubi.encoders.clip_text.component import CLIP
+from musubi.encoders.hunyuan_vae.component import VAE
+from musubi.encoders.llama.component import LLM
 from musubi.plugin import (
     Architecture,
     Component,
@@ -12,8 +15,6 @@ from musubi.plugin import (
     Sampling,
     Schema,
     Task,
-    Tokenizer,
-    Traits,
     Variant,
 )
 
@@ -41,84 +42,6 @@ DIT = Component(
     tiny=TINY,
 )
 
-VAE = Component(
-    name="vae",
-    role="vae",
-    help="The video autoencoder: the official pytorch_model.pt, a safetensors file, or a diffusers folder.",
-    build=Lazy("musubi.architectures.hunyuan_video.vae:HunyuanVideoVAE"),
-    infer=Lazy("musubi.architectures.hunyuan_video.vae:infer"),
-    dialects=keys_encoders.VAE,
-    dtype="float16",
-    tiny={"widths": (32, 32, 32, 32), "z_dim": 16},
-    full={"widths": (128, 256, 512, 512), "z_dim": 16},
-)
-
-LLM = Component(
-    name="text_encoder1",
-    role="text",
-    help="LLaVA-Llama3: llava_llama3_fp16.safetensors, or a transformers folder.",
-    build=Lazy("musubi.architectures.hunyuan_video.text:Llm"),
-    infer=Lazy("musubi.architectures.hunyuan_video.text:infer_llm"),
-    dialects=keys_encoders.LLM,
-    traits=Traits(
-        stacks=("model.layers",),
-        quantize=(
-            r"model\.layers\.\d+\.self_attn\.[qkvo]_proj\.weight",
-            r"model\.layers\.\d+\.mlp\.(gate|up|down)_proj\.weight",
-        ),
-    ),
-    dtype="float16",
-    fp8="fp8_llm",
-    tokenizer=Tokenizer(repo="xtuner/llava-llama-3-8b-v1_1-transformers"),
-    tiny={
-        "vocab_size": 320,
-        "dim": TINY["text_dim"],
-        "ffn_dim": 64,
-        "num_layers": 3,
-        "num_heads": 2,
-        "num_kv_heads": 1,
-    },
-    full={
-        "vocab_size": 128320,
-        "dim": 4096,
-        "ffn_dim": 14336,
-        "num_layers": 32,
-        "num_heads": 32,
-        "num_kv_heads": 8,
-    },
-)
-
-CLIP = Component(
-    name="text_encoder2",
-    role="text",
-    help="CLIP-L: clip_l.safetensors, or a transformers folder.",
-    build=Lazy("musubi.architectures.hunyuan_video.text:ClipText"),
-    infer=Lazy("musubi.architectures.hunyuan_video.text:infer_clip"),
-    dialects=keys_encoders.CLIP,
-    traits=Traits(
-        stacks=("text_model.encoder.layers",),
-        quantize=(
-            r"text_model\.encoder\.layers\.\d+\.self_attn\.(q|k|v|out)_proj\.weight",
-            r"text_model\.encoder\.layers\.\d+\.mlp\.fc[12]\.weight",
-        ),
-    ),
-    dtype="float16",
-    tokenizer=Tokenizer(repo="openai/clip-vit-large-patch14"),
-    tiny={
-        "vocab_size": 320,
-        "dim": TINY["pooled_dim"],
-        "ffn_dim": 32,
-        "num_layers": 2,
-        "positions": 77,
-    },
-    full={
-        "vocab_size": 49408,
-        "dim": 768,
-        "ffn_dim": 3072,
-        "num_layers": 12,
-        "positions": 77,
-    },
-)
 
 LATENTS = Field(name="latents", dims="CFHW", sizes=(("C", 16),))
 # The video that generation starts from; no cache file holds it.

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from musubi.architectures.hunyuan_video import text
-from musubi.architectures.hunyuan_video.vae import SCALING, Pieces
+from musubi.encoders.clip_text.network import encode as encode_clip
+from musubi.encoders.hunyuan_vae.network import SCALING, Pieces
+from musubi.encoders.llama.network import encode as encode_llm
 from musubi.errors import ConfigError
 from musubi.plugin import (
     Architecture,
@@ -58,9 +59,9 @@ class HunyuanVideoRuntime:
     def encode_text(self, nets: Networks, component: str, captions: Sequence[str]) -> list[Record]:
         encoder, tokenizer = nets[component], nets.tokenizer(component)
         if component == "text_encoder1":
-            found = text.encode_llm(encoder, tokenizer, list(captions))
+            found = encode_llm(encoder, tokenizer, list(captions))
             return [{"llm": hidden, "llm_mask": mask} for hidden, mask in found]
-        found = text.encode_clip(encoder, tokenizer, list(captions))
+        found = encode_clip(encoder, tokenizer, list(captions))
         return [{"clipL": pooled, "clipL_mask": mask} for pooled, mask in found]
 
     def encode_media(self, nets: Networks, clips: Sequence[Clip]) -> list[tuple[Record, ...]]:

@@ -1,6 +1,8 @@
 """Everything that the architecture `wan` (Wan2.1) says about itself. Plain data: no torch in this file."""
 
 from musubi.architectures.wan import keys
+from musubi.encoders.umt5.component import T5
+from musubi.encoders.wan_vae.component import VAE
 from musubi.plugin import (
     Architecture,
     Component,
@@ -13,7 +15,6 @@ from musubi.plugin import (
     Sampling,
     Schema,
     Task,
-    Tokenizer,
     Traits,
     Variant,
 )
@@ -84,54 +85,6 @@ DIT = Component(
     },
 )
 
-VAE = Component(
-    name="vae",
-    role="vae",
-    help="The video autoencoder: Wan2.1_VAE.pth, wan_2.1_vae.safetensors, or a diffusers folder.",
-    build=Lazy("musubi.architectures.wan.vae:WanVAE"),
-    infer=Lazy("musubi.architectures.wan.vae:infer"),
-    dialects=keys.VAE,
-    dtype="bfloat16",
-    tiny={"dim": 8, "z_dim": 16},
-    full={"dim": 96, "z_dim": 16},
-)
-
-T5 = Component(
-    name="t5",
-    role="text",
-    help="The umT5-XXL text encoder: models_t5_umt5-xxl-enc-bf16.pth, or a transformers file or folder.",
-    build=Lazy("musubi.architectures.wan.text:build"),
-    infer=Lazy("musubi.architectures.wan.text:infer"),
-    dialects=keys.T5,
-    traits=Traits(
-        stacks=("encoder.block",),
-        quantize=(
-            r"encoder\.block\.\d+\.layer\.0\.SelfAttention\.[qkvo]\.weight",
-            r"encoder\.block\.\d+\.layer\.1\.DenseReluDense\.w(i_0|i_1|o)\.weight",
-        ),
-    ),
-    dtype="bfloat16",
-    fp8="fp8_t5",
-    tokenizer=Tokenizer(repo="Wan-AI/Wan2.1-T2V-14B", subfolder="google/umt5-xxl"),
-    tiny={
-        "vocab_size": 320,
-        "dim": 32,
-        "head_dim": 16,
-        "ffn_dim": 64,
-        "num_layers": 2,
-        "num_heads": 2,
-        "num_buckets": 32,
-    },
-    full={
-        "vocab_size": 256384,
-        "dim": 4096,
-        "head_dim": 64,
-        "ffn_dim": 10240,
-        "num_layers": 24,
-        "num_heads": 64,
-        "num_buckets": 32,
-    },
-)
 
 TEXT_TO_VIDEO = Schema(
     media=(Field(name="latents", dims="CFHW", sizes=(("C", 16),)),),

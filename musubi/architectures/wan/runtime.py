@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from musubi.architectures.wan import text
+from musubi.encoders.umt5.network import encode
 from musubi.errors import ConfigError
 from musubi.plugin import (
     Architecture,
@@ -41,7 +41,7 @@ class WanRuntime:
         }
 
     def encode_text(self, nets: Networks, component: str, captions: Sequence[str]) -> list[Record]:
-        hidden = text.encode(nets[component], nets.tokenizer(component), list(captions))
+        hidden = encode(nets[component], nets.tokenizer(component), list(captions))
         return [{"t5": one} for one in hidden]
 
     def encode_media(self, nets: Networks, clips: Sequence[Clip]) -> list[tuple[Record, ...]]:

@@ -1,11 +1,13 @@
-"""Wan as the engine meets it: sizes, layouts, precision, tiles, text, noise, refusals."""
+"""Wan as the engine meets it: sizes, layouts, precision, text, noise, refusals."""
 
 import pytest
 import torch
 from torch import nn
 
-from musubi.architectures.wan import ARCHITECTURE, dit, keys, text, vae
+from musubi.architectures.wan import ARCHITECTURE, dit, keys
 from musubi.architectures.wan.runtime import WanRuntime
+from musubi.encoders.umt5 import network as umt5
+from musubi.encoders.wan_vae import network as wan_vae
 from musubi.errors import CheckpointError, ConfigError
 from musubi.nn.attention import use
 from musubi.plugin import Conditioning, Recipe
@@ -61,8 +63,8 @@ def test_image_families_are_told_by_their_tensors(family):
     [
         (dit.infer, VAE, "not a Wan denoiser"),
         (dit.infer, T5, "not a Wan denoiser"),
-        (vae.infer, DIT, "not a Wan VAE"),
-        (text.infer, VAE, "not a umT5 text encoder"),
+        (wan_vae.infer, DIT, "not a Wan VAE"),
+        (umt5.infer, VAE, "not a umT5 text encoder"),
     ],
 )
 def test_strangers_are_refused_by_name(infer, other, says):
@@ -74,11 +76,11 @@ def test_strangers_are_refused_by_name(infer, other, says):
 def test_near_relatives_are_refused():
     shapes = shapes_of(VAE.build(dim=8, z_dim=48))
     with pytest.raises(CheckpointError, match="48 channels"):
-        vae.infer(shapes)
+        wan_vae.infer(shapes)
     shapes = shapes_of(T5.build(**T5.tiny))
     shared = {n: s for n, s in shapes.items() if "block.1.layer.0.SelfAttention.rel" not in n}
     with pytest.raises(CheckpointError, match="not umT5"):
-        text.infer(shared)
+        umt5.infer(shared)
     with pytest.raises(CheckpointError, match=r"'patch_embedding.weight' has the shape \(100"):
         dit.infer(
             {**shapes_of(DIT.build(**DIT.tiny)), "patch_embedding.weight": (100, 16, 1, 2, 2)}
@@ -208,49 +210,6 @@ def test_odd_latents_are_refused(denoiser):
 def test_whole_timesteps_survive_float32():
     t = torch.tensor([999, 978, 257, 1], dtype=torch.float64)
     assert torch.equal(dit.sinusoid((t / 1000).float(), 256), dit.sinusoid(t / 1000, 256))
-
-
-@pytest.fixture
-def autoencoder():
-    return fill(VAE.build(**VAE.tiny))
-
-
-def test_the_past_never_sees_the_future(autoencoder):
-    x = torch.rand(1, 3, 9, 32, 32) * 2 - 1
-    z = torch.randn(1, 16, 3, 4, 4)
-    other_x, other_z = x.clone(), z.clone()
-    other_x[:, :, 5:], other_z[:, :, 2:] = 0, 0
-    assert torch.equal(autoencoder.encode(x)[:, :, :2], autoencoder.encode(other_x)[:, :, :2])
-    one, other = autoencoder.decode(z), autoencoder.decode(other_z)
-    assert torch.equal(one[:, :, :5], other[:, :, :5])
-    assert not torch.equal(one[:, :, 5:], other[:, :, 5:])
-
-
-def test_a_cache_on_the_host_changes_nothing(autoencoder):
-    x = torch.rand(1, 3, 5, 32, 32) * 2 - 1
-    z = autoencoder.encode(x)
-    assert torch.equal(z, autoencoder.encode(x, cache_on_host=True))
-    assert torch.equal(autoencoder.decode(z), autoencoder.decode(z, cache_on_host=True))
-
-
-def test_tiles_cover_the_picture(autoencoder):
-    x = torch.rand(1, 3, 5, 96, 160) * 2 - 1
-    whole, tiled = autoencoder.encode(x), autoencoder.encode(x, tile=64)
-    assert whole.shape == tiled.shape
-    assert torch.isfinite(tiled).all()
-    assert torch.equal(whole, autoencoder.encode(x, tile=256))  # one tile holds it all
-    assert autoencoder.decode(whole, tile=64).shape == x.shape
-
-
-def test_lengths_that_do_not_fit_are_refused(autoencoder):
-    with pytest.raises(ValueError, match="4 frames"):
-        autoencoder.encode(torch.zeros(1, 3, 4, 16, 16))
-
-
-def test_captions_are_cleaned():
-    assert text.clean("  a   cat &amp;amp; a\n dog ") == "a cat & a dog"
-    assert text.clean("it’s “fine”") == 'it\'s "fine"'
-    assert text.clean("") == ""
 
 
 class Nets(dict):

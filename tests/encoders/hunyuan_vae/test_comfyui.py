@@ -6,12 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from musubi.architectures.hunyuan_video import ARCHITECTURE
+from musubi.encoders.hunyuan_vae.component import VAE
 from musubi.errors import CheckpointError
 from musubi.testing import twins
 from musubi.weights.load import inspect, load
 
-VAE = ARCHITECTURE.component("vae")
 CPU = torch.device("cpu")
 # From our names: patterns in order, as the people who renamed the file describe it.
 NAMES = (

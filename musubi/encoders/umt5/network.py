@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from musubi.encoders.sizes import all_there, depth
 from musubi.errors import CheckpointError
 from musubi.plugin import Shapes
 
@@ -129,13 +130,9 @@ def infer(shapes: Shapes) -> dict[str, int]:
         f"{block}.relative_attention_bias.weight",
         "encoder.block.0.layer.1.DenseReluDense.wi_0.weight",
     )
-    absent = next((name for name in needed if name not in shapes), None)
     fix = "Give --t5 models_t5_umt5-xxl-enc-bf16.pth or a umT5-XXL encoder of ComfyUI's."
-    if absent is not None:
-        raise CheckpointError(
-            f"This is not a umT5 text encoder: it has no tensor {absent!r}.", fix=fix
-        )
-    layers = len({n.split(".")[2] for n in shapes if n.startswith("encoder.block.")})
+    all_there(shapes, needed, "a umT5 text encoder", fix)
+    layers = depth(shapes, "encoder.block.")
     if last.format(layers - 1) not in shapes:
         raise CheckpointError(
             "This is a T5 text encoder, not umT5: its blocks share one table of positions.",

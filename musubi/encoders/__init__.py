@@ -1,0 +1,1 @@
+"""Networks that stand around a denoiser and are shared by architectures: one folder each."""

@@ -1,0 +1,1 @@
+"""LLaVA-Llama3, the language model whose hidden states HunyuanVideo reads."""

@@ -1,0 +1,1 @@
+"""Wan2.1's video autoencoder, which other image and video models share."""
