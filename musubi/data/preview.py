@@ -116,7 +116,7 @@ def _sheets(decoded: Iterator[tuple[ClipPlan, Clip]], one: Surveyed, folder: Pat
     return number
 
 
-def _beside(clip: Clip) -> Iterator[np.ndarray]:
+def _inputs(clip: Clip) -> Iterator[np.ndarray]:
     """What was given beside a clip, in three channels."""
     for given in clip.inputs.values():
         for frames in given:
@@ -125,7 +125,7 @@ def _beside(clip: Clip) -> Iterator[np.ndarray]:
 
 def _row(plan: ClipPlan, clip: Clip) -> Image.Image:
     """Frames of a clip side by side, its inputs below, one line of text above."""
-    strips = [_strip(frames) for frames in (clip.frames, *_beside(clip))]
+    strips = [_strip(frames) for frames in (clip.frames, *_inputs(clip))]
     row = Image.new(
         "RGB", (max(s.width for s in strips), _LABEL + sum(s.height for s in strips)), "white"
     )
@@ -175,16 +175,16 @@ def _videos(
         name = f"dataset{one.entry.index + 1}_{plan.cache_stem}"
         if plan.video is None:
             with atomic(folder / f"{name}.png") as temporary:
-                Image.fromarray(_beside(clip)[0]).save(temporary, format="PNG")
+                Image.fromarray(_inputs(clip)[0]).save(temporary, format="PNG")
         else:
-            _write_clip(_beside(clip), folder / f"{name}.mp4", rate)
+            _write_clip(_inputs(clip), folder / f"{name}.mp4", rate)
     return count
 
 
 def _beside(clip: Clip) -> np.ndarray:
     """The clip, and beside it what was given and has its size."""
     shape = clip.frames.shape
-    beside = [f for f in _beside(clip) if f.shape[1:] == shape[1:] and len(f) in (1, len(shape))]
+    beside = [f for f in _inputs(clip) if f.shape[1:] == shape[1:] and len(f) in (1, len(shape))]
     return np.concatenate([clip.frames, *(np.broadcast_to(f, shape) for f in beside)], axis=2)
 
 
