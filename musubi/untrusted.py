@@ -19,6 +19,12 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
+_NO_NAME = frozenset('/\\:*?"<>|')
+_DEVICES = frozenset(
+    ("CON", "PRN", "AUX", "NUL", *(f"{p}{n}" for p in ("COM", "LPT") for n in range(1, 10)))
+)
+_NAME_BYTES = 180  # a file name has 255, and numbers and endings are added
+
 TEXT_LIMIT = 16 << 20
 """Bytes of the largest text file that is read whole."""
 
@@ -101,6 +107,28 @@ def check_path(path: Path | str) -> None:
     except UnicodeEncodeError:
         pass
     raise OSError(errno.EINVAL, "the path holds characters that no path can hold", repr(text))
+
+
+def name_fault(name: str) -> str | None:
+    """Why a text cannot be the first part of file names on every system; None when it can.
+
+    >>> name_fault("cat-v2"), name_fault("..")
+    (None, "'..' is a folder's name")
+    """
+    if not name.strip():
+        return "it is empty"
+    if set(name) == {"."}:
+        return f"{name!r} is a folder's name"
+    odd = next((c for c in name if c in _NO_NAME or ord(c) < 32 or 0xD800 <= ord(c) < 0xE000), None)
+    if odd is not None:
+        return f"it holds {odd!r}"
+    if name[-1] in " ." or name[0] == " ":
+        return "it begins or ends with a space, or ends with a full stop"
+    if name.partition(".")[0].rstrip().upper() in _DEVICES:
+        return "Windows keeps it for a device"
+    if len(name.encode()) > _NAME_BYTES:
+        return f"it has more than {_NAME_BYTES} bytes"
+    return None
 
 
 def parse_json(text: str | bytes, *, unique: bool = False) -> Any:

@@ -19,6 +19,7 @@ from musubi.cache.freshness import (
 from musubi.cache.header import Header
 from musubi.cache.shelf import Shelf
 from musubi.cache.store import Stored, rewrite_header, text_name
+from musubi.data.frames import DECODING_VERSION
 from musubi.errors import MusubiError
 from musubi.plugin.architecture import Architecture, Task
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from musubi.data.sources import Source
 
 NO_RECORD = "no record"
-OTHER_SETTINGS = "made with other settings in the dataset file"
+OTHER_SETTINGS = "made with other settings in the dataset file, or by an older version of musubi"
 FOREIGN = "a record that another tool wrote"
 
 
@@ -62,6 +63,7 @@ def settings_of(entry: DatasetEntry, task: Task) -> Settings:
     }
     if entry.kind == "video":
         shaping |= {"source_fps": entry.source_fps, "frame_rate": task.shape.frame_rate}
+        shaping["decoding"] = DECODING_VERSION
         names = ("target_frames", "frame_extraction", "frame_stride", "frame_sample", "max_frames")
         choosing |= {name: getattr(entry, name) for name in names}
     return Settings(

@@ -12,7 +12,7 @@ from musubi.config.memory import GenerateMemoryOptions, RoomOptions
 from musubi.config.options import Options, Retired, option
 from musubi.errors import ConfigError
 
-Solver = Literal["unipc", "dpm++", "vanilla"]
+Solver = Literal["unipc", "dpm++", "vanilla", "lcm"]
 OutputType = Literal["video", "images", "latent", "both", "latent_images"]
 AttentionMode = Literal[
     "torch", "sdpa", "flash", "flash2", "flash3", "xformers", "sageattn", "sage"

@@ -23,6 +23,7 @@ from musubi.config.saving import (
     SavingOptions,
 )
 from musubi.errors import ConfigError
+from musubi.untrusted import name_fault
 
 _TRAINING = "Training"
 _ATTENTION = "Attention"
@@ -200,9 +201,10 @@ def _check_lora(config: TrainConfig) -> None:
 
 def _check_names(config: TrainConfig) -> None:
     name = config.output_name
-    if name is not None and (not name.strip() or any(c in name for c in '/\\:*?"<>|')):
+    fault = None if name is None else name_fault(name)
+    if fault is not None:
         raise ConfigError(
-            f"--output_name {name!r} cannot be part of a file name.",
+            f"--output_name {name!r} cannot be part of a file name: {fault}.",
             fix="Give a plain name, and folders with --output_dir.",
         )
     if config.resume_from_huggingface and config.resume in (None, "auto"):

@@ -7,6 +7,9 @@ from typing import Protocol
 
 import numpy as np
 
+DECODING_VERSION = 1
+"""Raise it when the pixels that are read from videos change: their records are then made anew."""
+
 SAME_RATE = 0.005
 """Rates that differ by less than this share count as one: 23.976 is 24."""
 

@@ -175,16 +175,16 @@ def _videos(
         name = f"dataset{one.entry.index + 1}_{plan.cache_stem}"
         if plan.video is None:
             with atomic(folder / f"{name}.png") as temporary:
-                Image.fromarray(_inputs(clip)[0]).save(temporary, format="PNG")
+                Image.fromarray(_side_by_side(clip)[0]).save(temporary, format="PNG")
         else:
-            _write_clip(_inputs(clip), folder / f"{name}.mp4", rate)
+            _write_clip(_side_by_side(clip), folder / f"{name}.mp4", rate)
     return count
 
 
-def _beside(clip: Clip) -> np.ndarray:
+def _side_by_side(clip: Clip) -> np.ndarray:
     """The clip, and beside it what was given and has its size."""
     shape = clip.frames.shape
-    beside = [f for f in _inputs(clip) if f.shape[1:] == shape[1:] and len(f) in (1, len(shape))]
+    beside = [f for f in _inputs(clip) if f.shape[1:] == shape[1:] and len(f) in (1, shape[0])]
     return np.concatenate([clip.frames, *(np.broadcast_to(f, shape) for f in beside)], axis=2)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from musubi.config.dataset import DatasetEntry
+from musubi.data.images import is_animated_webp
 from musubi.data.media import VIDEO_EXTENSIONS, image_extensions
 from musubi.errors import DataError, nearest
 from musubi.plugin.inputs import Input
@@ -77,7 +78,7 @@ class Scan:
 
 
 def scan(entry: DatasetEntry) -> Scan:
-    """Find a dataset's files. Captions are read; images and videos are not opened.
+    """Find a dataset's files. Captions are read; of images and videos only the first bytes of a WebP.
 
     Raises:
         DataError: The directory or the list cannot be read, or a line of the list cannot be understood.
@@ -100,7 +101,11 @@ def _from_directory(entry: DatasetEntry) -> Scan:
     files, folders = _listed(directory)
     known = VIDEO_EXTENSIONS if entry.kind == "video" else image_extensions()
     found = Scan(sources=[])
-    media = [name for name in sorted(files) if _ending(name) in known]
+    media = [
+        name
+        for name in sorted(files)
+        if _ending(name) in known and _of_kind(directory / name, entry.kind)
+    ]
     if entry.kind == "video":  # a folder of frames is meant when it has a caption
         media += [name for name in sorted(folders) if stem_of(name) + extension in files]
     stems = [stem_of(name) for name in media]
@@ -162,7 +167,7 @@ def _say_what_else(entry: DatasetEntry, files: set[str], folders: set[str], foun
         if name.startswith(".") or _ending(name) == ".safetensors":
             continue
         reason = f"{name} is not one of the {mine} that can be read."
-        if _ending(name) in wrong:
+        if _ending(name) in wrong and _of_kind(directory / name, other[:-1]):
             reason = f"{name} is one of the {other}: give {other[:-1]}_directory for these."
         elif name.endswith(entry.caption_extension or ".txt"):
             reason = f"{name} is the caption of nothing."
@@ -371,12 +376,19 @@ def _of_another_kind(path: Path, entry: DatasetEntry) -> str | None:
     if path.is_dir():
         return f"{path.name} is a directory" if entry.kind == "image" else None
     known = VIDEO_EXTENSIONS if entry.kind == "video" else image_extensions()
-    if _ending(path.name) in known:
+    if _ending(path.name) in known and _of_kind(path, entry.kind):
         return None
     return f"{path.name} is not one of the {entry.kind}s that can be read"
 
 
 # both
+
+
+def _of_kind(path: Path, kind: str) -> bool:
+    """A WebP that moves is a video, and one that does not is an image; other endings tell."""
+    if _ending(path.name) != ".webp":
+        return True
+    return is_animated_webp(path) == (kind == "video")
 
 
 def _one_of_a_stem(found: Scan) -> Scan:
@@ -389,6 +401,8 @@ def _one_of_a_stem(found: Scan) -> Scan:
             reason = (
                 f"{source.path.name} has the same name as {other} up to the ending; rename one."
             )
+            if kept.path.resolve() == source.path.resolve():
+                reason = f"{source.path.name} is listed more than once; its first line is used."
             found.skipped.append(Skipped(path=source.path, reason=reason))
     return Scan(sources=list(first.values()), skipped=found.skipped, others=found.others)
 

@@ -18,7 +18,7 @@ from musubi.config.generate import GenerateConfig
 from musubi.config.memory import compiler_words
 from musubi.config.options import own_options, paths, tokenizers
 from musubi.config.task import Choice, choose_task
-from musubi.errors import ConfigError, MusubiError, RunError
+from musubi.errors import ConfigError, MusubiError, RunError, system_reason
 from musubi.generate import loras, write
 from musubi.generate.inputs import has_media
 from musubi.generate.interactive import ask
@@ -125,7 +125,7 @@ class _Job:
                 found = write.read_latents(path)
                 _check_channels(found.latents, self.architecture, path)
                 name = write.stem(self.folder, found.seed, original=path.stem)
-                fps = self.config.fps or found.recipe.get("fps") or self.architecture.frame_rate
+                fps = self.config.fps or found.fps or self.architecture.frame_rate
                 notes = {} if self.config.no_metadata else found.metadata
                 self._write(found.latents, name, float(fps), notes)
         _raise(failed, len(files))
@@ -300,7 +300,7 @@ def _writable(folder: Path) -> Path:
             return folder
     except OSError as error:
         raise ConfigError(
-            f"The folder {folder} of --save_path cannot be written: {error.strerror}.",
+            f"The folder {folder} of --save_path cannot be written: {system_reason(error)}.",
             fix="Give another folder.",
         ) from error
 

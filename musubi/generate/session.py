@@ -217,7 +217,12 @@ class Session:
             return inside(x, t, i)
 
         with self.report.progress("Denoising", len(times), unit="step") as bar:
-            x = solvers.solve(solver, predict, x, levels, times, lambda i, x: bar.advance())
+
+            def stepped(step: int, x: torch.Tensor) -> None:
+                bar.advance()
+                stopping.check()  # training holds a signal back, and a preview need not be whole
+
+            x = solvers.solve(solver, predict, x, levels, times, stepped, seed=recipe.seed)
         if not x.isfinite().all():
             raise RunError(
                 f"The latents of {_short(recipe.prompt)!r} (seed {recipe.seed}) are not finite.",

@@ -8,6 +8,7 @@ file carries that file's stem behind the seed.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -23,10 +24,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from musubi.errors import CheckpointError, DataError
 from musubi.plugin import Recipe
+from musubi.untrusted import TextError, parse_json
 from musubi.weights.files import open_weights
 from musubi.weights.write import atomic, save
 
 BIT_RATE = 4_000_000
+_LONGEST = 120  # bytes of another file's name that are taken over into a name
 RECIPE = "musubi"  # the metadata key of the whole recipe, as JSON
 
 
@@ -54,9 +57,18 @@ def metadata(recipe: Recipe, **facts: Any) -> dict[str, str]:
     return {**{key: str(value) for key, value in entries.items()}, RECIPE: whole}
 
 
-def stem(folder: Path, seed: int | str, *, original: str | None = None) -> str:
-    """A name for what is made now: `{time}_{seed}[_{original}]`, free in `folder`."""
-    name = f"{datetime.now():%Y%m%d-%H%M%S}_{seed}" + (f"_{original}" if original else "")
+def stem(folder: Path, seed: int, *, original: str | None = None) -> str:
+    """A name for what is made now: `{time}_{seed}[_{original}]`, free in `folder`.
+
+    Args:
+        folder: Where it will be written.
+        seed: A number, and nothing that a file says.
+        original: The stem of the file it is made of.
+    """
+    name = f"{datetime.now():%Y%m%d-%H%M%S}_{int(seed)}"
+    if original:
+        short = Path(original).name.encode(errors="ignore")[:_LONGEST]
+        name += f"_{short.decode(errors='ignore')}"
     taken = {path.name for path in folder.glob(f"{name[:15]}*")} if folder.is_dir() else set()
     free, count = name, 1
     while any(other == free or other.startswith((f"{free}.", f"{free}_")) for other in taken):
@@ -128,15 +140,24 @@ class LatentFile:
     def recipe(self) -> dict[str, Any]:
         """The whole recipe when the file carries one, else empty."""
         try:
-            found = json.loads(self.metadata.get(RECIPE, "{}"))
-        except json.JSONDecodeError:
+            found = parse_json(self.metadata.get(RECIPE, "{}"))
+        except TextError:
             return {}
         return found if isinstance(found, dict) else {}
 
     @property
-    def seed(self) -> str:
-        """The seed, as text; "0" when the file does not say."""
-        return self.metadata.get("seeds", "0")
+    def seed(self) -> int:
+        """The seed; 0 when the file does not say, or says what is no seed."""
+        text = self.metadata.get("seeds", "0")
+        return int(text) if re.fullmatch(r"[0-9]{1,19}", text) else 0
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second, when the file says a number that can be meant."""
+        given = self.recipe.get("fps")
+        if isinstance(given, bool) or not isinstance(given, (int, float)):
+            return None
+        return float(given) if 0 < given <= 1000 else None
 
 
 def read_latents(path: Path) -> LatentFile:
@@ -149,7 +170,7 @@ def read_latents(path: Path) -> LatentFile:
     found, notes = _read_bare(path) if path.suffix.lower() in (".pt", ".pth") else _read(path)
     if found.ndim == 4:
         found = found[None]
-    if found.ndim != 5 or found.shape[0] != 1:
+    if found.ndim != 5 or found.shape[0] != 1 or not found.numel():
         raise DataError(
             f"{path} holds a tensor of shape {tuple(found.shape)}, which is no latents.",
             fix="Give a file of C F H W, as --output_type latent writes it.",

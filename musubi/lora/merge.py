@@ -204,7 +204,8 @@ class Merge:
         if source.operation == "swap":
             change = torch.cat(change.chunk(2)[::-1])
         elif source.operation == "squeeze":
-            change = change[(..., *(None,) * source.ones)]
+            ones = (None,) * source.ones
+            change = change[(*ones, ...) if source.leading else (..., *ones)]
         elif source.operation == "concat":
             start = sum(self.weights.shapes[n][0] for n in source.names[:part])
             change = change[start : start + weight.shape[0]]

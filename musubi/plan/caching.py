@@ -11,7 +11,7 @@ from musubi.cache.job import DeviceFullError
 from musubi.cache.tasks import task_of
 from musubi.config.cache import CacheLatentsConfig, CacheTextConfig
 from musubi.config.memory import encoder_policies
-from musubi.config.options import own_options, paths
+from musubi.config.options import own_options
 from musubi.errors import RunError
 from musubi.memory.choose import needed
 from musubi.plan import beside, networks, words

@@ -33,14 +33,16 @@ class Swap:
 
 @dataclass(frozen=True, kw_only=True)
 class Squeeze:
-    """Their name becomes ours, and trailing axes of length 1 go: a convolution that is a matrix.
+    """Their name becomes ours, and axes of length 1 go: a convolution that is a matrix.
 
-    `ones` says how many: 3 for a 1x1x1 convolution.
+    `ones` says how many: 3 for a 1x1x1 convolution. They are the last axes, or, with `leading`, the
+    first: a table of positions that has an axis for the batch.
     """
 
     theirs: str
     ours: str
     ones: int
+    leading: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +72,13 @@ class Source:
 
     Args:
         names: The tensors it is made of.
-        operation: `copy`; `swap` the halves of axis 0; `squeeze` away the last `ones` axes, or
-            `unsqueeze`: put them there; `concat` along axis 0; or `split`: take part number `part`
+        operation: `copy`; `swap` the halves of axis 0; `squeeze` away `ones` axes of length 1, or
+            `unsqueeze`: put them back; `concat` along axis 0; or `split`: take part number `part`
             of axis 0 cut in the proportions `ratio`.
         ratio: Relative lengths for `concat` and `split`.
         part: Which part, for `split`.
         ones: How many axes of length 1, for `squeeze` and `unsqueeze`.
+        leading: They are the first axes instead of the last.
     """
 
     names: tuple[str, ...]
@@ -83,6 +86,7 @@ class Source:
     ratio: tuple[int, ...] = ()
     part: int = 0
     ones: int = 0
+    leading: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +202,7 @@ def _whole(name: str, rule: Rename | Swap | Squeeze | None, *, reading: bool) ->
         return Source(names=(name,), operation="swap")
     if isinstance(rule, Squeeze):
         operation = "squeeze" if reading else "unsqueeze"
-        return Source(names=(name,), operation=operation, ones=rule.ones)
+        return Source(names=(name,), operation=operation, ones=rule.ones, leading=rule.leading)
     return Source(names=(name,))
 
 

@@ -13,12 +13,9 @@ from typing import Any
 import torch
 
 from musubi.config.saving import LoggingOptions
-from musubi.errors import ConfigError, MissingPackageError
-
-try:
-    import tomllib  # pyright: ignore[reportMissingImports]
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
+from musubi.errors import ConfigError, MissingPackageError, system_reason
+from musubi.untrusted import parse_json, parse_toml, read_text
+from musubi.weights.write import atomic, not_written
 
 
 class Metrics:
@@ -36,21 +33,26 @@ class Metrics:
         if step and self.path.exists():
             for line in self.path.read_bytes().splitlines(keepends=True):
                 try:
-                    entry = json.loads(line)
+                    entry = parse_json(line)
                     at = entry["step"]
                 except (ValueError, KeyError, TypeError):
                     break  # the line that was being written when the run was killed
                 if at < step or (at == step and "loss/current" in entry):
                     kept.append(line)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.tmp")
-        temporary.write_bytes(b"".join(kept))
-        temporary.replace(self.path)
+        with atomic(self.path) as temporary:
+            temporary.write_bytes(b"".join(kept))
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        """Add a line; it is in the file when this returns."""
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        """Add a line; it is in the file when this returns.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise not_written(self.path, error) from error
 
 
 class Window:
@@ -126,10 +128,11 @@ def tracker_arguments(options: LoggingOptions, *, step: int) -> dict[str, dict[s
     if options.log_tracker_config:
         path = Path(options.log_tracker_config)
         try:
-            read = tomllib.loads(path.read_text(encoding="utf-8"))
+            read = parse_toml(read_text(path))
         except (OSError, ValueError) as error:
+            reason = system_reason(error) if isinstance(error, OSError) else error
             raise ConfigError(
-                f"--log_tracker_config {path} cannot be read: {error}.",
+                f"--log_tracker_config {path} cannot be read: {reason}.",
                 fix="Give a TOML file with a table for each tracker, such as [wandb].",
             ) from error
         odd = [name for name, value in read.items() if not isinstance(value, dict)]

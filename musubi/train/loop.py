@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from musubi.config.resolve import to_toml
 from musubi.config.train import TrainConfig
-from musubi.errors import RunError
+from musubi.errors import RunError, system_fix, system_reason
 from musubi.nn import attention
 from musubi.plugin import Architecture, Quiet, Report
 from musubi.stopping import go_on_with
-from musubi.train import log, processes, timesteps
+from musubi.train import log, processes, state, timesteps
 from musubi.train.checkpoints import Names
+from musubi.train.lock import Lock
 from musubi.train.setup import Setup, output_name
 from musubi.train.signals import Stop
+from musubi.weights import temporary as temporaries
 from musubi.weights.write import atomic
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def run(config: TrainConfig, architecture: Architecture, report: Report) -> None:
@@ -33,12 +40,32 @@ def run(config: TrainConfig, architecture: Architecture, report: Report) -> None
     trackers = log.trackers(config)
     accelerator = processes.start(config, trackers, _log_folder(config, names))
     try:
-        said = report if accelerator.is_main_process else Quiet()
+        _run(config, architecture, names, accelerator, trackers, report)
+    finally:
+        accelerator.end_training()
+        processes.forget()
+
+
+def _run(
+    config: TrainConfig,
+    architecture: Architecture,
+    names: Names,
+    accelerator: Accelerator,
+    trackers: list[str],
+    report: Report,
+) -> None:
+    main = accelerator.is_main_process
+    with Lock(names) if main else nullcontext():
+        if main:
+            state.tidy(names)
+            for folder in (names.folder, names.own):
+                temporaries.sweep(folder, again=True)
+        said = report if main else Quiet()
         stop = Stop(said)
         setup = Setup(config, architecture, names, accelerator, said, stop)
         with attention.use(config.attention, split=config.split_attn):
             ready = setup.build(trackers)
-            if accelerator.is_main_process:
+            if main:
                 _write_config(setup.config, architecture, names)
             go_on_with(names.command())
             try:
@@ -47,9 +74,6 @@ def run(config: TrainConfig, architecture: Architecture, report: Report) -> None
                     ready.train()
             finally:
                 setup.finish()
-    finally:
-        accelerator.end_training()
-        processes.forget()
 
 
 def _log_folder(config: TrainConfig, names: Names) -> Path:
@@ -66,7 +90,7 @@ def _make_folder(names: Names) -> None:
         probe.unlink()
     except OSError as error:
         raise RunError(
-            f"The folder {names.own} cannot be written: {error.strerror or error}.",
+            f"The folder {names.own} cannot be written: {system_reason(error)}.",
             fix="Give another --output_dir, one that is a folder and may be written.",
         ) from error
 
@@ -80,6 +104,6 @@ def _write_config(config: TrainConfig, architecture: Architecture, names: Names)
             path.write_text(to_toml(kept, architecture), encoding="utf-8")
     except OSError as error:
         raise RunError(
-            f"{names.own / 'config.toml'} cannot be written: {error.strerror or error}.",
-            fix="Make room on the disk, or give another --output_dir.",
+            f"{names.own / 'config.toml'} cannot be written: {system_reason(error)}.",
+            fix=system_fix(error),
         ) from error

@@ -130,13 +130,17 @@ def _read_as(component: Component, dialect: KeyMap, weights: Weights) -> Inspect
 def _shape(ours: str, source: Source, weights: Weights) -> tuple[int, ...]:
     parts = [tuple(weights.shapes[name]) for name in source.names]
     if source.operation == "squeeze":
-        if parts[0][-source.ones :] != (1,) * source.ones:
+        n = source.ones
+        gone, kept = parts[0][-n:], parts[0][:-n]
+        if source.leading:
+            gone, kept = parts[0][:n], parts[0][n:]
+        if gone != (1,) * n:
             raise CheckpointError(
-                f"{source.names[0]!r} has the shape {parts[0]}, which does not end in "
-                f"{source.ones} times 1.",
+                f"{source.names[0]!r} has the shape {parts[0]}, which does not "
+                f"{'begin with' if source.leading else 'end in'} {n} times 1.",
                 fix="The file is damaged or of another model; download it again.",
             )
-        return parts[0][: -source.ones]
+        return kept
     if source.operation != "concat":
         return parts[0]
     if any(p[1:] != parts[0][1:] or not p for p in parts):

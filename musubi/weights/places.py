@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from musubi.errors import CheckpointError, nearest
+from musubi.errors import CheckpointError, nearest, system_fix, system_reason
+from musubi.untrusted import TextError, parse_json, read_text
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 _INDEX = ".index.json"
@@ -25,8 +25,8 @@ def readable(path: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{error.filename or path} cannot be read: {error.strerror or error}.",
-            fix="Check the disk and the permissions of the file.",
+            f"{error.filename or path} cannot be read: {system_reason(error)}.",
+            fix=system_fix(error),
         ) from error
 
 
@@ -92,9 +92,9 @@ def _complete(path: Path) -> list[Path]:
     if path.name.endswith(_INDEX):
         return _of_index(path)
     shard = _SHARD.fullmatch(path.name)
-    if shard is None:
+    count = int(shard["count"]) if shard is not None else 0
+    if shard is None or not count:
         return [path]
-    count = int(shard["count"])
     names = [
         f"{shard['stem']}-{n:05d}-of-{shard['count']}{shard['suffix']}" for n in range(1, count + 1)
     ]
@@ -103,8 +103,10 @@ def _complete(path: Path) -> list[Path]:
 
 def _of_index(path: Path) -> list[Path]:
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted({str(name) for name in table.values()})
+        table = parse_json(read_text(path))["weight_map"]
+        names = sorted(set(table.values()))
+        if not all(type(name) is str and name == Path(name).name for name in names):
+            raise TextError("it names files of other folders")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is not the index of a sharded checkpoint: it has no readable 'weight_map'.",

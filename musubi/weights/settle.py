@@ -163,7 +163,9 @@ class Settler:
             elif job.source.operation == "concat":
                 tensor = torch.cat(parts)
             elif job.source.operation == "squeeze":
-                tensor = parts[0].flatten(-job.source.ones - 1).contiguous()
+                n = job.source.ones
+                shape = parts[0].shape[n:] if job.source.leading else parts[0].shape[:-n]
+                tensor = parts[0].reshape(shape).contiguous()
             else:
                 tensor = parts[0].contiguous()
         if job.transformed:

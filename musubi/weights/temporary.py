@@ -60,6 +60,14 @@ class Owner:
         return not self.here or _runs(self.pid)
 
 
+def started(pid: int) -> int:
+    """When a process of this computer was started, in ticks since the computer was; 0 if unknown."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8")
+        return int(stat.rpartition(")")[2].split()[19])
+    return 0
+
+
 def new_name(folder: Path) -> Path:
     """A temporary name in `folder`, noted as this process's own until `forget`."""
     # Not made of the target's name, which may be as long as a name can be.

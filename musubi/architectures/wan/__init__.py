@@ -82,6 +82,8 @@ DIT = Component(
         "out_dim": 16,
         "text_dim": 32,
         "freq_dim": 256,
+        "reference": False,
+        "vace_layers": 0,
     },
 )
 
@@ -97,7 +99,7 @@ T2V = Sampling(
     guidance_scale=5.0,
     frames=81,
     solver="unipc",
-    solvers=("unipc", "dpm++", "vanilla"),
+    solvers=("unipc", "dpm++", "vanilla", "lcm"),
     negative_prompt=NEGATIVE_PROMPT,
 )
 T2I = Sampling(
@@ -106,7 +108,7 @@ T2I = Sampling(
     guidance_scale=5.0,
     frames=1,
     solver="unipc",
-    solvers=("unipc", "dpm++", "vanilla"),
+    solvers=("unipc", "dpm++", "vanilla", "lcm"),
     negative_prompt=NEGATIVE_PROMPT,
 )
 
