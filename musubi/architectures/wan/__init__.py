@@ -7,6 +7,7 @@ from musubi.plugin import (
     Architecture,
     Component,
     Field,
+    Geometry,
     Lazy,
     LoraNames,
     LoraTargets,
@@ -112,6 +113,11 @@ T2I = Sampling(
     negative_prompt=NEGATIVE_PROMPT,
 )
 
+# Skip-layer guidance, which every task has.
+CHECK = Lazy("musubi.architectures.wan.guidance:check")
+TEXTS = Lazy("musubi.architectures.wan.guidance:texts")
+GUIDANCE = Lazy("musubi.architectures.wan.guidance:guided")
+
 TASKS = (
     Task(
         name="t2v",
@@ -120,6 +126,9 @@ TASKS = (
         components=("vae", "t5"),
         schema=TEXT_TO_VIDEO,
         sampling=T2V,
+        check=CHECK,
+        texts=TEXTS,
+        guidance=GUIDANCE,
     ),
     Task(
         name="t2i",
@@ -128,6 +137,9 @@ TASKS = (
         components=("vae", "t5"),
         schema=TEXT_TO_VIDEO,
         sampling=T2I,
+        check=CHECK,
+        texts=TEXTS,
+        guidance=GUIDANCE,
     ),
 )
 
@@ -279,11 +291,7 @@ ARCHITECTURE = Architecture(
     variants=VARIANTS,
     runtime=Lazy("musubi.architectures.wan.runtime:WanRuntime"),
     suffix="wan",
-    frame_rate=16.0,
-    spatial_multiple=16,
-    temporal_multiple=4,
-    latent_channels=16,
-    latent_stride=(4, 8, 8),
+    geometry=Geometry(channels=16, stride=(4, 8, 8), frame_rate=16.0),
     options=OPTIONS,
     publications=PUBLICATIONS,
     modelspec=("wan2.1", "https://github.com/Wan-Video/Wan2.1"),

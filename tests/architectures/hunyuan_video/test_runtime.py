@@ -18,7 +18,7 @@ from musubi.config.task import choose_task
 from musubi.config.train import TrainConfig
 from musubi.encoders.hunyuan_vae.network import SCALING, Pieces
 from musubi.errors import CheckpointError, ConfigError
-from musubi.generate.recipes import build_recipe
+from musubi.config.recipe import build_recipe
 from musubi.generate.write import metadata
 from musubi.memory.trace import Recorder
 from musubi.plugin import Clip, Conditioning, Quiet, Recipe
