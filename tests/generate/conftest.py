@@ -22,6 +22,7 @@ from musubi.plugin import (
     KeyMap,
     Lazy,
     LoraTargets,
+    Option,
     Quiet,
     Sampling,
     Schema,
