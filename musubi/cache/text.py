@@ -29,12 +29,8 @@ from musubi.cache.survey import Origin, judge_text, origin_of_text, seen_by_text
 from musubi.cache.threads import WriteBehind
 from musubi.data.clips import picture
 from musubi.data.sources import scan
-<<<<<<< HEAD
-from musubi.errors import DataError
-from musubi.plugin.record import lacking
-=======
 from musubi.errors import DataError, MusubiError, line_of
->>>>>>> main
+from musubi.plugin.record import lacking
 from musubi.plugin.report import Progress
 from musubi.plugin.runtime import Prompt, Record
 from musubi.weights.temporary import sweep

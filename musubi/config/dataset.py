@@ -26,14 +26,9 @@ from musubi.config.dataset_values import (
     resolution_of,
 )
 from musubi.errors import ConfigError, MusubiError, did_you_mean
-<<<<<<< HEAD
 from musubi.plugin.architecture import Architecture, Task
 from musubi.plugin.inputs import Input
-from musubi.untrusted import TextError, parse_json, parse_toml, read_text, reason
-=======
-from musubi.plugin.architecture import Architecture
 from musubi.untrusted import TextError, parse_json, parse_toml, read_text, reason, value_fault
->>>>>>> main
 
 Extraction = Literal["head", "chunk", "slide", "uniform", "full"]
 
