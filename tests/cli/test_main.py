@@ -181,15 +181,13 @@ def test_help_of_train_is_a_screen_and_all_is_everything(capfd):
     from musubi.cli import main
 
     def lines(*words):
-        with pytest.raises(SystemExit) as end:
-            main(words)
-        assert not end.value.code
+        main(words)
         return capfd.readouterr().out.splitlines()
 
     short = lines("train", "--arch", "wan", "--help")
     whole = lines("train", "--arch", "wan", "--help", "all")
-    assert len(short) < 100 < len(whole) / 2
+    assert 2 * len(short) < len(whole)
     assert any("--dit PATH" in line for line in short)
     assert any("--help all" in line for line in short[-2:])
-    assert any("--adam" in line or "--max_grad_norm" in line for line in whole)
+    assert any("--max_grad_norm" in line for line in whole)
     assert not any("--max_grad_norm" in line for line in short)
