@@ -85,10 +85,10 @@ class LoraConvertConfig(Options):
     output: str = option(
         ..., "The file to write, safetensors; not the input.", group="Output", metavar="PATH"
     )
-    target: Literal["kohya", "comfy", "diffusers", "other", "default"] = option(
+    target: Literal["kohya", "comfy", "diffusers", "peft", "other", "default"] = option(
         ...,
         "Names in the new file: kohya (lora_unet_…, with alpha), also called default; comfy "
-        "(diffusion_model.…, alpha folded in), also called other; or those of diffusers.",
+        "(diffusion_model.…, alpha folded in), also called other; those of diffusers; or peft, a folder.",
         group="Output",
     )
     dtype: str | None = option(
