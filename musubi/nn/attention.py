@@ -15,8 +15,6 @@ import torch.nn.functional as F
 
 from musubi.errors import ConfigError, MissingPackageError, did_you_mean
 
-# Bytes of float32 sums in one part of the heads.
-_SUMS = 200 << 20
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -105,26 +103,8 @@ def chosen() -> tuple[str, bool]:
 
 
 def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    parts = _parts(q) if torch.is_grad_enabled() else 1
-    if parts == 1:
-        return _few_heads(q, k, v)
-    cut = (q.chunk(parts, 2), k.chunk(parts, 2), v.chunk(parts, 2))
-    return torch.cat([_few_heads(*part) for part in zip(*cut, strict=True)], dim=2)
-
-
-def _few_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return out.transpose(1, 2)
-
-
-def _parts(q: torch.Tensor) -> int:
-    """In how many parts of the heads a training step computes: the backward pass sums up the
-    gradient of the queries in float32, and of a long video that would be as much as four of its
-    tensors of tokens at once. A part still has more work than a chip has room for.
-    """
-    heads = q.shape[2]
-    fitting = (n for n in (1, 2, 4, 5, 8, 10) if heads % n == 0 and 4 * q.numel() // n <= _SUMS)
-    return next(fitting, 1)
 
 
 def _package(module: str, name: str, backend: str, install: str) -> Any:
