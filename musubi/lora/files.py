@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from musubi import registry
 from musubi.errors import CheckpointError, ConfigError
-from musubi.lora.delta import Delta, Difference, Pair, stacked
+from musubi.lora.delta import Delta, Difference, Pair, StoredDifference, stacked
 from musubi.lora.keys import assembled, grouped
 from musubi.lora.kinds import Decomposed, InputRotation
-from musubi.lora.layout import ALIASES, FORMS, NoWordsError, laid_out, write_lora
+from musubi.lora.layout import ALIASES, FORMS, NoWordsError, laid_out, part_of, write_lora
 from musubi.lora.names import (
     JOINED,
     KOHYA,
@@ -44,6 +46,7 @@ __all__ = [
     "write_lora",
 ]
 _SHOWN = 3
+_LARGE = 1 << 22  # numbers of a difference that is left in its file until it is used
 # Of what is no part of the network that is adapted.
 _TEXT = ("lora_te", "text_encoder", "text_encoders", "lora_te1", "lora_te2", "clip_l", "llama")
 Shapes = Mapping[str, "tuple[int, ...] | None"]
@@ -168,6 +171,10 @@ def read_lora(
         )
     found = known(architecture, _looked_up(groups), shapes)
     matched = {stem: _match(found, stem) for stem in groups}
+    if 2 * sum(hit is not None for hit in matched.values()) < len(matched):
+        relative = _of_a_relative(path, architecture, groups, info, shapes)
+        if relative is not None:
+            return relative
     _refuse_others(path, architecture, matched, info)
     hits: list[tuple[str, Found, Delta]] = []
     for stem, place, delta in pieces:
@@ -238,8 +245,16 @@ def _pieces(
     for stem, fields in groups.items():
         for place, delta in assembled(stem, fields, read, config):
             _check(path, stem, delta, finite)
+            if isinstance(delta, Difference) and delta.value.numel() >= _LARGE:
+                name = fields["diff"] if "diff" in fields else fields["w_norm"]
+                delta = StoredDifference(partial(_again, path, name), tuple(delta.value.shape))
             pieces.append((stem, place, delta))
     return pieces
+
+
+def _again(path: Path, name: str) -> torch.Tensor:
+    with open_weights(path) as weights:
+        return weights.read(name).clone()
 
 
 def _check(path: Path, stem: str, delta: Delta, finite: bool) -> None:
@@ -331,6 +346,52 @@ def _refuse_others(
         f"{path} is not a LoRA for {architecture.title}: {hits} of its {len(matched)} layers are "
         f"there; it has {', '.join(list(matched)[:_SHOWN])}.{seems}",
         fix="Give a LoRA of this model.",
+    )
+
+
+def _of_a_relative(
+    path: Path,
+    architecture: Architecture,
+    groups: Mapping[str, Mapping[str, str]],
+    info: Mapping[str, str],
+    shapes: Shapes | None,
+) -> LoraFile | None:
+    """A file for another network whose names in diffusers are layers here too; else None."""
+    said = info.get("ss_base_model_version")
+    name = said if said in registry.names() else recognised(_looked_up(groups), apart=architecture)
+    if name is None or name == architecture.name:
+        return None
+    other = registry.find(name)
+    dialect = next((d for d in other.dit.dialects if d.name == "diffusers"), None)
+    if dialect is None:
+        return None
+    file = read_lora(path, other)
+    layers = _looked_up({layer_of(n): {} for n in dialect.writing(file.deltas)})
+    found = known(architecture, [n.removeprefix(dialect.prefix) for n in layers], shapes)
+    hits, strays = list[tuple[str, Found, Delta]](), list(file.unknown)
+    for theirs, source in dialect.writing(file.deltas).items():
+        stem, place = layer_of(theirs.removeprefix(dialect.prefix)), theirs.rpartition(".")[2]
+        hit = _placed(found, stem, place if place == "bias" else "weight")
+        if hit is None or (shapes is not None and hit[0] not in shapes):
+            strays.append(source.names[0])
+            continue
+        with contextlib.suppress(NoWordsError):
+            hits.append((stem, hit, part_of(file.deltas[source.names[0]], source)))
+    if 2 * len(hits) < len(dialect.writing(file.deltas)):
+        return None
+    deltas = _joined(path, hits)
+    _check_sizes(path, deltas, shapes or {})
+    return LoraFile(
+        path=path,
+        deltas=deltas,
+        metadata=info,
+        form=file.form,
+        unknown=tuple(dict.fromkeys(strays)),
+        notes=(
+            *file.notes,
+            f"{path} is a LoRA for {other.title}; {architecture.title} has the same layers under other "
+            "names, and it is used on these.",
+        ),
     )
 
 
