@@ -70,6 +70,14 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
+@nox.session(default=False)
+def faults(session: nox.Session) -> None:
+    """Kill every command, let the disk fail, damage every kind of file: minutes."""
+    install(session, "test")
+    env = {"OMP_NUM_THREADS": "1", "MUSUBI_FAULTS": "all"}
+    session.run("pytest", "tests/faults", *session.posargs, env=env)
+
+
 def lowest() -> list[str]:
     """Each package that musubi needs, in the lowest version that pyproject.toml allows."""
     return [

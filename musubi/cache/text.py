@@ -28,7 +28,7 @@ from musubi.cache.store import (
 from musubi.cache.survey import judge_text
 from musubi.cache.threads import WriteBehind
 from musubi.data.sources import scan
-from musubi.errors import DataError
+from musubi.errors import DataError, MusubiError, line_of
 from musubi.plugin.report import Progress
 from musubi.plugin.runtime import Record
 from musubi.weights.temporary import sweep
@@ -209,11 +209,15 @@ class _TextRun:
     def encode(self, component: str, captions: Sequence[_Caption], *, complete: bool) -> None:
         """Run one encoder over its stale captions."""
         for caption in captions:
-            record = self.encoded(component, caption)
             try:
+                record = self.encoded(component, caption)
                 check_record(record, self.fields, caption.name, complete=False)
             except DataError as error:
                 self.failed(caption, error)
+            except MusubiError:
+                raise
+            except Exception as error:  # what a network raises for one caption is that one's
+                self.failed(caption, DataError(f"{component} cannot encode it: {line_of(error)}"))
             else:
                 self.write(caption, component, record, complete=complete)
             self.bar.advance()

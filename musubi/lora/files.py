@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from musubi import registry
-from musubi.errors import CheckpointError, ConfigError
+from musubi.errors import CheckpointError, ConfigError, line_of
 from musubi.lora.delta import Delta, Difference, Pair, StoredDifference, stacked
 from musubi.lora.keys import assembled, grouped
 from musubi.lora.kinds import Decomposed, InputRotation
@@ -243,12 +243,18 @@ def _pieces(
 
     pieces = []
     for stem, fields in groups.items():
-        for place, delta in assembled(stem, fields, read, config):
-            _check(path, stem, delta, finite)
-            if isinstance(delta, Difference) and delta.value.numel() >= _LARGE:
-                name = fields["diff"] if "diff" in fields else fields["w_norm"]
-                delta = StoredDifference(partial(_again, path, name), tuple(delta.value.shape))
-            pieces.append((stem, place, delta))
+        try:
+            for place, delta in assembled(stem, fields, read, config):
+                _check(path, stem, delta, finite)
+                if isinstance(delta, Difference) and delta.value.numel() >= _LARGE:
+                    name = fields["diff"] if "diff" in fields else fields["w_norm"]
+                    delta = StoredDifference(partial(_again, path, name), tuple(delta.value.shape))
+                pieces.append((stem, place, delta))
+        except (ValueError, ZeroDivisionError, IndexError, RuntimeError, OverflowError) as error:
+            raise CheckpointError(
+                f"{path}: the tensors of {stem!r} cannot be understood ({line_of(error)}).",
+                fix="The file is damaged; download or train it again.",
+            ) from error
     return pieces
 
 
@@ -267,6 +273,11 @@ def _check(path: Path, stem: str, delta: Delta, finite: bool) -> None:
                 f"{tuple(up.shape)}, which is no pair for a layer.",
                 fix="The file is damaged; download or train it again.",
             )
+    if getattr(inner, "rank", None) == 0:
+        raise CheckpointError(
+            f"{path}: {stem!r} has the rank 0.",
+            fix="The file is damaged; download or train it again.",
+        )
     alpha = getattr(inner, "alpha", None)
     numbers = [*delta.tensors().values(), torch.tensor(float(alpha or 0))]
     if finite and not all(bool(torch.isfinite(t.float()).all()) for t in numbers):
