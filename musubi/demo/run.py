@@ -21,7 +21,7 @@ from musubi.errors import ConfigError, RunError
 from musubi.plugin import Report
 
 MARK = ".musubi-demo"
-STEPS, PROMPTS, CONTROLS, EVERY = 160, 6, 4, 40
+STEPS, PROMPTS, CONTROLS, EVERY = 220, 6, 4, 55
 FAST_STEPS, FAST_PROMPTS, FAST_CONTROLS, FAST_EVERY = 4, 2, 1, 2
 
 

@@ -41,7 +41,7 @@ def test_a_run_is_served_by_another_process_that_ends_with_it(tmp_path):
     make_run(tmp_path / "out")
     said = Quiet()
     with live.served(tmp_path / "out", said):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not said.notes and time.monotonic() < deadline:
             time.sleep(0.05)
     assert said.notes and said.notes[0].startswith("Watching at http://127.0.0.1:")
