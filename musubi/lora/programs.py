@@ -335,7 +335,7 @@ class Judge:
         """Why a tensor is not read; None when it is."""
         found = [(rule, names[stem]) for rule, names in rules if stem in names]
         if not found:
-            return f"{self.program} calls no layer so."
+            return f"No layer has this name in {self.program}."
         for rule, layer in found:
             if name_field not in rule.fields:
                 continue
@@ -352,8 +352,8 @@ class Judge:
             elif not (_diffused_norm(rule, name) and name_field == "diff"):
                 return None
         if any(name_field in rule.fields for rule, _ in found):
-            return f"{self.program} calls such a tensor otherwise."
-        return f"{self.program} does not read tensors called .{name.rpartition('.')[2]} here."
+            return f"{self.program} has other words for this tensor."
+        return f"{self.program} reads no .{name.rpartition('.')[2]} of this layer."
 
     def _refuses(self, rules: Sequence[tuple[Reading, Mapping[str, str]]], name: str) -> bool:
         return any(r.unread == "refused" and not re.fullmatch(r.passed, name) for r, _ in rules[:1])
