@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
 from musubi.estimate.example import example_batch
 from musubi.lora.adapter import Adapters
-from musubi.plugin import Architecture, Clip, Component, Variant
+from musubi.plugin import Architecture, Clip, Component, Prompt, Variant
 from musubi.plugin.architecture import Role
 from musubi.testing.twins import write_tokenizer
 from musubi.train import optim, schedule
@@ -153,7 +154,9 @@ class BenchCase:
 
         def step() -> None:
             with torch.no_grad():
-                self.runtime.encode_text(nets, name, ["a red ball bounces on a blue floor"])
+                self.runtime.encode_text(
+                    nets, name, [Prompt(text="a red ball bounces on a blue floor")]
+                )
 
         return step
 
@@ -174,7 +177,7 @@ class BenchCase:
 
         def step() -> None:
             with torch.no_grad():
-                self.runtime.decode(nets, latents)
+                deque(self.runtime.decode(nets, latents), maxlen=0)
 
         return step
 
