@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -177,7 +176,8 @@ class BenchCase:
 
         def step() -> None:
             with torch.no_grad():
-                deque(self.runtime.decode(nets, latents), maxlen=0)
+                for _ in self.runtime.decode(nets, latents):
+                    pass
 
         return step
 

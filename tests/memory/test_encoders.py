@@ -33,7 +33,7 @@ def test_streamed_encoders_say_the_same_and_8_bits_nearly(
             place=placer({name: policy}, torch.device("cpu")),
         )
         with torch.no_grad():
-            records = runtime.encode_text(nets, name, [Prompt(text=t) for t in ("a red ball", "b")])
+            records = runtime.encode_text(nets, name, [Prompt(text="a red ball"), Prompt(text="b")])
         return torch.cat([t.float().flatten() for record in records for t in record.values()])
 
     plain = said(Policy())
