@@ -13,6 +13,7 @@ from musubi.cache.failures import write_failures
 from musubi.cache.job import DeviceFullError, Job, Summary
 from musubi.cache.leftovers import delete_leftovers, sweep
 from musubi.cache.store import check_record, metadata_of, write_record
+from musubi.cache.tasks import encoders_of
 from musubi.cache.threads import WriteBehind, read_ahead
 from musubi.cache.worklist import Place, Work, Worklist, named_size
 from musubi.data import clips as data_clips
@@ -143,7 +144,7 @@ class _MediaRun:
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 plan = batch[0].plan
-                (vae,) = job.architecture.of_role("vae", job.wanted.task)
+                vae = encoders_of(job.architecture, job.wanted.task, "media")[0]
                 raise DeviceFullError(
                     f"{batch[0].clip.name}: the device has too little memory to encode it.",
                     fix="Lower the resolution or the frames in the dataset file, or use the options "
@@ -197,9 +198,11 @@ class _MediaRun:
 
 def _shape(clip: Clip) -> Any:
     """Clips that are equal here can be encoded in one call."""
-    return (
-        clip.frames.shape,
-        clip.length,
-        tuple(control.shape for control in clip.controls),
-        repr(sorted(clip.options.items())),
+    return repr(
+        (
+            clip.frames.shape,
+            clip.length,
+            [(name, [frames.shape for frames in given]) for name, given in clip.inputs.items()],
+            sorted(clip.options.items()),
+        )
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,12 +26,14 @@ from musubi.cache.store import (
     text_name,
     write_record,
 )
-from musubi.cache.survey import judge_text
+from musubi.cache.survey import Origin, judge_text, origin_of_text, seen_by_text
 from musubi.cache.threads import WriteBehind
+from musubi.data.clips import picture
 from musubi.data.sources import scan
 from musubi.errors import DataError
+from musubi.plugin.record import lacking
 from musubi.plugin.report import Progress
-from musubi.plugin.runtime import Record
+from musubi.plugin.runtime import Prompt, Record
 
 if TYPE_CHECKING:
     from musubi.config.dataset import DatasetEntry
@@ -49,6 +51,8 @@ class _Caption:
         source: Base name of the source, for messages; empty for the empty caption.
         stem: Of the source.
         text: The caption.
+        seen: Name of an input → its files, for what the text encoders see beside the caption.
+        origin: The same files; None when there are none.
         head: What the file holds now, or will once the queue is written.
         place: Its dataset.
         failed: It is left out.
@@ -60,6 +64,8 @@ class _Caption:
     text: str
     head: Stored | None
     place: _Place
+    seen: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    origin: Origin | None = None
     failed: bool = False
 
     @property
@@ -150,6 +156,7 @@ class _TextRun:
                 if name in place.named:
                     continue
                 place.named.add(name)
+                seen = seen_by_text(source, job.wanted.task)
                 caption = _Caption(
                     path=shelf.path(name),
                     source=source.path.name,
@@ -157,6 +164,8 @@ class _TextRun:
                     text=source.caption,
                     head=shelf.text.get(name),
                     place=place,
+                    seen=seen,
+                    origin=origin_of_text(seen),
                 )
                 if job.skip_existing and caption.head is not None and self.left(caption):
                     self.left_alone += 1
@@ -192,7 +201,7 @@ class _TextRun:
     def stale(self, caption: _Caption, component: str) -> bool:
         """Whether one encoder has to run for a caption."""
         wanted = self.job.wanted.only([component])
-        if judge_text(caption.head, caption.text, wanted, complete=False) is not None:
+        if judge_text(caption.head, caption.text, wanted, origin=caption.origin, complete=False):
             return True
         assert caption.head is not None and caption.head.header is not None
         header = caption.head.header
@@ -221,7 +230,8 @@ class _TextRun:
         job = self.job
         try:
             with torch.no_grad():
-                found = job.runtime.encode_text(job.nets, component, [c.text for c in batch])
+                prompts = [self.prompt(c) for c in batch]
+                found = job.runtime.encode_text(job.nets, component, prompts)
                 found = [{k: t.detach().cpu() for k, t in r.items()} for r in found]
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
@@ -238,6 +248,15 @@ class _TextRun:
             return
         yield from zip(batch, found, strict=True)
 
+    def prompt(self, caption: _Caption) -> Prompt:
+        """What an encoder is given."""
+        inputs = {one.name: one for one in self.job.wanted.task.inputs}
+        pictures = {
+            name: tuple(picture(inputs[name], path) for path in files)
+            for name, files in caption.seen.items()
+        }
+        return Prompt(text=caption.text, pictures=pictures)
+
     def write(self, caption: _Caption, component: str, record: Record, *, complete: bool) -> None:
         """Queue a record, joined with what other encoders wrote for the same caption."""
         old = caption.head.header if caption.head is not None else None
@@ -245,7 +264,7 @@ class _TextRun:
         joins = (
             old is not None
             and not old.adopted
-            and old.caption == fresh.caption
+            and (old.caption, old.content) == (fresh.caption, fresh.content)
             and old.schema == fresh.schema
             and old.options == fresh.options
         )
@@ -262,7 +281,7 @@ class _TextRun:
             encoders={**encoders, component: wanted.encoders.get(component, "")},
             dtypes={**dtypes, component: self.job.dtypes.get(component, "")},
         )
-        absent = [f.name for f in self.fields if not f.optional and f.name not in header.fields]
+        absent = lacking(self.fields, header.fields)
         if complete and absent and len(header.encoders) == len(self.components):
             error = f"{caption.name}: no text encoder gave {absent[0]!r}, which the task declares."
             self.failed(caption, DataError(error))
@@ -271,7 +290,7 @@ class _TextRun:
         caption.head = Stored(metadata, {}, header)
 
         def job() -> None:
-            old_part = read_record(caption.path, kept)[0] if kept else {}
+            old_part = read_record(caption.path, kept.__contains__)[0] if kept else {}
             write_record(caption.path, {**old_part, **record}, self.fields, metadata)
 
         self.writer.put(job)
@@ -288,6 +307,8 @@ class _TextRun:
             schema=wanted.task.schema.version,
             source=caption.source,
             caption=text_digest(caption.text),
+            signature=caption.origin.signature if caption.origin else "",
+            content=caption.origin.content if caption.origin else "",
         )
 
     def failed(self, caption: _Caption, error: Exception) -> None:

@@ -73,14 +73,14 @@ class Worklist:
                 self.summary.fresh += len(shelf.media)
                 continue
             found = scan(entry)
-            settings = settings_of(entry, job.architecture, job.wanted.task)
+            settings = settings_of(entry, job.wanted.task)
             place = Place(entry=entry, shelf=shelf, settings=settings)
             places.append(place)
             for skip in found.skipped:
                 job.failed(self.summary, skip.path.name, skip.reason)
                 place.failures[skip.path.name] = Failure(reason=skip.reason, signature="", plan="")
             for source in found.sources:
-                origin = Origin(source)
+                origin = Origin(source.paths)
                 verdict = judge_media(source, origin, place.shelf, job.wanted, place.settings)
                 if verdict.reason is None:
                     place.named.update(verdict.names)
@@ -119,7 +119,7 @@ class Worklist:
                 if work.plans:
                     out.append(work)
         for place in {id(w.place): w.place for w in pending}.values():
-            rate = job.architecture.frame_rate
+            rate = job.wanted.task.shape.frame_rate
             for note in data_clips.conversions(place.plans, place.entry, rate):
                 job.report.note(note)
         out.sort(key=lambda w: (w.place.entry.index, w.source.path.name))

@@ -83,7 +83,11 @@ class SamplingOptions(Options):
         group=_SAMPLING,
     )
     seed: int | None = option(
-        None, "Seed; a random one when not given.", group=_SAMPLING, ge=0, le=2**63 - 1
+        None,
+        "Seed; a random one when not given, or -1.",
+        group=_SAMPLING,
+        ge=-1,
+        le=2**63 - 1,
     )
     cpu_noise: bool = option(
         False, "Draw noise on the CPU: the same on every device.", group=_SAMPLING

@@ -5,14 +5,14 @@ The same field is a flag, a TOML key, a line of `--help` and a row of `docs/opti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from musubi.plugin.architecture import Architecture
+from musubi.plugin.architecture import Architecture, Component
 from musubi.plugin.option import Command
 
 ROLES: Mapping[str, tuple[str, ...]] = {
@@ -111,6 +111,10 @@ def for_architecture(
                     group="Memory and speed",
                 ),
             )
+    fields |= _input_fields(model, architecture, command)
+    fields |= _expert_fields(architecture, command)
+    if "timestep_sampling" in model.model_fields and architecture.shifts:
+        fields["timestep_sampling"] = _more_choices(model, "timestep_sampling", architecture.shifts)
     taken = _own(model, architecture, command)
     for own in architecture.options:
         if own.name in taken:
@@ -118,8 +122,57 @@ def for_architecture(
             annotation = kind if own.default is not None else kind | None
             fields[own.name] = (annotation, option(own.default, own.help, group=architecture.title))
     made = create_model(f"{model.__name__}_{architecture.name}", __base__=model, **fields)
-    made.own = taken
+    made.own = taken | {one.flag for one in architecture.inputs if one.flag in fields}
     return made
+
+
+def _input_fields(
+    model: type[Options], architecture: Architecture, command: Command
+) -> dict[str, Any]:
+    """The flags of what a prompt brings beside its text."""
+    fields: dict[str, Any] = {}
+    for one in architecture.inputs if command in ("generate", "plan") else ():
+        if one.flag is not None and one.flag not in model.model_fields:
+            kind: Any = list[str] if one.many and one.paths is None else str
+            fields[one.flag] = (
+                kind | None,
+                option(None, one.help, group=architecture.title, metavar="PATH"),
+            )
+    return fields
+
+
+def _expert_fields(architecture: Architecture, command: Command) -> dict[str, Any]:
+    """LoRA files for each denoiser beside the first: `lora_weight_high_noise` for dit_high_noise."""
+    fields: dict[str, Any] = {}
+    for component in further_denoisers(architecture) if command == "generate" else ():
+        ending = expert_ending(architecture, component)
+        fields[f"lora_weight{ending}"] = (
+            list[str] | None,
+            option(None, f"LoRA files for --{component.name}.", group="LoRA", metavar="PATH"),
+        )
+        fields[f"lora_multiplier{ending}"] = (
+            list[float] | None,
+            option(None, "Strength of each, in the same order; 1.0 where missing.", group="LoRA"),
+        )
+    return fields
+
+
+def further_denoisers(architecture: Architecture) -> tuple[Component, ...]:
+    """The denoisers beside the first."""
+    first = architecture.dit
+    return tuple(c for c in architecture.components if c.role == "dit" and c is not first)
+
+
+def expert_ending(architecture: Architecture, component: Component) -> str:
+    """What options and files of a denoiser have behind their name: "" for the first one."""
+    if component.name == architecture.dit.name:
+        return ""
+    return "_" + component.name.removeprefix(architecture.dit.name).lstrip("_")
+
+
+def _more_choices(model: type[Options], name: str, more: Iterable[str]) -> Any:
+    known = model.model_fields[name]
+    return (Literal[(*get_args(known.annotation), *more)], known)  # type: ignore[valid-type]
 
 
 def _own(model: type[Options], architecture: Architecture, command: Command) -> frozenset[str]:
@@ -155,7 +208,9 @@ def own_options(config: Options, architecture: Architecture) -> dict[str, Any]:
     that name: `guidance_scale` is embedded in training and classifier-free when generating.
     """
     own = type(config).own
-    return {
+    given = {
         o.name: getattr(config, o.name) if o.name in own else o.default
         for o in architecture.options
     }
+    flags = {one.flag for one in architecture.inputs if one.flag is not None}
+    return given | {flag: getattr(config, flag, None) for flag in flags if flag in own}

@@ -43,7 +43,8 @@ def run(config: Any, architecture: Architecture, report: Report) -> None:
         DataError: It gives nothing to train on.
         RunError: The directory cannot be written.
     """
-    found = survey_of(config, architecture, report)
+    task, found = survey_of(config, architecture, report)
+    rate = task.shape.frame_rate
     if not found:
         raise DataError(
             f"There is nothing to show: the files that {config.dataset_config} names are gone.",
@@ -63,13 +64,13 @@ def run(config: Any, architecture: Architecture, report: Report) -> None:
             ) from error
     workers = config.num_workers or threads_by_default()
     for one in found:
-        for said in clips.conversions(one.plans, one.entry, architecture.frame_rate):
+        for said in clips.conversions(one.plans, one.entry, rate):
             report.note(f"Dataset {one.entry.index + 1}: {said}")
         decoded = _decoded(one, workers, report, config.console_num_images)
         if config.mode == "image":
             written = _sheets(decoded, one, folder)
         elif config.mode == "video":
-            written = _videos(decoded, one, folder, architecture.frame_rate)
+            written = _videos(decoded, one, folder, rate)
         else:
             _console(decoded, report, config.console_width)
             continue
@@ -115,9 +116,16 @@ def _sheets(decoded: Iterator[tuple[ClipPlan, Clip]], one: Surveyed, folder: Pat
     return number
 
 
+def _inputs(clip: Clip) -> Iterator[np.ndarray]:
+    """What was given beside a clip, in three channels."""
+    for given in clip.inputs.values():
+        for frames in given:
+            yield frames[..., :3] if frames.shape[-1] >= 3 else frames.repeat(3, axis=-1)
+
+
 def _row(plan: ClipPlan, clip: Clip) -> Image.Image:
-    """Frames of a clip side by side, its controls below, one line of text above."""
-    strips = [_strip(frames) for frames in (clip.frames, *clip.controls)]
+    """Frames of a clip side by side, its inputs below, one line of text above."""
+    strips = [_strip(frames) for frames in (clip.frames, *_inputs(clip))]
     row = Image.new(
         "RGB", (max(s.width for s in strips), _LABEL + sum(s.height for s in strips)), "white"
     )
@@ -167,15 +175,17 @@ def _videos(
         name = f"dataset{one.entry.index + 1}_{plan.cache_stem}"
         if plan.video is None:
             with atomic(folder / f"{name}.png") as temporary:
-                Image.fromarray(_beside(clip)[0]).save(temporary, format="PNG")
+                Image.fromarray(_side_by_side(clip)[0]).save(temporary, format="PNG")
         else:
-            _write_clip(_beside(clip), folder / f"{name}.mp4", rate)
+            _write_clip(_side_by_side(clip), folder / f"{name}.mp4", rate)
     return count
 
 
-def _beside(clip: Clip) -> np.ndarray:
-    """The clip and its controls side by side."""
-    return np.concatenate([clip.frames, *(c[..., :3] for c in clip.controls)], axis=2)
+def _side_by_side(clip: Clip) -> np.ndarray:
+    """The clip, and beside it what was given and has its size."""
+    shape = clip.frames.shape
+    beside = [f for f in _inputs(clip) if f.shape[1:] == shape[1:] and len(f) in (1, shape[0])]
+    return np.concatenate([clip.frames, *(np.broadcast_to(f, shape) for f in beside)], axis=2)
 
 
 def _write_clip(frames: np.ndarray, path: Path, rate: float) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 from musubi.cache import encode
 from musubi.cache.job import DeviceFullError
-from musubi.cache.tasks import choose_task
+from musubi.cache.tasks import task_of
 from musubi.config.cache import CacheLatentsConfig, CacheTextConfig
 from musubi.config.memory import encoder_policies
-from musubi.config.options import own_options, paths
+from musubi.config.options import own_options
 from musubi.errors import RunError
 from musubi.memory.choose import needed
 from musubi.plan import beside, networks, words
@@ -24,14 +24,14 @@ from musubi.plugin.policy import Policy
 
 def run_latents(config: CacheLatentsConfig, architecture: Architecture, report: Report) -> None:
     """`musubi cache latents`."""
-    task = choose_task(architecture, config.task, paths(config, architecture))
+    task = task_of(config, architecture)
     with explained(config, architecture, task, "cache latents"):
         encode.run_latents(config, architecture, report)
 
 
 def run_text(config: CacheTextConfig, architecture: Architecture, report: Report) -> None:
     """`musubi cache text`."""
-    task = choose_task(architecture, config.task, paths(config, architecture))
+    task = task_of(config, architecture)
     with explained(config, architecture, task, "cache text"):
         encode.run_text(config, architecture, report)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Command = Literal["cache latents", "cache text", "train", "generate", "lora merge", "bench", "plan"]
@@ -24,6 +25,11 @@ class Option:
             as well is about previews there.
         spares: For a plain flag of "generate" and "lora merge": the layers that it keeps from LoRA
             files, as a full-match pattern of their dotted names.
+        letter: In prompt lines: "of" for `--of target_index=1`; None: a line cannot say it.
+        preview_letter: The letter in the prompts of training's previews, where it is another one;
+            "" when they cannot say it.
+        aliases: Other keys of prompt files in TOML and JSON that mean it.
+        task: For a plain flag or a text: task → the task that is meant once the option is given.
     """
 
     name: str
@@ -34,3 +40,7 @@ class Option:
     choices: tuple[str, ...] = ()
     recorded: bool = False
     spares: str = ""
+    letter: str | None = None
+    preview_letter: str | None = None
+    aliases: tuple[str, ...] = ()
+    task: Mapping[str, str] = field(default_factory=dict[str, str])
