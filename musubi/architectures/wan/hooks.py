@@ -206,12 +206,18 @@ def check_one_frame(recipe: Recipe) -> None:
 
 
 def check_control(recipe: Recipe) -> None:
-    """Refuse Fun-Control from an image without an image.
+    """Refuse Fun-Control from an image without an image, and several references.
 
     Raises:
-        ConfigError: Neither a start image nor a reference is given.
+        ConfigError: Neither a start image nor a reference is given, or there are several.
     """
     check(recipe)
+    references = recipe.options.get("reference_image_path") or []
+    if not isinstance(references, str) and len(references) > 1:
+        raise ConfigError(
+            f"--reference_image_path names {len(references)} images, and Fun-Control takes one.",
+            fix="Give one reference image.",
+        )
     if not (recipe.options.get("image_path") or recipe.options.get("reference_image_path")):
         raise ConfigError(
             "The task i2v-FC needs an image, and none was given.",

@@ -1,6 +1,7 @@
 """What Wan can be asked to do. Plain data: no torch in this file."""
 
 from dataclasses import replace
+from typing import Any
 
 from musubi.architectures.wan.denoisers import numbers
 from musubi.plugin import Field, Geometry, Input, Lazy, Sampling, Schema, Task, Variant
@@ -60,9 +61,10 @@ CONTROL_TOO = replace(CONTROL, flag=None, letter=None, aliases=(), required=Fals
 REFERENCE = Input(
     name="reference",
     kind="image",
-    help="A reference image, for Fun-Control V1.1.",
+    help="Reference images: one for Fun-Control V1.1, any number for VACE.",
     flag="reference_image_path",
     letter="ri",
+    many=True,
 )
 CONTROL_IMAGES = Input(
     name="control_images",
@@ -96,7 +98,7 @@ VACE_MASK = Input(
 VACE_REFERENCES = Input(
     name="references",
     kind="image",
-    help="VACE: reference images, shown whole on white.",
+    help="Reference images: one for Fun-Control V1.1, any number for VACE.",
     flag="reference_image_path",
     letter="ri",
     column="reference_path",
@@ -185,7 +187,7 @@ TI2V = replace(T2V, frames=121, size=(1280, 704))
 # tasks
 
 _ADDRESS = "musubi.architectures.wan"
-_SHARED = {
+_SHARED: dict[str, Any] = {
     "texts": Lazy(f"{_ADDRESS}.hooks:texts"),
     "check": Lazy(f"{_ADDRESS}.hooks:check"),
     "guidance": Lazy(f"{_ADDRESS}.guidance:single"),
