@@ -124,8 +124,8 @@ def tensor_key(
     name = name or field.name
     key = f"varlen_{name}" if field.varlen else name
     if field.is_latents:
-        own = latents is None or field.many
-        frames, height, width = (tensor if own else latents).shape[-3:]
+        measured = tensor if latents is None or field.many else latents
+        frames, height, width = measured.shape[-3:]
         key += f"_{frames}x{height}x{width}"
     return key if field.is_mask else f"{key}_{dtype_of(tensor)}"
 

@@ -151,6 +151,7 @@ class MachineOptions(Options):
         None, "Dtype of the DiT's weights; the file's own when not given.", group=_MACHINE
     )
     vae_dtype: str | None = option(None, "Dtype of the VAE.", group=_MACHINE)
+    image_encoder_dtype: str | None = option(None, "Dtype of the image encoder.", group=_MACHINE)
     text_encoder_dtype: str | None = option(None, "Dtype of the text encoders.", group=_MACHINE)
     attn_mode: AttentionMode = option("torch", "Attention back end.", group=_MACHINE)
     split_attn: bool = option(False, "Attention for one item at a time.", group=_MACHINE)

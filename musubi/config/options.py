@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from musubi.errors import ConfigError
 from musubi.plugin.architecture import Architecture, Component
 from musubi.plugin.option import Command
 
@@ -187,6 +188,21 @@ def paths(config: Options, architecture: Architecture) -> dict[str, Path]:
     """Component name → the file given for it; components without one are absent."""
     given = {c.name: getattr(config, c.name, None) for c in architecture.components}
     return {name: Path(path) for name, path in given.items() if path}
+
+
+def needed(architecture: Architecture, name: str, given: Mapping[str, Path]) -> Path:
+    """The file of a component.
+
+    Raises:
+        ConfigError: None was given.
+    """
+    if name not in given:
+        component = architecture.component(name)
+        raise ConfigError(
+            f"The {name} of {architecture.title} is needed, and no file was given.",
+            fix=f"Give --{name} PATH. {component.help}",
+        )
+    return given[name]
 
 
 def tokenizers(config: Options, architecture: Architecture) -> dict[str, Path]:

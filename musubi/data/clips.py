@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from musubi.config.dataset import DatasetEntry
-from musubi.data import buckets, frames, media
+from musubi.data import buckets, frames, images, media
 from musubi.data.buckets import Size
 from musubi.data.media import VideoInfo
 from musubi.data.sources import Source
@@ -192,7 +192,7 @@ def picture(wanted: Input, path: Path) -> np.ndarray:
         DataError: It cannot be read.
     """
     if wanted.kind == "mask":
-        return media.read_mask(path)[None]
+        return images.read_mask(path)[None]
     return media.read_image(path, alpha=wanted.alpha)[None]
 
 
@@ -231,7 +231,7 @@ def conversions(plans: Iterable[ClipPlan], entry: DatasetEntry, rate: float) -> 
     videos = {id(p.video): p.video for p in plans if p.video is not None and not p.video.images}
     said = _rates(list(videos.values()), entry, rate)
     remarked: dict[str, dict[str, None]] = {}
-    for video in (*videos.values(), *(c for p in plans for c in p.control_videos)):
+    for video in (*videos.values(), *_videos_beside(plans)):
         for remark in video.remarks:
             remarked.setdefault(remark, {})[video.path.name] = None
     for remark, names in sorted(remarked.items()):
@@ -239,6 +239,11 @@ def conversions(plans: Iterable[ClipPlan], entry: DatasetEntry, rate: float) -> 
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         said.append(f"{first}{more}: {remark}.")
     return said
+
+
+def _videos_beside(plans: Iterable[ClipPlan]) -> list[VideoInfo]:
+    given = (g for plan in plans for files in plan.inputs.values() for g in files)
+    return [g.video for g in given if g.video is not None]
 
 
 def _rates(videos: Sequence[VideoInfo], entry: DatasetEntry, rate: float) -> list[str]:
@@ -328,7 +333,7 @@ def _stream(plans: Sequence[ClipPlan], name: str, number: int) -> _Frames | None
 
 def _channels(wanted: Input, frames: np.ndarray) -> np.ndarray:
     """A mask's video has one channel: its brightness."""
-    return media.brightness(frames) if wanted.kind == "mask" else frames
+    return images.brightness(frames) if wanted.kind == "mask" else frames
 
 
 def _bucket(size: Size, entry: DatasetEntry, task: Task) -> Size:

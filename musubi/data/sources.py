@@ -135,7 +135,7 @@ def _from_directory(entry: DatasetEntry) -> Scan:
             path=path,
             stem=stem,
             caption=caption,
-            inputs={n: files for n, of in partners.items() if (files := of(name, stem))},
+            inputs={n: given for n, of in partners.items() if (given := of(name, stem))},
             dataset=entry.index,
         )
         found.sources.append(source)

@@ -11,7 +11,6 @@ from typing import Literal, Protocol
 import torch
 
 from musubi.flow.solvers import Predict
-from musubi.plugin.architecture import Task
 from musubi.plugin.runtime import Conditioning, Moment, Recipe
 
 SkipMode = Literal["early", "late", "middle", "early_late", "alternate", "none"]
@@ -19,9 +18,6 @@ SKIP_MODES: tuple[SkipMode, ...] = ("early", "late", "middle", "early_late", "al
 
 Call = Callable[[torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]
 """`(x, t, given) -> velocity`: one call of the network."""
-
-PROMPT, NEGATIVE = "prompt", "negative"
-"""The names of a recipe's two texts, where its task names no others."""
 
 
 class Hook(Protocol):
@@ -72,21 +68,6 @@ def _alternate(ratio: float, steps: int) -> tuple[bool, ...]:
         applied.append(weight >= 1)
         weight -= applied[-1]
     return tuple(applied)
-
-
-def texts_of(recipe: Recipe, task: Task) -> dict[str, str]:
-    """The texts that are encoded for a recipe, by name: the task's own, else the prompt and, where
-    some step reads it, the negative prompt. With a guidance scale of 1 none does.
-    """
-    if task.texts is not None:
-        return dict(task.texts(recipe))
-    negative = {NEGATIVE: recipe.negative_prompt} if recipe.guidance_scale != 1 else {}
-    return {PROMPT: recipe.prompt, **negative}
-
-
-def calls_in(recipe: Recipe, task: Task) -> int:
-    """How often the network is called in a step: twice under guidance."""
-    return 2 if NEGATIVE in texts_of(recipe, task) else 1
 
 
 def guided(

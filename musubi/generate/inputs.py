@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from musubi.config.recipe import paths_of
 from musubi.data.clips import fitted, picture
-from musubi.data.media import VIDEO_EXTENSIONS, VideoInfo, brightness, probe_video, read_frames
+from musubi.data.images import brightness, image_size
+from musubi.data.media import VIDEO_EXTENSIONS, VideoInfo, probe_video, read_frames
 from musubi.errors import ConfigError, DataError
-from musubi.generate.recipes import paths_of
 from musubi.plugin import Clip, Input, Prompt, Recipe, Task
 
 
@@ -56,6 +57,15 @@ def clip_for(recipe: Recipe, task: Task) -> Clip:
         target=False,
         options=recipe.options,
     )
+
+
+def size_of(path: str) -> tuple[int, int]:
+    """Width and height of an image.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    return image_size(Path(path).expanduser())
 
 
 def prompt_for(text: str, recipe: Recipe, task: Task) -> Prompt:

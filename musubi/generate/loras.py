@@ -32,7 +32,12 @@ class Chosen:
 
 
 def choose(
-    config: GenerateConfig, architecture: Architecture, modules: Iterable[str], report: Report
+    config: GenerateConfig,
+    architecture: Architecture,
+    modules: Iterable[str],
+    report: Report,
+    *,
+    ending: str = "",
 ) -> list[Chosen]:
     """Read the files of `--lora_weight`; multipliers and patterns go by position.
 
@@ -41,6 +46,7 @@ def choose(
         architecture: Whose modules the files are for.
         modules: Dotted names of the DiT's modules.
         report: Told what in a file was not understood.
+        ending: Of the options for another denoiser than the first: "_high_noise".
 
     Raises:
         CheckpointError: A file is no LoRA of this architecture.
@@ -48,7 +54,7 @@ def choose(
     """
     names = list(modules)
     chosen: list[Chosen] = []
-    for i, name in enumerate(config.lora_weight or ()):
+    for i, name in enumerate(getattr(config, f"lora_weight{ending}") or ()):
         whole = read_lora(Path(name), architecture, names)
         complaint = whole.complaint()
         if complaint is not None:
@@ -60,7 +66,7 @@ def choose(
                 f"The patterns leave none of the {len(whole.pairs)} modules of {name}.",
                 fix="Widen --include_patterns, or exclude less.",
             )
-        multiplier = _at(config.lora_multiplier, i)
+        multiplier = _at(getattr(config, f"lora_multiplier{ending}"), i)
         chosen.append(Chosen(file, 1.0 if multiplier is None else multiplier))
     return chosen
 

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from musubi import stopping
 from musubi.cache.batch import batch_of
+from musubi.config.recipe import NEGATIVE, texts_of
 from musubi.errors import RunError
 from musubi.flow import schedules, solvers
 from musubi.flow.experts import Experts
 from musubi.flow.times import mix
-from musubi.generate.guidance import NEGATIVE, guided, texts_of
+from musubi.generate.guidance import guided
 from musubi.generate.inputs import check, clip_for, has_media, prompt_for, seen_paths
 from musubi.memory.apply import park as move_to
 from musubi.plugin import (
@@ -98,7 +100,8 @@ class Session:
         self.report: Report = report if report is not None else Quiet()
         self.denoisers = dict(denoisers or {})
         self.runtime: Runtime = architecture.runtime(architecture, task, runtime_options)
-        self.experts = Experts(task, runtime_options)
+        known = [name for name in task.denoisers if name in nets or name in self.denoisers]
+        self.experts = Experts(task, runtime_options, known or None)
         self._texts: dict[Hashable, Record] = {}
         self._media: dict[Hashable, Record] = {}
         self._used: set[str] = set()

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,12 @@ _LONGEST = 120  # bytes of another file's name that are taken over into a name
 RECIPE = "musubi"  # the metadata key of the whole recipe, as JSON
 
 
-def metadata(recipe: Recipe, **facts: Any) -> dict[str, str]:
+def metadata(recipe: Recipe, *, written: Iterable[str] = (), **facts: Any) -> dict[str, str]:
     """The recipe as metadata: every number of it under `musubi`, and the keys of older tools.
 
     Args:
         recipe: What was made.
+        written: Options whose values are keys of their own.
         facts: What else decides the result: architecture, task, files, LoRAs.
     """
     entries = {
@@ -49,8 +51,9 @@ def metadata(recipe: Recipe, **facts: Any) -> dict[str, str]:
         "infer_steps": recipe.steps,
         "guidance_scale": recipe.guidance_scale,
     }
-    if recipe.options.get("embedded_cfg_scale") is not None:
-        entries["embedded_cfg_scale"] = recipe.options["embedded_cfg_scale"]
+    for name in written:
+        if recipe.options.get(name) is not None:
+            entries[name] = recipe.options[name]
     if recipe.negative_prompt:
         entries["negative_prompt"] = recipe.negative_prompt
     whole = json.dumps({**asdict(recipe), **facts}, ensure_ascii=False, default=str)
@@ -77,24 +80,29 @@ def stem(folder: Path, seed: int, *, original: str | None = None) -> str:
 
 
 def write_video(
-    frames: np.ndarray, path: Path, fps: float, metadata: Mapping[str, str] | None = None
+    pictures: Iterable[np.ndarray],
+    path: Path,
+    fps: float,
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write uint8 F H W 3 as H.264, yuv420p, 4 Mbit/s; the recipe goes into the comment.
+    """Write pictures, each uint8 H W 3, as H.264, yuv420p, 4 Mbit/s; the recipe goes into the comment.
 
-    An odd side, which yuv420p cannot hold, gains one line that repeats its last.
+    Each is encoded as it comes, so that a long video need not be in memory. An odd side, which
+    yuv420p cannot hold, gains one line that repeats its last.
     """
-    height, width = frames.shape[1:3]
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         if metadata:
             container.metadata["comment"] = metadata.get(RECIPE) or json.dumps(dict(metadata))
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate)
-        stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.bit_rate = BIT_RATE
-        for picture in frames:
+        for i, picture in enumerate(pictures):
+            height, width = picture.shape[:2]
+            picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            if i == 0:
+                stream.height, stream.width = picture.shape[:2]
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -102,16 +110,23 @@ def write_video(
 
 
 def write_images(
-    frames: np.ndarray, folder: Path, name: str, metadata: Mapping[str, str] | None = None
+    pictures: Iterable[np.ndarray],
+    folder: Path,
+    name: str,
+    metadata: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Write uint8 F H W 3 as `folder/name/name_000.png` …; one frame alone as `folder/name_000.png`."""
-    place = folder if len(frames) == 1 else folder / name
-    place.mkdir(parents=True, exist_ok=True)
+    """Write pictures, each uint8 H W 3, as `folder/name/name_000.png` …; one alone as
+    `folder/name_000.png`.
+    """
     info = PngInfo()
     for key, value in (metadata or {}).items():
         info.add_itxt(key, value)
+    rest = iter(pictures)
+    first = list(islice(rest, 2))
+    place = folder if len(first) == 1 else folder / name
+    place.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    for i, picture in enumerate(frames):
+    for i, picture in enumerate(chain(first, rest)):
         path = place / f"{name}_{i:03d}.png"
         with atomic(path) as temporary:
             Image.fromarray(picture).save(temporary, format="PNG", pnginfo=info)

@@ -103,7 +103,7 @@ class Adapters(nn.Module):
         self.pairs = nn.ModuleDict({names[path]: adapter for path, adapter in adapters.items()})
 
     @classmethod
-    def create(  # noqa: PLR0913 - each is an option of the user
+    def create(
         cls,
         model: nn.Module,
         targets: LoraTargets,

@@ -57,7 +57,7 @@ def needed(found: Estimate) -> int:
     return int(found.device * (1 + MARGIN_PART)) + MARGIN
 
 
-def choose(  # noqa: PLR0913 - each is another limit or another fact
+def choose(
     case: Case,
     *,
     vram: int,

@@ -8,7 +8,7 @@ from typing import Any
 
 from musubi.cache import encode
 from musubi.cache.job import DeviceFullError
-from musubi.cache.tasks import task_of
+from musubi.cache.tasks import encoders_of, task_of
 from musubi.config.cache import CacheLatentsConfig, CacheTextConfig
 from musubi.config.memory import encoder_policies
 from musubi.config.options import own_options
@@ -70,7 +70,10 @@ def _explain(
     options, room = own_options(config, architecture), device_room()
     if error.size is not None:
         bucket = Bucket(*error.size)
-        found = networks.encoding(architecture, task, options, network, bucket, None)
+        known = networks_of(config, architecture)
+        names = [c.name for c in encoders_of(architecture, task, "media")]
+        used = [known[name] for name in names if name in known]
+        found = networks.encoding(architecture, task, options, used, bucket, None)
         fix = beside.for_vae(architecture, options, command)
         at = f" at {bucket}"
     else:

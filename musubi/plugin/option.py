@@ -29,6 +29,7 @@ class Option:
         preview_letter: The letter in the prompts of training's previews, where it is another one;
             "" when they cannot say it.
         aliases: Other keys of prompt files in TOML and JSON that mean it.
+        written: Its value is a metadata key of what `generate` writes, as older tools have it.
         task: For a plain flag or a text: task → the task that is meant once the option is given.
     """
 
@@ -43,4 +44,5 @@ class Option:
     letter: str | None = None
     preview_letter: str | None = None
     aliases: tuple[str, ...] = ()
+    written: bool = False
     task: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -18,6 +18,7 @@ class Field:
         varlen: Batches hand over a list of tensors instead of a stack. An axis may have length 0.
         many: Any number of tensors, each of its own size: a record holds `name_0`, `name_1`, …, and
             batches hand over a list of them for each item.
+        whole: It holds whole numbers, such as indices of frames.
         optional: The record may lack it.
         usual: Axis letter to a length that is common, or to the name of the DiT's number that it
             equals; for made-up records, from which memory and time are estimated.
@@ -28,6 +29,7 @@ class Field:
     sizes: tuple[tuple[str, int], ...] = ()
     varlen: bool = False
     many: bool = False
+    whole: bool = False
     optional: bool = False
     usual: tuple[tuple[str, int | str], ...] = ()
 

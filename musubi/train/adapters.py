@@ -113,6 +113,7 @@ def create(
     config: TrainConfig,
     architecture: Architecture,
     *,
+    component: Component | None = None,
     save_dtype: torch.dtype,
     report: Report,
 ) -> Lora:
@@ -122,7 +123,7 @@ def create(
         ConfigError: No module matches, or an argument cannot be used.
         CheckpointError: `--network_weights` is no LoRA of this architecture.
     """
-    component = architecture.dit
+    component = component or architecture.dit
     if component.traits.lora is None:
         raise ConfigError(
             f"{architecture.title} names no layers that take a LoRA.", fix="Train it with --full."

@@ -7,15 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from musubi.config.prompts import read_prompt_file
+from musubi.config.prompts import grammar, read_prompt_file
+from musubi.config.recipe import preview_recipe
 from musubi.config.task import Choice
 from musubi.errors import MusubiError
-from musubi.generate.recipes import preview_recipe
+from musubi.generate.inputs import size_of
 from musubi.generate.session import Session
 from musubi.generate.write import metadata, write_images, write_video
 from musubi.plugin import Architecture, Recipe, Report
@@ -47,11 +49,16 @@ def read_prompts(
         ConfigError: The file cannot be read, or a prompt asks for what cannot be made.
     """
     prompts: list[Prompt] = []
-    for index, given in enumerate(read_prompt_file(path, grammar="preview")):
+    for index, given in enumerate(_asked(path, architecture, report)):
         seeded = given.get("seed") is not None
         own = seed if seeded else derive(seed, "preview", index) % 2**32
         recipe = preview_recipe(
-            architecture, choice, {"seed": own, **_present(given)}, options, report
+            architecture,
+            choice,
+            {"seed": own, **_present(given)},
+            options,
+            report,
+            size_of=size_of,
         )
         prompts.append(Prompt(recipe, seeded))
     return prompts
@@ -108,11 +115,11 @@ class Gallery:
         with self.rescued("sample", recipe):
             latents = self.session.latents(recipe)
         with self.rescued("decode", recipe):
-            frames = self.session.frames(latents)
-        words = metadata(recipe, **self.facts)
-        if len(frames) == 1:
-            return write_images(frames, self.folder, stem, words)[0]
-        return write_video(frames, self.folder / f"{stem}.mp4", recipe.fps, words)
+            pictures = chain.from_iterable(self.session.frames(latents, recipe))
+            words = metadata(recipe, **self.facts)
+            if recipe.frames == 1:
+                return write_images(pictures, self.folder, stem, words)[0]
+            return write_video(pictures, self.folder / f"{stem}.mp4", recipe.fps, words)
 
     def _failed(self, prompt: Prompt, step: int, error: Exception) -> None:
         text = str(error) if isinstance(error, MusubiError) else repr(error)
@@ -124,6 +131,10 @@ class Gallery:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _asked(path: str | Path, architecture: Architecture, report: Report) -> list[dict[str, Any]]:
+    return read_prompt_file(path, grammar(architecture, "preview"), note=report.warn)
 
 
 def _present(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from musubi.train.log import Figures, Metrics, Window
 from musubi.train.processes import Processes
 from musubi.train.signals import Stop
 from musubi.train.state import Position
-from musubi.train.step import Objective
+from musubi.train.step import FlowMatchingLoss
 from musubi.train.trainee import Trainee
 from musubi.train.update import Update
 from musubi.train.validation import Validation
@@ -78,7 +78,7 @@ class Run:
 
     config: TrainConfig
     report: Report
-    objective: Objective
+    objective: FlowMatchingLoss
     trainee: Trainee
     update: Update
     source: Source

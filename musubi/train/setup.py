@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,16 +12,17 @@ import torch
 from torch import nn
 
 from musubi.config.optimization import literals
-from musubi.config.options import own_options, paths
+from musubi.config.options import expert_ending, needed, own_options, paths
 from musubi.config.task import Choice, choose_task
 from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
+from musubi.flow.experts import Experts
 from musubi.generate.session import Session, compute_dtype
 from musubi.lora.merge import Merging
 from musubi.plan import caching, fit, rescue
 from musubi.plan.rescue import Where
 from musubi.plan.subject import Bucket
-from musubi.plugin import Architecture, Policy, Report
+from musubi.plugin import Architecture, Policy, Report, Task
 from musubi.train import (
     adapters,
     dataset,
@@ -42,8 +43,8 @@ from musubi.train.offload import Mirror
 from musubi.train.resume import Resumed, settings_of, snapshot
 from musubi.train.run import Run
 from musubi.train.signals import Stop
-from musubi.train.step import Objective
-from musubi.train.trainee import Trainee, Whole
+from musubi.train.step import FlowMatchingLoss
+from musubi.train.trainee import DENOISER, Several, Trainee, Whole
 from musubi.train.update import Update
 from musubi.train.upload import Upload
 from musubi.train.validation import Validation
@@ -129,13 +130,16 @@ class Setup:
         nets, self.merging = networks.open_networks(
             config, architecture, self.accelerator.device, self.policy, self.report
         )
+        own = own_options(config, architecture)
+        experts = Experts(choice.task, own, self._given(choice.task))
         gallery = self._gallery(choice, nets)
         with self.rescued("load"):
-            dit = nets[architecture.dit.name]
+            denoisers = {name: nets[name] for name in experts.intervals}
+        dit = next(iter(denoisers.values()))
         self._check_merged()
         if gallery is not None:
-            gallery.session.dit = dit
-        trainee = self._trainee(dit)
+            gallery.session.denoisers = denoisers
+        trainee = self._trainee(denoisers)
         batches = data.batches(seed)
         per_epoch = feed.steps_per_epoch(
             len(batches(1)), config.gradient_accumulation_steps, self.accelerator.num_processes
@@ -146,13 +150,16 @@ class Setup:
             else config.max_train_steps
         )
         update = self._update(trainee, total)
-        objective = Objective(
-            architecture.runtime(architecture, choice.task, own_options(config, architecture)),
-            dit,
-            config,
-            self.accelerator.device,
-            self._autocast(dit),
-            seed,
+        objective = FlowMatchingLoss(
+            runtime=architecture.runtime(architecture, choice.task, own),
+            task=choice.task,
+            denoisers=denoisers,
+            experts=experts,
+            options=config,
+            device=self.accelerator.device,
+            autocast=self._autocast(dit),
+            seed=seed,
+            shifts=architecture.shifts,
         )
         position = self.resumed.take_up(
             config, self._identity(trainee), trainee, update, data, self.report
@@ -209,14 +216,35 @@ class Setup:
     # networks
 
     def _choose_task(self) -> Choice:
-        dit = self.architecture.dit
-        given = paths(self.config, self.architecture)
-        if dit.name not in given:
-            raise ConfigError(
-                f"Training needs --{dit.name}: {dit.help}", fix=f"Add --{dit.name} PATH."
+        architecture = self.architecture
+        given = paths(self.config, architecture)
+        own = own_options(self.config, architecture)
+        denoisers = [c for c in architecture.components if c.role == "dit" and c.name in given]
+        if not denoisers:
+            needed(architecture, architecture.dit.name, given)
+        choices = [
+            choose_task(
+                architecture,
+                self.config.task,
+                inspect(one, given[one.name]).numbers,
+                given[one.name],
+                given=given,
+                options=own,
             )
-        numbers = inspect(dit, given[dit.name]).numbers
-        return choose_task(self.architecture, self.config.task, numbers, given[dit.name])
+            for one in denoisers
+        ]
+        for one in denoisers:
+            if one.name not in choices[0].task.denoisers:
+                raise ConfigError(
+                    f"The task {choices[0].task.name!r} has no {one.name}.",
+                    fix=f"Leave out --{one.name}, or give another --task.",
+                )
+        return choices[0]
+
+    def _given(self, task: Task) -> list[str]:
+        """The denoisers of the task that have a file: these are trained."""
+        given = paths(self.config, self.architecture)
+        return [name for name in task.denoisers if name in given]
 
     def _check_merged(self) -> None:
         unused = [] if self.merging is None else list(self.merging.unused)
@@ -225,12 +253,39 @@ class Setup:
                 f"{len(unused)} layers of --base_weights are not in the DiT, such as {unused[0]!r}."
             )
 
-    def _trainee(self, dit: nn.Module) -> Trainee:
+    def _trainee(self, denoisers: Mapping[str, nn.Module]) -> Trainee:
+        parts = {name: self._part(name, dit) for name, dit in denoisers.items()}
+        if len(parts) == 1:
+            return next(iter(parts.values()))
+        if self.config.network_weights is not None:
+            raise ConfigError(
+                "--network_weights is one file, and several denoisers are trained.",
+                fix=f"Train them one after the other, or leave it out: {', '.join(parts)}.",
+            )
+        return Several(parts, self._endings(denoisers))
+
+    def _part(self, name: str, dit: nn.Module) -> Trainee:
         config = self.config
         dtype = parse_dtype(config.save_precision)
+        component = self.architecture.component(name)
         if config.full:
-            return Whole(dit, save_dtype=dtype, fp32=self.architecture.dit.traits.fp32)
-        return adapters.create(dit, config, self.architecture, save_dtype=dtype, report=self.report)
+            return Whole(dit, save_dtype=dtype, fp32=component.traits.fp32)
+        return adapters.create(
+            dit,
+            config,
+            self.architecture,
+            component=component,
+            save_dtype=dtype,
+            report=self.report,
+        )
+
+    def _endings(self, denoisers: Iterable[str]) -> dict[str, str]:
+        """What stands behind the names of the files of each; nothing where there is one."""
+        names = list(denoisers)
+        if len(names) == 1:
+            return {names[0]: ""}
+        parts = {name: self.architecture.component(name) for name in names}
+        return {name: expert_ending(self.architecture, part) for name, part in parts.items()}
 
     def _autocast(self, dit: nn.Module) -> Autocast:
         if self.accelerator.mixed_precision != "no":
@@ -287,7 +342,7 @@ class Setup:
         given = paths(self.config, self.architecture)
         for name in choice.task.components:
             component = self.architecture.component(name)
-            if name not in given and component.role in ("vae", "text"):
+            if name not in given and component.role in ("vae", "text", "image"):
                 raise ConfigError(
                     f"Previews need --{name}: {component.help}",
                     fix=f"Add --{name} PATH, or leave out --sample_prompts.",
@@ -328,7 +383,7 @@ class Setup:
             mirror,
         )
 
-    def _validation(self, objective: Objective, data: Dataset) -> Validation | None:
+    def _validation(self, objective: FlowMatchingLoss, data: Dataset) -> Validation | None:
         if not data.held:
             return None
         config, group = self.config, processes.processes(self.accelerator)
@@ -352,9 +407,13 @@ class Setup:
         if config.huggingface_repo_id and self.accelerator.is_main_process:
             self.upload = Upload(config, self.report)
 
+        # A file of one expert says whose it is; several write it themselves.
+        only = next(iter(run.objective.denoisers))
+        which = {DENOISER: only} if len(run.objective.task.denoisers) > 1 else {}
+
         def write(path: Path) -> None:
             with optim.averaged(run.update.optimizer):
-                trainee.write(path, about.at(run.position))
+                trainee.write(path, {**about.at(run.position), **which})
 
         def write_state(folder: Path) -> None:
             held = snapshot(
@@ -370,6 +429,7 @@ class Setup:
             config,
             write,
             write_state,
+            endings=list(self._endings(run.objective.denoisers).values()),
             saved=None if self.upload is None else self.upload.checkpoint,
             state_saved=None if self.upload is None else self.upload.state,
         )

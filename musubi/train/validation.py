@@ -11,7 +11,7 @@ import torch
 
 from musubi import stopping
 from musubi.plugin.report import Report
-from musubi.train.step import Objective
+from musubi.train.step import FlowMatchingLoss
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 
@@ -32,7 +32,7 @@ class Validation:
         total: Sums a tensor over the processes.
     """
 
-    objective: Objective
+    objective: FlowMatchingLoss
     items: Sequence[int]
     keys: Mapping[int, str]
     load: Callable[[Sequence[int]], Mapping[str, Any]]

@@ -13,7 +13,7 @@ from musubi.errors import ConfigError, DataError
 from musubi.flow import schedules, solvers
 from musubi.flow.times import mix
 from musubi.generate.inputs import check, clip_for, has_media
-from musubi.generate.recipes import build_recipe
+from musubi.config.recipe import build_recipe
 from musubi.generate.session import Session
 from musubi.plugin import Option, Recipe, Section
 from musubi.testing import media

@@ -7,7 +7,7 @@ import pytest
 
 from musubi.config.task import Choice, choose_task
 from musubi.errors import CheckpointError, ConfigError
-from musubi.generate.recipes import build_recipe, preview_recipe
+from musubi.config.recipe import build_recipe, preview_recipe
 
 
 @pytest.fixture

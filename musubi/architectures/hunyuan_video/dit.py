@@ -202,7 +202,7 @@ class HunyuanDiT(nn.Module):
         guidance: Whether the guidance scale is an input.
     """
 
-    def __init__(  # noqa: PLR0913 - one for each number in which files differ
+    def __init__(
         self,
         *,
         hidden: int,

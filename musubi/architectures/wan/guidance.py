@@ -1,38 +1,114 @@
-"""Wan's guidance: by expert, and with blocks left out (skip-layer guidance)."""
+"""Guidance of one denoiser or of two experts, and skip-layer guidance: a third call of the network,
+with some blocks left out and the negative text.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Literal
 
-from musubi.architectures.wan.hooks import BOUNDARY_I2V, BOUNDARY_T2V, boundary, layer_skip
+import torch
+
+from musubi.architectures.wan.experts import BOUNDARY_I2V, BOUNDARY_T2V, boundary
+from musubi.errors import ConfigError
 from musubi.plugin import Conditioning, Moment, Recipe
 
-if TYPE_CHECKING:
-    import torch
 
-    Call = Callable[[Conditioning], torch.Tensor]
+@dataclass(frozen=True, kw_only=True)
+class LayerSkip:
+    """What the options `slg_*` ask for.
+
+    Args:
+        layers: Numbers of the blocks to leave out.
+        mode: "original" adds scale (vc - vskip) to the guided velocity; "uncond" puts the call
+            with blocks left out in the place of the unconditional one.
+        scale: Of "original".
+        start: Where it begins, as a part of the steps.
+        end: Where it ends.
+    """
+
+    layers: tuple[int, ...]
+    mode: Literal["original", "uncond"]
+    scale: float = 3.0
+    start: float = 0.0
+    end: float = 0.3
+
+    def active(self, i: int, steps: int) -> bool:
+        """Whether step `i` of `steps` uses it."""
+        return int(self.start * steps) <= i < int(self.end * steps)
 
 
-def single(
+def layer_skip(recipe: Recipe) -> LayerSkip | None:
+    """What a recipe asks for; None when it asks for none.
+
+    Raises:
+        ConfigError: `slg_layers` is not a list of block numbers, or there is no `slg_mode`.
+    """
+    options = recipe.options
+    layers, mode = options.get("slg_layers"), options.get("slg_mode")
+    if layers is None and mode is None:
+        return None
+    if layers is None or mode is None:
+        raise ConfigError(
+            "--slg_layers and --slg_mode mean nothing without each other.", fix="Give both."
+        )
+    try:
+        numbers = tuple(int(part) for part in str(layers).split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"--slg_layers {layers!r} is not a list of block numbers.", fix="Write 9,10, say."
+        ) from error
+    return LayerSkip(
+        layers=numbers,
+        mode=mode,
+        scale=options.get("slg_scale", 3.0),
+        start=options.get("slg_start", 0.0),
+        end=options.get("slg_end", 0.3),
+    )
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse what cannot be, before anything is loaded.
+
+    Raises:
+        ConfigError: See `layer_skip`.
+    """
+    layer_skip(recipe)
+
+
+def texts(recipe: Recipe) -> dict[str, str]:
+    """The prompt, and the negative prompt where some step reads it."""
+    found = {"prompt": recipe.prompt}
+    scales = (recipe.guidance_scale, recipe.options.get("guidance_scale_high_noise"))
+    guided_at_all = any(scale is not None and scale != 1 for scale in scales)
+    if guided_at_all or layer_skip(recipe) is not None:
+        found["negative"] = recipe.negative_prompt
+    return found
+
+
+Call = Callable[[Conditioning], torch.Tensor]
+
+
+def guided(
     call: Call, positive: Conditioning, negative: Conditioning, recipe: Recipe, moment: Moment
 ) -> torch.Tensor:
-    """Guidance of one denoiser."""
+    """Classifier-free guidance, with the skip-layer call where it is asked for."""
     return _guided(call, positive, negative, recipe, moment, recipe.guidance_scale)
 
 
-def experts_t2v(
+def guided_t2v(
     call: Call, positive: Conditioning, negative: Conditioning, recipe: Recipe, moment: Moment
 ) -> torch.Tensor:
-    """Guidance of Wan2.2's text-to-video experts, each with a scale of its own."""
+    """The same for Wan2.2's text-to-video experts, each with a scale of its own."""
     scale = _scale(recipe, moment, BOUNDARY_T2V)
     return _guided(call, positive, negative, recipe, moment, scale)
 
 
-def experts_i2v(
+def guided_i2v(
     call: Call, positive: Conditioning, negative: Conditioning, recipe: Recipe, moment: Moment
 ) -> torch.Tensor:
-    """Guidance of Wan2.2's image-to-video experts, each with a scale of its own."""
+    """The same for Wan2.2's image-to-video experts, each with a scale of its own."""
     scale = _scale(recipe, moment, BOUNDARY_I2V)
     return _guided(call, positive, negative, recipe, moment, scale)
 
@@ -50,20 +126,18 @@ def _guided(
     negative: Conditioning,
     recipe: Recipe,
     moment: Moment,
-    scale: float,
+    g: float,
 ) -> torch.Tensor:
     conditional = call(positive)
     skip = layer_skip(recipe)
-    skipping = skip is not None and skip.active(moment.step, moment.steps)
-    if scale == 1 and not skipping:
-        return conditional
-    weakened = None
-    if skip is not None and skipping:
-        weakened = call(negative.plus(skip_blocks=skip.layers))
-        if skip.mode == "uncond":
-            return weakened + scale * (conditional - weakened)
+    if skip is None or not skip.active(moment.step, moment.steps):
+        if g == 1:
+            return conditional
+        unconditional = call(negative)
+        return unconditional + g * (conditional - unconditional)
+    skipped = call(negative.plus(skip_blocks=skip.layers)).to(conditional)
+    if skip.mode == "uncond":
+        return skipped + g * (conditional - skipped)
     unconditional = call(negative)
-    velocity = unconditional + scale * (conditional - unconditional)
-    if skip is not None and weakened is not None:
-        velocity = velocity + skip.scale * (conditional - weakened)
-    return velocity
+    velocity = unconditional + g * (conditional - unconditional)
+    return velocity + skip.scale * (conditional - skipped)

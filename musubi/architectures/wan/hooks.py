@@ -1,16 +1,13 @@
-"""What depends on options and sizes: defaults, experts' noise levels, texts, refusals. No torch."""
+"""What depends on options and sizes: defaults, and what is refused before anything is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
+from musubi.architectures.wan.guidance import check
 from musubi.errors import ConfigError
 from musubi.plugin import Recipe, Sampling
 
-BOUNDARY_T2V = 0.875
-BOUNDARY_I2V = 0.9
 LOW_RESOLUTION = ((832, 480), (480, 832))
 
 
@@ -19,108 +16,6 @@ def image_defaults(sampling: Sampling, width: int, height: int) -> Sampling:
     if (width, height) in LOW_RESOLUTION:
         return replace(sampling, flow_shift=3.0)
     return sampling
-
-
-def boundary(options: Mapping[str, Any], default: float) -> float:
-    """The noise level from which on the high-noise expert works, from 0 to 1.
-
-    Raises:
-        ConfigError: It is none.
-    """
-    given = options.get("timestep_boundary")
-    if given is None:
-        return default
-    level = given / 1000 if given > 1 else given
-    if not 0 < level < 1:
-        raise ConfigError(
-            f"--timestep_boundary {given:g} is no noise level between the two experts.",
-            fix=f"Give a number between 0 and 1, such as {default:g}, or the timestep "
-            f"{default * 1000:g}.",
-        )
-    return level
-
-
-def experts_t2v(options: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The noise levels of Wan2.2's two text-to-video experts: low, high."""
-    level = boundary(options, BOUNDARY_T2V)
-    return ((0.0, level), (level, 1.0))
-
-
-def experts_i2v(options: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The noise levels of Wan2.2's two image-to-video experts: low, high."""
-    level = boundary(options, BOUNDARY_I2V)
-    return ((0.0, level), (level, 1.0))
-
-
-def texts(recipe: Recipe) -> dict[str, str]:
-    """The prompt, and the negative prompt where some step reads it."""
-    scales = (recipe.guidance_scale, recipe.options.get("guidance_scale_high_noise"))
-    guided = any(scale is not None and scale != 1 for scale in scales)
-    if guided or layer_skip(recipe) is not None:
-        return {"prompt": recipe.prompt, "negative": recipe.negative_prompt}
-    return {"prompt": recipe.prompt}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerSkip:
-    """Skip-layer guidance.
-
-    Args:
-        layers: Numbers of the blocks to leave out.
-        mode: "original" adds scale (vc - vskip) to the guided velocity; "uncond" puts the call
-            with blocks left out in the place of the unconditional one.
-        scale: Of "original".
-        start: Where it begins, as a part of the steps.
-        end: Where it ends.
-    """
-
-    layers: tuple[int, ...]
-    mode: str
-    scale: float = 3.0
-    start: float = 0.0
-    end: float = 0.3
-
-    def active(self, step: int, steps: int) -> bool:
-        """Whether step number `step` of `steps` uses it."""
-        return int(self.start * steps) <= step < int(self.end * steps)
-
-
-def layer_skip(recipe: Recipe) -> LayerSkip | None:
-    """What the recipe's options `slg_*` ask for.
-
-    Raises:
-        ConfigError: `slg_layers` is not a list of block numbers, or there is no `slg_mode`.
-    """
-    options = recipe.options
-    layers, mode = options.get("slg_layers"), options.get("slg_mode")
-    if layers is None and mode is None:
-        return None
-    if layers is None or mode is None:
-        raise ConfigError(
-            "--slg_layers and --slg_mode mean nothing without each other.", fix="Give both."
-        )
-    try:
-        numbers = tuple(int(part) for part in str(layers).split(","))
-    except ValueError as error:
-        raise ConfigError(
-            f"--slg_layers {layers!r} is not a list of block numbers.", fix="Write 9,10, say."
-        ) from error
-    return LayerSkip(
-        layers=numbers,
-        mode=mode,
-        scale=options.get("slg_scale", 3.0),
-        start=options.get("slg_start", 0.0),
-        end=options.get("slg_end", 0.3),
-    )
-
-
-def check(recipe: Recipe) -> None:
-    """Refuse options that do not belong together.
-
-    Raises:
-        ConfigError: They do not.
-    """
-    layer_skip(recipe)
 
 
 @dataclass(frozen=True)

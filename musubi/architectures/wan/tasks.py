@@ -188,9 +188,9 @@ TI2V = replace(T2V, frames=121, size=(1280, 704))
 
 _ADDRESS = "musubi.architectures.wan"
 _SHARED: dict[str, Any] = {
-    "texts": Lazy(f"{_ADDRESS}.hooks:texts"),
-    "check": Lazy(f"{_ADDRESS}.hooks:check"),
-    "guidance": Lazy(f"{_ADDRESS}.guidance:single"),
+    "texts": Lazy(f"{_ADDRESS}.guidance:texts"),
+    "check": Lazy(f"{_ADDRESS}.guidance:check"),
+    "guidance": Lazy(f"{_ADDRESS}.guidance:guided"),
 }
 _T2V = {"family": "t2v", "in_dim": 16, "vace_dim": 0}
 _TINY_CLIP = {"image_dim": 80}  # as wide as the image encoder's toy
@@ -295,8 +295,8 @@ TASKS = (
         schema=TEXT_ONLY,
         sampling=T2V_A14B,
         inputs=(VIDEO, CONTROL_TOO),
-        intervals=Lazy(f"{_ADDRESS}.hooks:experts_t2v"),
-        **{**_SHARED, "guidance": Lazy(f"{_ADDRESS}.guidance:experts_t2v")},
+        intervals=Lazy(f"{_ADDRESS}.experts:t2v"),
+        **{**_SHARED, "guidance": Lazy(f"{_ADDRESS}.guidance:guided_t2v")},
     ),
     Task(
         name="i2v-2.2",
@@ -307,8 +307,8 @@ TASKS = (
         schema=WITHOUT_CLIP,
         sampling=I2V_A14B,
         inputs=(IMAGE, END_IMAGE),
-        intervals=Lazy(f"{_ADDRESS}.hooks:experts_i2v"),
-        **{**_SHARED, "guidance": Lazy(f"{_ADDRESS}.guidance:experts_i2v")},
+        intervals=Lazy(f"{_ADDRESS}.experts:i2v"),
+        **{**_SHARED, "guidance": Lazy(f"{_ADDRESS}.guidance:guided_i2v")},
     ),
     Task(
         name="ti2v",

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from musubi.architectures.wan import hooks, pictures
+from musubi.architectures.wan import experts, guidance, hooks, pictures
 from musubi.errors import ConfigError
 from musubi.plugin import Recipe
 
@@ -149,18 +149,18 @@ def test_places_in_time_and_control_images_must_be_as_many():
 
 
 def test_experts_share_the_noise_levels():
-    assert hooks.experts_t2v({}) == ((0.0, 0.875), (0.875, 1.0))
-    assert hooks.experts_i2v({}) == ((0.0, 0.9), (0.9, 1.0))
-    assert hooks.experts_i2v({"timestep_boundary": 0.8})[0] == (0.0, 0.8)
-    assert hooks.experts_i2v({"timestep_boundary": 800})[1] == (0.8, 1.0)
+    assert experts.t2v({}) == ((0.0, 0.875), (0.875, 1.0))
+    assert experts.i2v({}) == ((0.0, 0.9), (0.9, 1.0))
+    assert experts.i2v({"timestep_boundary": 0.8})[0] == (0.0, 0.8)
+    assert experts.i2v({"timestep_boundary": 800})[1] == (0.8, 1.0)
     with pytest.raises(ConfigError, match="timestep_boundary"):
-        hooks.experts_t2v({"timestep_boundary": 0})
+        experts.t2v({"timestep_boundary": 0})
 
 
 def test_the_negative_prompt_is_encoded_where_some_step_reads_it():
-    assert set(hooks.texts(recipe())) == {"prompt"}
-    assert set(hooks.texts(recipe(guidance_scale_high_noise=3.5))) == {"prompt", "negative"}
+    assert set(guidance.texts(recipe())) == {"prompt"}
+    assert set(guidance.texts(recipe(guidance_scale_high_noise=3.5))) == {"prompt", "negative"}
     skipping = recipe(slg_layers="9", slg_mode="uncond")
-    assert set(hooks.texts(skipping)) == {"prompt", "negative"}
+    assert set(guidance.texts(skipping)) == {"prompt", "negative"}
     with pytest.raises(ConfigError, match="without each other"):
-        hooks.check(recipe(slg_layers="9"))
+        guidance.check(recipe(slg_layers="9"))

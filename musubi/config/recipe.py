@@ -7,10 +7,13 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from musubi.config.generate import GenerateConfig
+from musubi.config.options import own_options
+from musubi.config.plan import PlanConfig
 from musubi.config.prompts import PREVIEW
 from musubi.config.task import Choice
 from musubi.errors import ConfigError, did_you_mean
-from musubi.plugin import Architecture, Input, Recipe, Report
+from musubi.plugin import Architecture, Input, Recipe, Report, Task
 
 ENGINE_OPTIONS = ("cfg_skip_mode", "cfg_apply_ratio")
 MOST_SEED = 2**63 - 1
@@ -29,6 +32,10 @@ _NUMBERS = (
     "cpu_noise",
 )
 
+PROMPT, NEGATIVE = "prompt", "negative"
+"""The names of a recipe's two texts, where its task names no others."""
+
+Given = tuple[dict[str, Any], dict[str, Any]]
 SizeOf = Callable[[str], tuple[int, int]]
 """`(path) -> (width, height)` of an image."""
 
@@ -41,6 +48,7 @@ def build_recipe(
     report: Report,
     *,
     size_of: SizeOf | None = None,
+    complete: bool = True,
 ) -> Recipe:
     """Fill in what `given` leaves open (missing or None) from the task's defaults, and check it.
 
@@ -53,6 +61,7 @@ def build_recipe(
         report: Told when the frames are rounded.
         size_of: Measures a picture whose proportions the video takes; None: such pictures are not
             looked at.
+        complete: Whether the inputs that the task needs must be there; a plan does without.
 
     Raises:
         ConfigError: A size, a length or an option that this task does not take.
@@ -94,10 +103,47 @@ def build_recipe(
         cpu_noise=asked.get("cpu_noise", False),
         options=_over(defaults.options, own),
     )
-    _check_inputs(choice, recipe)
-    if task.check is not None:
-        task.check(recipe)
+    if complete:
+        _check_inputs(choice, recipe)
+        if task.check is not None:
+            task.check(recipe)
     return recipe
+
+
+def requested(config: GenerateConfig | PlanConfig, architecture: Architecture) -> Given:
+    """What the options of a command ask for, and its options: two arguments of `build_recipe`."""
+    size = config.width_height or (None, None)
+    frames = config.video_length
+    if isinstance(config, PlanConfig):
+        size = (config.width or size[0], config.height or size[1])
+        frames = config.frames or frames
+    given = {
+        "prompt": config.prompt,
+        "negative_prompt": config.negative_prompt,
+        "width": size[0],
+        "height": size[1],
+        "frames": frames,
+        "fps": config.fps,
+        "seed": config.seed,
+        "steps": config.infer_steps,
+        "solver": config.sample_solver,
+        "flow_shift": config.flow_shift,
+        "guidance_scale": config.guidance_scale,
+        "cpu_noise": config.cpu_noise,
+    }
+    own = own_options(config, architecture)
+    own |= {name: getattr(config, name) for name in ENGINE_OPTIONS}
+    return given, own
+
+
+def texts_of(recipe: Recipe, task: Task) -> dict[str, str]:
+    """The texts that are encoded for a recipe, by name: the task's own, else the prompt and, where
+    some step reads it, the negative prompt. With a guidance scale of 1 none does.
+    """
+    if task.texts is not None:
+        return dict(task.texts(recipe))
+    negative = {NEGATIVE: recipe.negative_prompt} if recipe.guidance_scale != 1 else {}
+    return {PROMPT: recipe.prompt, **negative}
 
 
 def preview_recipe(
@@ -108,6 +154,7 @@ def preview_recipe(
     report: Report,
     *,
     size_of: SizeOf | None = None,
+    complete: bool = True,
 ) -> Recipe:
     """The recipe of a training preview: `PREVIEW` where the prompt says nothing, sizes rounded down.
 
@@ -117,7 +164,9 @@ def preview_recipe(
     step = choice.task.shape.side
     for side in ("width", "height"):
         asked[side] = max(asked[side] // step, 1) * step
-    return build_recipe(architecture, choice, asked, options, report, size_of=size_of)
+    return build_recipe(
+        architecture, choice, asked, options, report, size_of=size_of, complete=complete
+    )
 
 
 def check_size(architecture: Architecture, choice: Choice, width: int, height: int) -> None:
