@@ -153,6 +153,8 @@ class Task:
         geometry: Of its latents; the architecture's when None. A task that an architecture hands
             out always has it.
         tiny: Numbers of its denoisers' toy, laid over `Component.tiny` and `requires`.
+        example: Options of the architecture with which this task is tried by the conformance suite,
+            where the defaults do not do.
         adjust: `(sampling, width, height) -> Sampling`, when defaults depend on the size.
         usable_frames: `(available, options) -> int`: how many of `available` frames a clip uses,
             0 when too few. None: the largest `period * k + 1`.
@@ -180,6 +182,7 @@ class Task:
     denoisers: tuple[str, ...] = ("dit",)
     geometry: Geometry | None = None
     tiny: Numbers = field(default_factory=dict[str, Any])
+    example: Mapping[str, Any] = field(default_factory=dict[str, Any])
     adjust: Lazy | None = None
     usable_frames: Lazy | None = None
     frames: Lazy | None = None
