@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from musubi.architectures.wan.guidance import check
 from musubi.errors import ConfigError
@@ -61,13 +63,9 @@ def one_frame(text: str) -> OneFrame:
     return found
 
 
-def given_pictures(recipe: Recipe) -> list[str]:
-    """The control images of a one-frame recipe: those named, else the start and the end image."""
-    named = recipe.options.get("control_image_path")
-    if named:
-        return [named] if isinstance(named, str) else list(named)
-    ends = (recipe.options.get("image_path"), recipe.options.get("end_image_path"))
-    return [path for path in ends if path]
+def single_frame(available: int, options: Mapping[str, Any]) -> int:
+    """How many frames of a clip a one-frame task uses."""
+    return min(available, 1)
 
 
 def check_one_frame(recipe: Recipe) -> None:
@@ -78,7 +76,8 @@ def check_one_frame(recipe: Recipe) -> None:
     """
     check(recipe)
     asked = one_frame(recipe.options.get("one_frame_inference") or "")
-    count = len(given_pictures(recipe))
+    named = recipe.options.get("control_image_path") or []
+    count = 1 if isinstance(named, str) else len(named)
     controls = asked.controls if asked.controls is not None else (0,)
     if len(controls) != count:
         raise ConfigError(
@@ -118,18 +117,4 @@ def check_control(recipe: Recipe) -> None:
             "The task i2v-FC needs an image, and none was given.",
             fix="Give --image_path PATH, or --reference_image_path with a V1.1 model; or --task "
             "t2v-FC, which needs neither an image nor --clip.",
-        )
-
-
-def check_vace(recipe: Recipe) -> None:
-    """Refuse a mask without a video to change.
-
-    Raises:
-        ConfigError: There is one.
-    """
-    check(recipe)
-    if recipe.options.get("mask_path") and not recipe.options.get("control_path"):
-        raise ConfigError(
-            "--mask_path says which part of a video is made anew, and no video was given.",
-            fix="Give --control_path VIDEO as well.",
         )

@@ -105,14 +105,14 @@ def text_only(encoders: Encoders, clip: Clip) -> Record:
     video = clip.input("video")
     if video is not None:
         record["latents_video"] = encoders.latents(_pixels(video))
-    return record | _control(encoders, clip)
+    return record
 
 
 def from_image(encoders: Encoders, clip: Clip) -> Record:
     """The first frame, as latents with a mask and as CLIP features."""
     record = without_clip(encoders, clip)
     record["clip"] = encoders.features(_first(clip))[0]
-    return record | _control(encoders, clip)
+    return record
 
 
 def without_clip(encoders: Encoders, clip: Clip) -> Record:
@@ -142,14 +142,14 @@ def from_ends(encoders: Encoders, clip: Clip) -> Record:
 
 def controlled(encoders: Encoders, clip: Clip) -> Record:
     """The control video."""
-    record = _control(encoders, clip)
-    if not record:
+    control = clip.input("control")
+    if control is None:
         raise DataError(
             f"{clip.name} has no control video.",
             fix="Name control_directory in the dataset, or control_path in the lines of its list; "
             "when generating, give --control_path.",
         )
-    return record
+    return {"latents_control": encoders.latents(_pixels(control))}
 
 
 def controlled_image(encoders: Encoders, clip: Clip) -> Record:
@@ -165,14 +165,9 @@ def controlled_image(encoders: Encoders, clip: Clip) -> Record:
     if reference is not None:
         record["latents_reference"] = encoders.latents(reference[:, None])
     seen = reference if reference is not None else start
-    assert seen is not None  # `hooks.check_control` refuses this
-    record["clip"] = encoders.features(seen)[0]
+    if seen is not None:
+        record["clip"] = encoders.features(seen)[0]
     return record
-
-
-def _control(encoders: Encoders, clip: Clip) -> Record:
-    control = clip.input("control")
-    return Record() if control is None else {"latents_control": encoders.latents(_pixels(control))}
 
 
 def first_frame(encoders: Encoders, clip: Clip) -> Record:
@@ -189,7 +184,6 @@ def single_frame(encoders: Encoders, clip: Clip) -> Record:
     height, width = _size(clip)
     given = [_pixels(frames)[:, 0] for frames in clip.inputs.get("control_images", ())]
     ends = [p for name in ("image", "end_image") if (p := _picture(clip, name)) is not None]
-    given = given or [pictures.covering(end, height, width) for end in ends]
     where = _places(clip, len(given))
     stills = [encoders.latents(picture[:, None]) for picture in given]
     masks = _masks(clip, stills)
@@ -266,9 +260,9 @@ def changed(encoders: Encoders, clip: Clip) -> Record:
     new = torch.ones(clip.length, height, width)
     if control is not None:
         video = _pixels(control)
-        if mask is not None:
-            seen = torch.from_numpy(mask[..., 0].copy()).float() / 255
-            new = (seen > 0.5).float().expand(clip.length, -1, -1).contiguous()
+    if mask is not None:
+        seen = torch.from_numpy(mask[..., 0].copy()).float() / 255
+        new = (seen > 0.5).float().expand(clip.length, -1, -1).contiguous()
     kept, anew = video * (1 - new), video * new
     latents = torch.cat([encoders.latents(kept), encoders.latents(anew)])
     cells = pictures.change_mask(new, (4, vae.spatial, vae.spatial)).to(latents)

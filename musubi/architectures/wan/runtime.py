@@ -89,7 +89,7 @@ class WanRuntime:
                 weight[:, :, 0] = 0  # it is given, not made
         elif "latents_image" in fields:
             inputs["joined"] = image
-        if "clip" in fields:
+        if "clip" in batch:
             inputs["clip"] = batch["clip"].flatten(1, -2)  # one image after the other
         if self._single:
             inputs["positions"] = _shared(batch["f_indices"])

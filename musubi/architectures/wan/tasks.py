@@ -56,8 +56,6 @@ CONTROL = Input(
     directory="control_directory",
     required=True,
 )
-# Fun-Control trains from the records of the plain tasks, where a dataset has control videos.
-CONTROL_TOO = replace(CONTROL, flag=None, letter=None, aliases=(), required=False)
 REFERENCE = Input(
     name="reference",
     kind="image",
@@ -69,13 +67,13 @@ REFERENCE = Input(
 CONTROL_IMAGES = Input(
     name="control_images",
     kind="image",
-    help="The control images of one-frame inference, in the order of control_index; the start and "
-    "the end image when not given.",
+    help="The control images of one-frame inference, in the order of control_index.",
     flag="control_image_path",
     letter="ci",
     column="control_path",
     directory="control_directory",
     many=True,
+    required=True,
     alpha=True,
 )
 CONTROL_MASKS = Input(
@@ -118,10 +116,9 @@ _IMAGE = Field(name="latents_image", dims="CFHW", sizes=(("C", 20),))
 _CLIP = Field(name="clip", dims="LD", sizes=(("L", 257),), usual=(("D", "image_dim"),))
 _CLIPS = Field(name="clip", dims="NLD", sizes=(("L", 257),), usual=(("N", 1), ("D", "image_dim")))
 _CONTROL = Field(name="latents_control", dims="CFHW", sizes=(("C", 16),))
-_CONTROL_TOO = replace(_CONTROL, optional=True)
 
-TEXT_ONLY = Schema(media=(_LATENTS, _VIDEO, _CONTROL_TOO), text=_T5)
-FROM_IMAGE = Schema(media=(_LATENTS, _IMAGE, _CLIP, _CONTROL_TOO), text=_T5)
+TEXT_ONLY = Schema(media=(_LATENTS, _VIDEO), text=_T5)
+FROM_IMAGE = Schema(media=(_LATENTS, _IMAGE, _CLIP), text=_T5)
 FROM_ENDS = Schema(
     media=(_LATENTS, _IMAGE, replace(_CLIPS, usual=(("N", 2), ("D", "image_dim")))), text=_T5
 )
@@ -131,7 +128,7 @@ CONTROLLED_IMAGE = Schema(
     media=(
         _LATENTS,
         replace(_IMAGE, optional=True),
-        _CLIP,
+        replace(_CLIP, optional=True),
         _CONTROL,
         Field(name="latents_end", dims="CFHW", sizes=(("C", 16),), optional=True),
         Field(name="latents_reference", dims="CFHW", sizes=(("C", 16),), optional=True),
@@ -193,6 +190,14 @@ _SHARED: dict[str, Any] = {
     "guidance": Lazy(f"{_ADDRESS}.guidance:guided"),
 }
 _T2V = {"family": "t2v", "in_dim": 16, "vace_dim": 0}
+_ONE_FRAME: dict[str, Any] = {
+    "usable_frames": Lazy(f"{_ADDRESS}.hooks:single_frame"),
+    "example": {
+        "fp_1f_clean_indices": [0, 9],
+        "fp_1f_target_index": 5,
+        "one_frame_inference": "target_index=5,control_index=0;9",
+    },
+}
 _TINY_CLIP = {"image_dim": 80}  # as wide as the image encoder's toy
 _IMAGE_DEFAULTS = Lazy(f"{_ADDRESS}.hooks:image_defaults")
 
@@ -204,7 +209,7 @@ TASKS = (
         components=("vae", "t5"),
         schema=TEXT_ONLY,
         sampling=T2V,
-        inputs=(VIDEO, CONTROL_TOO),
+        inputs=(VIDEO,),
         **_SHARED,
     ),
     Task(
@@ -214,7 +219,7 @@ TASKS = (
         components=("vae", "t5"),
         schema=TEXT_ONLY,
         sampling=replace(T2V, frames=1),
-        inputs=(VIDEO, CONTROL_TOO),
+        inputs=(VIDEO,),
         **_SHARED,
     ),
     Task(
@@ -225,7 +230,7 @@ TASKS = (
         components=("vae", "t5", "clip"),
         schema=FROM_IMAGE,
         sampling=I2V,
-        inputs=(IMAGE, END_IMAGE, CONTROL_TOO),
+        inputs=(IMAGE, END_IMAGE),
         adjust=_IMAGE_DEFAULTS,
         **_SHARED,
     ),
@@ -255,7 +260,7 @@ TASKS = (
         name="i2v-FC",
         title="Image and a control video to video (Fun-Control)",
         requires={"family": "i2v", "in_dim": 48},
-        tiny=_TINY_CLIP,
+        tiny={**_TINY_CLIP, "reference": True},
         components=("vae", "t5", "clip"),
         schema=CONTROLLED_IMAGE,
         sampling=replace(I2V, negative_prompt=NEGATIVE_PROMPT),
@@ -273,6 +278,7 @@ TASKS = (
         sampling=replace(I2V, frames=1),
         inputs=(IMAGE, END_IMAGE, CONTROL_IMAGES, CONTROL_MASKS),
         adjust=_IMAGE_DEFAULTS,
+        **_ONE_FRAME,
         **{**_SHARED, "check": Lazy(f"{_ADDRESS}.hooks:check_one_frame")},
     ),
     Task(
@@ -284,6 +290,7 @@ TASKS = (
         schema=ONE_FRAME,
         sampling=replace(FLF2V, frames=1, flow_shift=5.0),
         inputs=(IMAGE, replace(END_IMAGE, required=True), CONTROL_IMAGES, CONTROL_MASKS),
+        **_ONE_FRAME,
         **{**_SHARED, "check": Lazy(f"{_ADDRESS}.hooks:check_one_frame")},
     ),
     Task(
@@ -294,7 +301,7 @@ TASKS = (
         denoisers=("dit", "dit_high_noise"),
         schema=TEXT_ONLY,
         sampling=T2V_A14B,
-        inputs=(VIDEO, CONTROL_TOO),
+        inputs=(VIDEO,),
         intervals=Lazy(f"{_ADDRESS}.experts:t2v"),
         **{**_SHARED, "guidance": Lazy(f"{_ADDRESS}.guidance:guided_t2v")},
     ),
@@ -341,7 +348,7 @@ TASKS = (
         schema=VACE,
         sampling=replace(T2V, flow_shift=16.0, size=(832, 480)),
         inputs=(replace(CONTROL, required=False), VACE_MASK, VACE_REFERENCES),
-        **{**_SHARED, "check": Lazy(f"{_ADDRESS}.hooks:check_vace")},
+        **_SHARED,
     ),
 )
 

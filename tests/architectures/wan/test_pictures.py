@@ -135,7 +135,6 @@ def test_what_one_frame_inference_says():
 def test_places_in_time_and_control_images_must_be_as_many():
     said = "target_index=5,control_index=0;10"
     hooks.check_one_frame(recipe(one_frame_inference=said, control_image_path=["a", "b"]))
-    hooks.check_one_frame(recipe(one_frame_inference=said, image_path="a", end_image_path="b"))
     with pytest.raises(ConfigError, match="2 control_index and there are 1"):
         hooks.check_one_frame(recipe(one_frame_inference=said, control_image_path=["a"]))
     with pytest.raises(ConfigError, match="3 masks for 2"):
