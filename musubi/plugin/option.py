@@ -30,6 +30,8 @@ class Option:
             "" when they cannot say it.
         aliases: Other keys of prompt files in TOML and JSON that mean it.
         written: Its value is a metadata key of what `generate` writes, as older tools have it.
+        saves: For the VAE: the value with which it needs less memory; the options that save the
+            most come first.
         task: For a plain flag or a text: task → the task that is meant once the option is given.
     """
 
@@ -45,4 +47,5 @@ class Option:
     preview_letter: str | None = None
     aliases: tuple[str, ...] = ()
     written: bool = False
+    saves: bool | int | None = None
     task: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -15,11 +15,13 @@ from torch import nn
 
 from musubi.config.options import for_architecture
 from musubi.config.train import TrainConfig
+from musubi.flow.experts import Experts
 from musubi.plugin import (
     Architecture,
     Component,
     Conditioning,
     Field,
+    Geometry,
     KeyMap,
     Lazy,
     LoraTargets,
@@ -34,7 +36,7 @@ from musubi.train.checkpoints import Checkpoints, Names
 from musubi.train.log import Metrics
 from musubi.train.resume import snapshot
 from musubi.train.run import Processes, Run
-from musubi.train.step import Objective
+from musubi.train.step import FlowMatchingLoss
 from musubi.train.trainee import Whole
 from musubi.train.update import Update
 from musubi.train.validation import Validation
@@ -116,8 +118,15 @@ def make(folder: Path, **more: Any) -> Run:
     )
     torch.manual_seed(0)
     dit = Dit(dropout)
-    objective = Objective(
-        Runtime(), dit, config, torch.device("cpu"), nullcontext, config.seed or 0
+    objective = FlowMatchingLoss(
+        runtime=Runtime(),
+        task=TOY.tasks[0],
+        denoisers={"dit": dit},
+        experts=Experts(TOY.tasks[0], {}),
+        options=config,
+        device=torch.device("cpu"),
+        autocast=nullcontext,
+        seed=config.seed or 0,
     )
     trainee = Whole(dit, save_dtype=torch.float32)
     optimizer = optim.create(
@@ -239,11 +248,7 @@ TOY = Architecture(
     variants=(),
     runtime=Lazy("musubi_toy:make_runtime"),
     suffix="toy",
-    frame_rate=8.0,
-    spatial_multiple=8,
-    temporal_multiple=4,
-    latent_channels=4,
-    latent_stride=(4, 8, 8),
+    geometry=Geometry(channels=4, stride=(4, 8, 8), frame_rate=8.0, multiple=8),
     modelspec=("toy", "https://example.org/toy"),
 )
 
@@ -300,7 +305,8 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         kind="image",
         directory=tmp_path / "cats",
         jsonl_file=None,
-        control_directory=None,
+        inputs=(),
+        directories={},
         batch_size=2,
         resolution=(16, 16),
         caption_extension=".txt",

@@ -140,6 +140,7 @@ OPTIONS = (
         "Decoding always uses tiles.",
         commands=("cache latents", "train"),
         recorded=True,
+        saves=True,
     ),
     Option(
         name="vae_spatial_tile_sample_min_size",
@@ -148,6 +149,7 @@ OPTIONS = (
         "256 when not given.",
         commands=("cache latents", "train", "generate"),
         recorded=True,
+        saves=128,
     ),
     Option(
         name="vae_temporal_tile_sample_min_size",
@@ -155,6 +157,7 @@ OPTIONS = (
         help="Frames of a temporal VAE tile, a multiple of 16; all at once when not given.",
         commands=("cache latents", "train", "generate"),
         recorded=True,
+        saves=64,
     ),
     Option(
         name="vae_chunk_size",
