@@ -39,6 +39,7 @@ def choose_task(
     path: Path | None = None,
     *,
     given: Iterable[str] | None = None,
+    named: Iterable[str] = (),
     options: Mapping[str, Any] | None = None,
 ) -> Choice:
     """The task that `text` names, checked against the DiT's numbers; else the one they show.
@@ -50,6 +51,8 @@ def choose_task(
         path: The checkpoint, for messages.
         given: Names of the components that have a file, where that is known: without `text`, a task
             is meant that uses every one of them.
+        named: Keys that the dataset file uses: without `text`, and without an option that means
+            another task, a task is meant that has an input for each that is one of an input.
         options: The architecture's own options: some mean another task.
 
     Raises:
@@ -58,7 +61,9 @@ def choose_task(
         CheckpointError: The checkpoint is made for none of the tasks.
     """
     if text is None:
-        choice = _recognised(architecture, numbers, path, given)
+        switched = any(o.task and (options or {}).get(o.name) for o in architecture.options)
+        tasks = _with_inputs(architecture, () if switched else named)
+        choice = _recognised(architecture, numbers, path, given, tasks)
     else:
         choice = _named(architecture, text)
         _check_numbers(architecture, choice, text, numbers, path)

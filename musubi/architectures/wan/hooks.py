@@ -68,6 +68,12 @@ def single_frame(available: int, options: Mapping[str, Any]) -> int:
     return min(available, 1)
 
 
+def both_ends(available: int, options: Mapping[str, Any]) -> int:
+    """How many frames of a clip a task between two frames uses: 4 k + 1, and more than one."""
+    frames = (available - 1) // 4 * 4 + 1
+    return frames if frames > 1 else 0
+
+
 def check_one_frame(recipe: Recipe) -> None:
     """Refuse a one-frame recipe whose pictures and places in time do not belong together.
 

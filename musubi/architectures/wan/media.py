@@ -135,8 +135,8 @@ def from_ends(encoders: Encoders, clip: Clip) -> Record:
             fix="Give videos of 5 frames or more; --one_frame makes single frames.",
         )
     return {
-        "latents_image": _conditioned(encoders, start, clip, end=end),
-        "clip": encoders.features(start, end),
+        "latents_ends": _conditioned(encoders, start, clip, end=end),
+        "clip_ends": encoders.features(start, end),
     }
 
 

@@ -4,19 +4,21 @@ from musubi.plugin import Option
 
 _VAE = (
     Option(
-        name="vae_cache_cpu",
-        type=bool,
-        default=False,
-        help="Keep the VAE's feature cache in host memory: slower, 1 to 2 GB less on the device.",
-        commands=("cache latents", "train", "generate"),
-    ),
-    Option(
         name="vae_tiling",
         type=bool,
         default=False,
         help="Encode and decode in overlapping spatial tiles: less memory, slightly different frames.",
         commands=("cache latents", "train", "generate"),
         recorded=True,
+        saves=True,
+    ),
+    Option(
+        name="vae_cache_cpu",
+        type=bool,
+        default=False,
+        help="Keep the VAE's feature cache in host memory: slower, 1 to 2 GB less on the device.",
+        commands=("cache latents", "train", "generate"),
+        saves=True,
     ),
     Option(
         name="vae_tile_size",

@@ -87,10 +87,14 @@ class WanRuntime:
             if image is not None and latents is not None:
                 weight = torch.ones_like(latents[:1, :1])
                 weight[:, :, 0] = 0  # it is given, not made
+        elif "latents_ends" in fields:
+            inputs["joined"] = batch["latents_ends"]
         elif "latents_image" in fields:
             inputs["joined"] = image
-        if "clip" in batch:
-            inputs["clip"] = batch["clip"].flatten(1, -2)  # one image after the other
+        clip = batch.get("clip", batch.get("clip_ends"))
+        if clip is not None:
+            _check_features(self.task, clip)
+            inputs["clip"] = clip.flatten(1, -2)  # one image after the other
         if self._single:
             inputs["positions"] = _shared(batch["f_indices"])
         for name in ("reference", "vace", "video"):
@@ -199,6 +203,16 @@ def _features(dit: nn.Module, clip: torch.Tensor | None, x: torch.Tensor) -> tor
             "image-to-video model.",
         )
     return clip
+
+
+def _check_features(task: Task, clip: torch.Tensor) -> None:
+    """Refuse the records of one-frame tasks where one image's features are a matrix."""
+    declared = next(f for f in task.schema.media if f.name.startswith("clip"))
+    if clip.ndim != len(declared.dims) + 1:
+        raise ConfigError(
+            f"These records were made for a one-frame task, and the task is {task.name!r}.",
+            fix="Give --one_frame, or cache the dataset again for this task.",
+        )
 
 
 def _reference(dit: nn.Module, reference: torch.Tensor | None) -> torch.Tensor | None:

@@ -119,8 +119,14 @@ _CONTROL = Field(name="latents_control", dims="CFHW", sizes=(("C", 16),))
 
 TEXT_ONLY = Schema(media=(_LATENTS, _VIDEO), text=_T5)
 FROM_IMAGE = Schema(media=(_LATENTS, _IMAGE, _CLIP), text=_T5)
+# Names of their own: a record of the first frame alone must not pass for one of both.
 FROM_ENDS = Schema(
-    media=(_LATENTS, _IMAGE, replace(_CLIPS, usual=(("N", 2), ("D", "image_dim")))), text=_T5
+    media=(
+        _LATENTS,
+        replace(_IMAGE, name="latents_ends"),
+        replace(_CLIPS, name="clip_ends", usual=(("N", 2), ("D", "image_dim"))),
+    ),
+    text=_T5,
 )
 WITHOUT_CLIP = Schema(media=(_LATENTS, _IMAGE), text=_T5)
 CONTROLLED = Schema(media=(_LATENTS, _CONTROL), text=_T5)
@@ -243,6 +249,7 @@ TASKS = (
         schema=FROM_ENDS,
         sampling=FLF2V,
         inputs=(IMAGE, replace(END_IMAGE, required=True)),
+        usable_frames=Lazy(f"{_ADDRESS}.hooks:both_ends"),
         **_SHARED,
     ),
     Task(

@@ -202,17 +202,17 @@ def test_an_end_image_of_an_image_to_video_model_has_a_latent_frame_of_its_own(n
 def test_both_ends_of_an_ordinary_video_reach_training(nets):
     one = clip("flf2v")
     record = record_of(nets, "flf2v", one)
-    assert record["clip"].shape == (2, 257, 80)
-    assert record["latents_image"][:4, -1, 0, 0].tolist() == [0, 0, 0, 1]
+    assert record["clip_ends"].shape == (2, 257, 80)
+    assert record["latents_ends"][:4, -1, 0, 0].tolist() == [0, 0, 0, 1]
     frames = one.frames.copy()
     frames[-1] = 255 - frames[-1]
     other = record_of(
         nets, "flf2v", Clip(name="b", frames=frames, length=5, inputs={}, target=True, options={})
     )
-    assert torch.equal(record["clip"][0], other["clip"][0])
-    assert not torch.equal(record["clip"][1], other["clip"][1])
-    assert not torch.equal(record["latents_image"][4:, -1], other["latents_image"][4:, -1])
-    assert torch.equal(record["latents_image"][4:, 0], other["latents_image"][4:, 0])
+    assert torch.equal(record["clip_ends"][0], other["clip_ends"][0])
+    assert not torch.equal(record["clip_ends"][1], other["clip_ends"][1])
+    assert not torch.equal(record["latents_ends"][4:, -1], other["latents_ends"][4:, -1])
+    assert torch.equal(record["latents_ends"][4:, 0], other["latents_ends"][4:, 0])
     with pytest.raises(DataError, match="one frame"):
         record_of(nets, "flf2v", clip("flf2v", frames=1))
 
