@@ -14,7 +14,6 @@ from torch import nn
 from musubi.config.bench import BenchConfig
 from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
-from musubi.flow.experts import Experts
 from musubi.lora.adapter import Adapters
 from musubi.memory.example import example_batch
 from musubi.plugin import Architecture, Clip, Component, Variant
@@ -91,16 +90,8 @@ class Case:
     def loss(self, dit: nn.Module) -> Callable[[], torch.Tensor]:
         """The loss of a training step, with its graph: the same noise each time."""
         settings = TrainConfig(timestep_sampling="shift", discrete_flow_shift=3.0)
-        name = self.task.denoisers[0]
-        objective = FlowMatchingLoss(
-            runtime=self.runtime,
-            task=self.task,
-            denoisers={name: dit},
-            experts=Experts(self.task, {}, [name]),
-            options=settings,
-            device=self.device,
-            autocast=self._autocast,
-            seed=0,
+        objective = FlowMatchingLoss.of_one(
+            self.runtime, self.task, dit, settings, self.device, self._autocast, seed=0
         )
         batch = self._batch()
         return lambda: objective.training_loss(batch, 1, 0)

@@ -368,9 +368,11 @@ def _entry(
     inputs = tuple(one for one in task.inputs if one.in_datasets)
     directories: dict[str, Path] = {}
     read = {one.directory for one in inputs}
-    for name in sorted({i.directory for i in architecture.inputs if i.directory} - read):
-        if name in given:
-            notes.append(f"{where}: {name} is not read: the task {task.name!r} takes no such files.")
+    unread = {i.directory for i in architecture.inputs if i.directory} - read
+    notes.extend(
+        f"{where}: {name} is not read: the task {task.name!r} takes no such files."
+        for name in sorted(unread & set(given))
+    )
     for one in inputs:
         if one.directory is None or one.directory not in given:
             continue

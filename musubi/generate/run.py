@@ -274,7 +274,11 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
         "task": choice.variant.name if choice.variant else choice.task.name,
         "files": {name: path.name for name, path in given.items()},
         "loras": [
-            {"file": c.file.path.name, "multiplier": c.multiplier, "network": name}
+            {
+                "file": c.file.path.name,
+                "multiplier": c.multiplier,
+                **({} if name == architecture.dit.name else {"network": name}),
+            }
             for name, files in chosen.items()
             for c in files
         ],

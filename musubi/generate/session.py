@@ -13,6 +13,7 @@ from torch import nn
 
 from musubi import stopping
 from musubi.cache.batch import batch_of
+from musubi.cache.store import check_record
 from musubi.config.recipe import NEGATIVE, texts_of
 from musubi.errors import RunError
 from musubi.flow import schedules, solvers
@@ -290,6 +291,7 @@ class Session:
             for key, recipe in missing.items():
                 clip = clip_for(recipe, self.task)
                 ((record, *_),) = self.runtime.encode_media(self.nets, [clip])
+                check_record(record, self.task.schema.media, clip.name, complete=False)
                 self._media[key] = _on(record, torch.device("cpu"))
         finally:
             for name in names if missing else ():

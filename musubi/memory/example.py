@@ -10,7 +10,7 @@ import torch
 from musubi.plugin import Architecture, Field, Task
 
 
-def example_batch(
+def example_batch(  # noqa: PLR0913 - a size has many numbers
     architecture: Architecture,
     task: Task,
     numbers: Mapping[str, Any],

@@ -46,6 +46,30 @@ class FlowMatchingLoss:
     seed: int
     shifts: Mapping[str, Shift] = field(default_factory=dict)
 
+    @classmethod
+    def of_one(
+        cls,
+        runtime: Runtime,
+        task: Task,
+        dit: nn.Module,
+        options: TimestepOptions,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        seed: int,
+    ) -> FlowMatchingLoss:
+        """That of one denoiser, which answers at every noise level."""
+        name = task.denoisers[0]
+        return cls(
+            runtime=runtime,
+            task=task,
+            denoisers={name: dit},
+            experts=Experts(task, {}, [name]),
+            options=options,
+            device=device,
+            autocast=autocast,
+            seed=seed,
+        )
+
     def training_loss(self, batch: Batch, step: int, number: int) -> torch.Tensor:
         """The loss of batch `number` of step `step`: float32, one number, with its graph.
 

@@ -41,7 +41,7 @@ class Nets:
         report: Is told what is loaded.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - where each kind of thing comes from
         self,
         architecture: Architecture,
         paths: Mapping[str, Path],

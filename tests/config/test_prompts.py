@@ -17,7 +17,7 @@ def test_a_line_with_everything():
     line = (
         "a cat, 4k --w 832 --h 480 --f 81 --d 42 --s 20 --g 6.5 --fs 3 --n blurry, dark --i a b.png"
     )
-    assert parse_line(line) == {
+    assert parse_line(line, grammar(HUNYUAN)) == {
         "prompt": "a cat, 4k",
         "width": 832,
         "height": 480,

@@ -22,6 +22,7 @@ from musubi.plugin import (
     KeyMap,
     Lazy,
     LoraTargets,
+    Option,
     Quiet,
     Sampling,
     Schema,
@@ -181,6 +182,10 @@ TOY = Architecture(
     runtime=Here(value=ToyRuntime),
     suffix="toy",
     geometry=Geometry(channels=4, stride=(4, 8, 8), frame_rate=8.0),
+    options=(
+        Option(name="gain", type=float, default=1.0, help="x.", commands=("generate",)),
+        Option(name="loud", type=bool, default=False, help="x.", commands=("generate",)),
+    ),
 )
 
 

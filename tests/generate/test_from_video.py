@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from musubi.config.prompts import read_prompt_file
+from musubi.config.prompts import grammar, read_prompt_file
 from musubi.config.recipe import build_recipe
 from musubi.config.task import Choice
 from musubi.data.buckets import resize_and_crop
@@ -15,7 +15,7 @@ from musubi.flow import schedules, solvers
 from musubi.flow.times import mix
 from musubi.generate.inputs import check, clip_for, has_media
 from musubi.generate.session import Session
-from musubi.plugin import Input, Lazy, Option, Recipe, Section
+from musubi.plugin import Field, Input, Lazy, Option, Recipe, Section
 from musubi.testing import media
 
 RECIPE = Recipe(prompt="a cat", negative_prompt="", width=32, height=16, frames=5, fps=8.0, seed=7,
@@ -63,6 +63,10 @@ def taking_video(toy):
 
     task = dataclasses.replace(
         toy.task("t2v"),
+        schema=dataclasses.replace(
+            toy.task("t2v").schema,
+            media=(Field(name="latents_video", dims="CFHW", optional=True),),
+        ),
         inputs=(Input(name="video", kind="video", help="A video.", flag="video_path", hold=False),),
         check=Lazy("musubi.architectures.hunyuan_video.runtime:check"),
     )
@@ -131,7 +135,7 @@ def test_every_solver_can_begin_late(taking_video, nets, folder, solver):
     session = Session(taking_video, taking_video.task("t2v"), {}, nets, device="cpu")
     kept = session.latents(asked(folder, 0.25, solver=solver))
     changed = session.latents(asked(folder, 1.0, solver=solver))
-    start = session.encode(asked(folder))[0].inputs["video"]
+    start = session.encode(asked(folder))["prompt"].inputs["video"]
     assert (kept - start).norm() < (changed - start).norm()
 
 
@@ -174,9 +178,12 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(
 
 def test_a_video_that_is_not_there_or_none_is_named(taking_video, tmp_path):
     task = taking_video.task("t2v")
-    for name, words in (("no.mp4", "no.mp4 does not exist"), ("empty", "empty has no images")):
+    for name, words in (
+        ("no.mp4", "no.mp4 of --video_path does not exist"),
+        ("empty", "empty has no images"),
+    ):
         (tmp_path / "empty").mkdir(exist_ok=True)
-        with pytest.raises(DataError, match=words):
+        with pytest.raises((ConfigError, DataError), match=words):
             check(asked(tmp_path / name), task)
 
 
@@ -186,7 +193,7 @@ def test_a_prompt_file_may_name_a_video(taking_video, folder, tmp_path, report):
         f"[prompt]\n[[prompt.subset]]\nprompt = 'a dog'\nvideo_path = '{folder.as_posix()}'\nstrength = 0.5\n",
         encoding="utf-8",
     )
-    (given,) = read_prompt_file(path)
+    (given,) = read_prompt_file(path, grammar(taking_video))
     choice = Choice(taking_video.task("t2v"))
     made = build_recipe(taking_video, choice, given, {"strength": 0.8}, report)
     assert made.options == {"video_path": folder.as_posix(), "strength": 0.5}

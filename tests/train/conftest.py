@@ -15,7 +15,6 @@ from torch import nn
 
 from musubi.config.options import for_architecture
 from musubi.config.train import TrainConfig
-from musubi.flow.experts import Experts
 from musubi.plugin import (
     Architecture,
     Component,
@@ -118,15 +117,8 @@ def make(folder: Path, **more: Any) -> Run:
     )
     torch.manual_seed(0)
     dit = Dit(dropout)
-    objective = FlowMatchingLoss(
-        runtime=Runtime(),
-        task=TOY.tasks[0],
-        denoisers={"dit": dit},
-        experts=Experts(TOY.tasks[0], {}),
-        options=config,
-        device=torch.device("cpu"),
-        autocast=nullcontext,
-        seed=config.seed or 0,
+    objective = FlowMatchingLoss.of_one(
+        Runtime(), TOY.tasks[0], dit, config, torch.device("cpu"), nullcontext, config.seed or 0
     )
     trainee = Whole(dit, save_dtype=torch.float32)
     optimizer = optim.create(

@@ -23,8 +23,8 @@ class FakeSession:
             raise torch.OutOfMemoryError("too big")
         return SimpleNamespace(frames=recipe.frames)
 
-    def frames(self, latents) -> np.ndarray:
-        return np.zeros((latents.frames, 16, 16, 3), np.uint8)
+    def frames(self, latents, recipe):
+        yield np.zeros((latents.frames, 16, 16, 3), np.uint8)
 
 
 def prompts_of(toy, text: str, seed: int = 1) -> list:
