@@ -21,7 +21,7 @@ class DatasetOptions(Options):
     task: str | None = option(
         None,
         "The task or published variant whose records are meant; when not given, the first task that "
-        "uses every model file that is given.",
+        "uses every model file that is given and every input that the dataset file names.",
         group=_DATA,
     )
     num_workers: int | None = option(

@@ -62,8 +62,7 @@ def choose_task(
     """
     if text is None:
         switched = any(o.task and (options or {}).get(o.name) for o in architecture.options)
-        tasks = _with_inputs(architecture, () if switched else named)
-        choice = _recognised(architecture, numbers, path, given, tasks)
+        choice = _recognised(architecture, numbers, path, given, () if switched else named)
     else:
         choice = _named(architecture, text)
         _check_numbers(architecture, choice, text, numbers, path)
@@ -138,6 +137,7 @@ def _recognised(
     numbers: Mapping[str, Any] | None,
     path: Path | None,
     given: Iterable[str] | None,
+    named: Iterable[str],
 ) -> Choice:
     fitting = [t for t in architecture.tasks if numbers is None or _fits(t, numbers)]
     if not fitting:
@@ -151,6 +151,11 @@ def _recognised(
         fitting = [t for t in fitting if names <= {*t.components, *t.denoisers}] or fitting
         if numbers is not None:
             fitting = [t for t in fitting if names.issuperset(t.denoisers)] or fitting
+    asked = set(named) & {key for t in architecture.tasks for key in _dataset_keys(t)}
+    fitting = [t for t in fitting if asked <= _dataset_keys(t)] or fitting
+    # Some tasks are meant by an option alone.
+    switched = {name for option in architecture.options for name in option.task.values()}
+    fitting = [t for t in fitting if t.name not in switched] or fitting
     if numbers is not None:
         _refuse_ambiguity(fitting, path)
         for variant in architecture.variants:
@@ -175,6 +180,11 @@ def _refuse_ambiguity(fitting: Sequence[Task], path: Path | None) -> None:
             f"{path or 'This checkpoint'} fits the tasks {', '.join(names[:-1])} and {names[-1]}.",
             fix=f"Say which is meant: --task {' or --task '.join(names)}.",
         )
+
+
+def _dataset_keys(task: Task) -> set[str]:
+    """The keys of datasets that name inputs of a task."""
+    return {key for one in task.inputs for key in (one.directory, one.column) if key is not None}
 
 
 def _fits(task: Task, numbers: Mapping[str, Any]) -> bool:

@@ -113,7 +113,7 @@ class World:
             common + f"[[datasets]]\nimage_directory = '{images}'\n"
             f"control_directory = '{self.folder / 'pictures'}'\n"
             f"cache_directory = '{self.folder / 'one_cache'}'\n"
-            "fp_1f_clean_indices = [0]\nfp_1f_target_index = 1\nfp_1f_no_post = true\n",
+            "fp_1f_clean_indices = [0]\nfp_1f_target_index = 1\n",
             encoding="utf-8",
         )
 
@@ -284,7 +284,7 @@ def test_one_frame(world):
     )
 
 
-def test_two_experts(world):
+def test_two_experts(world, trained):
     world.run(f"{CACHE} --i2v")
     world.run(CACHE_TEXT)
     both = "--dit {i2v_low} --dit_high_noise {i2v_high} --timestep_boundary 0.9"
