@@ -176,9 +176,9 @@ def _run(kind: Kind, request: _Request) -> Summary:
     for component in encoders:
         if component.name not in request.files:
             raise ConfigError(
-                f"`musubi {command}` needs --{component.name} for the task {task.name!r}: "
+                f"`musubi {command}` needs --{component.option} for the task {task.name!r}: "
                 f"{component.help}",
-                fix=f"Add --{component.name} PATH; `musubi models show {architecture.name}` says "
+                fix=f"Add --{component.option} PATH; `musubi models show {architecture.name}` says "
                 "where it is published.",
             )
     asked = {

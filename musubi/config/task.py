@@ -148,7 +148,8 @@ def _recognised(
         )
     if given is not None:
         names = set(given)
-        fitting = [t for t in fitting if names <= {*t.components, *t.denoisers}] or fitting
+        options = {architecture.component(name).option for name in names}
+        fitting = [t for t in fitting if options <= _file_options(architecture, t)] or fitting
         if numbers is not None:
             fitting = [t for t in fitting if names.issuperset(t.denoisers)] or fitting
     asked = set(named) & {key for t in architecture.tasks for key in _dataset_keys(t)}
@@ -180,6 +181,11 @@ def _refuse_ambiguity(fitting: Sequence[Task], path: Path | None) -> None:
             f"{path or 'This checkpoint'} fits the tasks {', '.join(names[:-1])} and {names[-1]}.",
             fix=f"Say which is meant: --task {' or --task '.join(names)}.",
         )
+
+
+def _file_options(architecture: Architecture, task: Task) -> set[str]:
+    """The options that give the files of a task's networks."""
+    return {architecture.component(n).option for n in (*task.components, *task.denoisers)}
 
 
 def _dataset_keys(task: Task) -> set[str]:

@@ -15,11 +15,11 @@ from musubi.encoders.wan22_vae.component import WAN22_VAE
 from musubi.encoders.wan_vae.component import VAE
 from musubi.plugin import Architecture, Lazy
 
-VAE_5B = replace(WAN22_VAE, name="vae22")
+VAE_5B = replace(WAN22_VAE, name="vae22", flag="vae")
 
 ARCHITECTURE = Architecture(
     name="wan",
-    title="Wan2.1",
+    title="Wan",
     components=(DIT, HIGH, VAE, VAE_5B, T5, CLIP_VISION),
     tasks=TASKS,
     variants=VARIANTS,
