@@ -20,18 +20,21 @@ ROOMS = {
     "nn": ("errors", "plugin"),
     "flow": ("errors", "plugin", "nn"),
     "weights": ("errors", "plugin", "registry", "nn"),
-    "memory": ("errors", "plugin", "nn", "weights"),
+    "memory": ("errors", "plugin", "nn"),
     "lora": ("errors", "plugin", "registry", "config", "nn", "flow", "weights", "memory"),
     "data": ("errors", "plugin", "registry", "config", "nn", "flow", "weights", "memory"),
 }
-ROOMS["cache"] = (*ROOMS["data"], "data", "lora")
+ROOMS["estimate"] = ("errors", "plugin", "nn", "flow", "weights", "memory")
+ROOMS["models"] = ("errors", "plugin", "registry", "config", "nn", "weights")
+ROOMS["cache"] = (*ROOMS["data"], "data", "lora", "estimate")
 ROOMS["plan"] = (*ROOMS["cache"], "cache")
 ROOMS["generate"] = (*ROOMS["plan"], "plan")
-ROOMS["train"] = (*ROOMS["generate"], "generate")
+ROOMS["pages"] = (*ROOMS["generate"], "generate")
+ROOMS["train"] = (*ROOMS["pages"], "pages")
 ROOMS["testing"] = (*ROOMS["train"], "train")
 ROOMS["bench"] = (*ROOMS["testing"], "testing")
 ROOMS["demo"] = (*ROOMS["testing"], "testing")
-ROOMS["cli"] = (*ROOMS["demo"], "demo", "bench")
+ROOMS["cli"] = (*ROOMS["demo"], "demo", "bench", "models")
 ROOMS["encoders"] = ("errors", "plugin", "nn", "weights")
 ROOMS["architectures"] = ("errors", "plugin", "nn", "weights", "encoders")
 ROOMS = {room: (*others, "untrusted", "stopping") for room, others in ROOMS.items()}

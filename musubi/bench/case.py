@@ -14,8 +14,8 @@ from torch import nn
 from musubi.config.bench import BenchConfig
 from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
+from musubi.estimate.example import example_batch
 from musubi.lora.adapter import Adapters
-from musubi.memory.example import example_batch
 from musubi.plugin import Architecture, Clip, Component, Variant
 from musubi.plugin.architecture import Role
 from musubi.testing.twins import write_tokenizer
@@ -26,7 +26,7 @@ from musubi.train.update import Update
 from musubi.weights.nets import Nets
 
 
-class Case:
+class BenchCase:
     """The step that is measured, made of the same parts as a run's."""
 
     def __init__(

@@ -59,6 +59,22 @@ class Command:
 
 COMMANDS = (
     Command(
+        words=("models", "fetch"),
+        help="Fetch the published files of a task from the Hugging Face hub, checked and resumable.",
+        model=Lazy("musubi.config.models:FetchConfig"),
+        run=Lazy("musubi.models.fetch:run"),
+        place=None,
+        positional="name",
+    ),
+    Command(
+        words=("models", "find"),
+        help="Find model files on this machine by what is in them.",
+        model=Lazy("musubi.config.models:FindConfig"),
+        run=Lazy("musubi.models.find:run"),
+        place=None,
+        positional="folders",
+    ),
+    Command(
         words=("cache", "latents"),
         help="Encode images and videos with the VAE, once, before training.",
         model=Lazy("musubi.config.cache:CacheLatentsConfig"),
@@ -81,16 +97,16 @@ COMMANDS = (
     ),
     Command(
         words=("cache", "preview"),
-        help="Show or write what will be trained: contact sheets, clips, or text in the console.",
+        help="Show or write what will be trained: contact sheets, a page, clips, or text in the console.",
         model=Lazy("musubi.config.cache:CachePreviewConfig"),
-        run=Lazy("musubi.data.preview:run"),
+        run=Lazy("musubi.pages.dataset:run"),
         place="cache latents",
     ),
     Command(
         words=("train",),
         help="Train a LoRA, or the whole network with --full, on a cached dataset.",
         model=Lazy("musubi.config.train:TrainConfig"),
-        run=Lazy("musubi.train.loop:run"),
+        run=Lazy("musubi.train.command:run"),
         place="train",
     ),
     Command(
@@ -137,6 +153,22 @@ COMMANDS = (
         run=Lazy("musubi.lora.info:run"),
         place=None,
         positional="files",
+    ),
+    Command(
+        words=("watch",),
+        help="Serve the pages of runs on this machine, live: samples, curves, settings.",
+        model=Lazy("musubi.config.pages:WatchConfig"),
+        run=Lazy("musubi.pages.watch:run"),
+        place=None,
+        positional="folders",
+    ),
+    Command(
+        words=("gallery",),
+        help="Write a page of generated videos: each with its recipe, searchable, side by side.",
+        model=Lazy("musubi.config.pages:GalleryConfig"),
+        run=Lazy("musubi.pages.gallery:run"),
+        place=None,
+        positional="folder",
     ),
     Command(
         words=("plan",),

@@ -104,7 +104,7 @@ class SamplingOptions(Options):
     )
 
 
-class LoraOptions(Options):
+class LoraFileOptions(Options):
     """LoRA files to generate with."""
 
     lora_weight: list[str] | None = option(None, "LoRA files.", group=_LORA, metavar="PATH")
@@ -136,6 +136,22 @@ class OutputOptions(Options):
         "both: video and latents; latent_images: images and latents.",
         group=_OUTPUT,
     )
+    crf: float | None = option(
+        None,
+        "Quality of videos, 0 to 51: less is better and larger; 16 when not given.",
+        group=_OUTPUT,
+        ge=0,
+        le=51,
+    )
+    bit_depth: int = option(
+        8,
+        "Bits a colour in videos; fewer players show 10.",
+        group=_OUTPUT,
+        metavar="8|10",
+    )
+    lossless: bool = option(
+        False, "Keep every pixel of videos, as H.264 in RGB; few browsers play it.", group=_OUTPUT
+    )
     no_metadata: bool = option(
         False, "Write no prompt, seed or other setting into the files.", group=_OUTPUT
     )
@@ -162,7 +178,7 @@ class GenerateConfig(
     GenerateMemoryOptions,
     MachineOptions,
     OutputOptions,
-    LoraOptions,
+    LoraFileOptions,
     SamplingOptions,
     VideoOptions,
     PromptOptions,
@@ -175,6 +191,7 @@ class GenerateConfig(
         if self.save_merged_model is None:
             _check_request(self)
         _check_sampling(self)
+        _check_video(self)
         return self
 
     @property
@@ -222,6 +239,26 @@ def _check_sampling(config: GenerateConfig) -> None:
         raise ConfigError(
             "--cfg_skip_mode and --cfg_apply_ratio mean nothing without each other.",
             fix="Give both or neither.",
+        )
+
+
+def _check_video(config: GenerateConfig) -> None:
+    given = {"crf": config.crf is not None, "bit_depth": config.bit_depth != 8}
+    given["lossless"] = config.lossless
+    said = [f"--{name}" for name, there in given.items() if there]
+    if said and config.output_type not in ("video", "both"):
+        raise ConfigError(
+            f"{said[0]} is about videos, and --output_type {config.output_type} writes none.",
+            fix=f"Leave out {said[0]}, or give --output_type video or both.",
+        )
+    if config.bit_depth not in (8, 10):
+        raise ConfigError(
+            f"--bit_depth {config.bit_depth} is not written.", fix="Give --bit_depth 8 or 10."
+        )
+    if config.lossless and len(said) > 1:
+        raise ConfigError(
+            f"--lossless keeps every pixel as it is, so {said[0]} would change nothing.",
+            fix=f"Give --lossless or {said[0]}, not both.",
         )
 
 

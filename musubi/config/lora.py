@@ -76,6 +76,12 @@ class LoraConvertConfig(Options):
     dtype: str | None = option(
         None, "Of the new file, such as fp32; the input's when not given.", group="Output"
     )
+    allow_lossy: bool = option(
+        False,
+        "Write the file although something of the input is left out: what this version does not know, "
+        "and what the new form cannot say.",
+        group="Output",
+    )
 
 
 class LoraEmaConfig(Options):

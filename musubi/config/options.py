@@ -119,6 +119,17 @@ def for_architecture(
     fields |= _expert_fields(architecture, command)
     if "timestep_sampling" in model.model_fields and architecture.shifts:
         fields["timestep_sampling"] = _more_choices(model, "timestep_sampling", architecture.shifts)
+    if ROLES[command] and "models" not in model.model_fields:
+        fields["models"] = (
+            str | None,
+            option(
+                None,
+                "Folder in which model files that are not given are found by their content, such as "
+                "ComfyUI's `models`; MUSUBI_MODELS, or the settings file's, when not given.",
+                group="Models",
+                metavar="DIR",
+            ),
+        )
     taken = _own(model, architecture, command)
     for own in architecture.options:
         if own.name in taken:
@@ -217,7 +228,7 @@ def tokenizers(config: Options, architecture: Architecture) -> dict[str, Path]:
 def spared(config: Options, architecture: Architecture) -> tuple[str, ...]:
     """Patterns of the layers that the architecture's own flags keep from LoRA files."""
     own = own_options(config, architecture)
-    return tuple(o.spares for o in architecture.options if o.spares and own[o.name])
+    return tuple(o.lora_exclude for o in architecture.options if o.lora_exclude and own[o.name])
 
 
 def own_options(config: Options, architecture: Architecture) -> dict[str, Any]:

@@ -199,7 +199,10 @@ def _check_lora(config: TrainConfig) -> None:
         )
     if config.full:
         names = ("network_dim", "network_dropout", "network_args", "network_weights")
-        check_full(config, *names, "scale_weight_norms")
+        more = ["network_type", "network_reg_dims"]
+        more += ["rank_stabilized"] if config.rank_stabilized else []
+        more += ["network_init"] if config.network_init != "default" else []
+        check_full(config, *names, *more, "scale_weight_norms")
 
 
 def _check_names(config: TrainConfig) -> None:
@@ -225,7 +228,6 @@ def _check_names(config: TrainConfig) -> None:
 
 
 RETIRED: tuple[Retired, ...] = (
-    Retired("network_module", "the LoRA module follows from --arch."),
     Retired("persistent_data_loader_workers", "the threads that read records always stay.", 0),
     Retired("ddp_gradient_as_bucket_view", "gradients are averaged without a wrapper.", 0),
     Retired("ddp_static_graph", "gradients are averaged without a wrapper.", 0),

@@ -15,7 +15,7 @@ import numpy as np
 
 from musubi.errors import DataError
 
-BT709, BT601, BT2020 = 1, 6, 9
+RGB, BT709, BT601, BT2020 = 0, 1, 6, 9
 LIMITED, FULL = 1, 2
 PQ, HLG = 16, 18
 

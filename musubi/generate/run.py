@@ -20,17 +20,18 @@ from musubi.config.memory import compiler_words
 from musubi.config.options import expert_ending, needed, own_options, paths, tokenizers
 from musubi.config.recipe import build_recipe, requested
 from musubi.config.task import Choice, choose_task
+from musubi.data.video_writer import CRF, Quality
 from musubi.errors import ConfigError, MusubiError, RunError, system_reason
 from musubi.generate import loras, write
 from musubi.generate.inputs import has_media, size_of
 from musubi.generate.interactive import ask
-from musubi.generate.loras import Chosen
-from musubi.generate.session import Session
+from musubi.generate.loras import ChosenLora
+from musubi.generate.pipeline import Pipeline
 from musubi.memory.apply import placer
 from musubi.memory.compiled import Compiler
 from musubi.nn import attention
 from musubi.plan.fit import encoders_for, policy_for
-from musubi.plan.rescue import rescued
+from musubi.plan.out_of_memory import explained
 from musubi.plugin import Architecture, Policy, Recipe, Report, Task
 from musubi.weights.dtypes import parse_dtype
 from musubi.weights.load import Inspection, inspect
@@ -61,17 +62,23 @@ def run(config: GenerateConfig, architecture: Architecture, report: Report) -> N
 
 
 @dataclass
-class _Job:
+class _Generation:
     config: GenerateConfig
     architecture: Architecture
     choice: Choice
-    session: Session
+    pipeline: Pipeline
     nets: Nets
-    chosen: Mapping[str, Sequence[Chosen]]
+    chosen: Mapping[str, Sequence[ChosenLora]]
     folder: Path
     facts: Mapping[str, Any]
     policy: Policy
     report: Report
+
+    @property
+    def quality(self) -> Quality:
+        """How videos are encoded, as the options say."""
+        crf = CRF if self.config.crf is None else self.config.crf
+        return Quality(crf=crf, bit_depth=self.config.bit_depth, lossless=self.config.lossless)
 
     def recipe(self, asked: Mapping[str, Any]) -> Recipe:
         """What the command line says, with `asked` laid over it, and every gap filled."""
@@ -100,13 +107,13 @@ class _Job:
         """
         failed: list[str] = []
         made: list[tuple[Recipe, Path]] = []
-        with rescued(self.config, self.architecture, "text", policy=self.policy):
-            self.session.prepare(recipes)
+        with explained(self.config, self.architecture, "text", policy=self.policy):
+            self.pipeline.prepare(recipes)
         for i, recipe in enumerate(recipes):
             self.report.note(_announce(recipe, i, len(recipes)))
             with _Collected(failed, recipe.prompt, self.report, len(recipes) > 1):
                 made.append((recipe, self._denoise(recipe)))
-        self.session.free()
+        self.pipeline.free()
         for recipe, path in made:
             with _Collected(failed, recipe.prompt, self.report, len(recipes) > 1):
                 self._finish(recipe, path)
@@ -146,7 +153,7 @@ class _Job:
 
     def converse(self) -> None:
         """Ask for prompt after prompt until the input ends."""
-        self.session.park = True
+        self.pipeline.park = True
         self.report.note(
             f"One prompt a line, with {' '.join(f'--{n}' for n in self.grammar.letters)}. "
             "Ctrl+D (Windows: Ctrl+Z) ends."
@@ -158,8 +165,8 @@ class _Job:
                 self.report.warn(str(error))
 
     def _denoise(self, recipe: Recipe) -> Path:
-        with rescued(self.config, self.architecture, "sample", policy=self.policy):
-            latents = self.session.latents(recipe)
+        with explained(self.config, self.architecture, "sample", policy=self.policy):
+            latents = self.pipeline.latents(recipe)
         name = write.stem(self.folder, recipe.seed)
         return write.write_latents(
             latents, self.folder / f"{name}_latent.safetensors", self._notes(recipe)
@@ -184,8 +191,9 @@ class _Job:
         recipe: Recipe | None = None,
     ) -> None:
         trimmed = self.config.trim_tail_frames
-        with rescued(self.config, self.architecture, "decode", policy=self.policy):
-            pictures = _without_tail(self.session.frames(latents, recipe), trimmed)
+        with explained(self.config, self.architecture, "decode", policy=self.policy):
+            chunks = self.pipeline.frames(latents, recipe, deep=self.quality.bit_depth > 8)
+            pictures = _without_tail(chunks, trimmed)
             first = list(islice(pictures, 2))
             if not first:
                 raise ConfigError(
@@ -195,7 +203,8 @@ class _Job:
             if self.config.output_type in ("images", "latent_images"):
                 written = write.write_images(every, self.folder, name, notes)[0]
             else:
-                written = write.write_video(every, self.folder / f"{name}.mp4", fps, notes)
+                path = self.folder / f"{name}.mp4"
+                written = write.write_video(every, path, fps, notes, self.quality)
         alone = len(first) == 1 or written.suffix == ".mp4"
         self.report.note(f"Wrote {written if alone else written.parent}.")
 
@@ -229,7 +238,7 @@ class _Collected:
         return True
 
 
-def _open(config: GenerateConfig, architecture: Architecture, report: Report) -> _Job:
+def _open(config: GenerateConfig, architecture: Architecture, report: Report) -> _Generation:
     given = paths(config, architecture)
     own = own_options(config, architecture)
     if config.latent_path:
@@ -245,14 +254,17 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
     folder = _writable(Path(config.save_path))
     device = device_of(config.device)
     policy = policy_for(config, architecture, trains=False, buckets=(), report=report)
-    merged = {n: loras.merging(c) for n, c in chosen.items() if c and config.lora_mode == "merge"}
+    attached = config.lora_mode == "attach"
+    merging = {
+        n: loras.merging_rest(c) if attached else loras.merging(c) for n, c in chosen.items() if c
+    }
     nets = Nets(
         architecture,
         given,
         device=device,
         dtypes=_dtypes(config, architecture),
         tokenizers=tokenizers(config, architecture),
-        transforms=merged,
+        transforms={name: found for name, found in merging.items() if found is not None},
         place=placer(
             {
                 **encoders_for(config, architecture),
@@ -263,12 +275,12 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
             report=report,
         ),
         loaded=lambda name, module: (
-            None if name in merged or name not in chosen else loras.attach(module, chosen[name])
+            loras.attach(module, chosen.get(name, ())) if attached else None
         ),
         report=report,
     )
-    session = Session(architecture, choice.task, own, nets, device=device, report=report)
-    session.park_experts = config.offload_inactive_dit
+    pipeline = Pipeline(architecture, choice.task, own, nets, device=device, report=report)
+    pipeline.park_experts = config.offload_inactive_dit
     facts = {
         "architecture": architecture.name,
         "task": choice.variant.name if choice.variant else choice.task.name,
@@ -283,7 +295,9 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
             for c in files
         ],
     }
-    return _Job(config, architecture, choice, session, nets, chosen, folder, facts, policy, report)
+    return _Generation(
+        config, architecture, choice, pipeline, nets, chosen, folder, facts, policy, report
+    )
 
 
 def _inspected(
@@ -321,10 +335,9 @@ def _loras(
     name: str,
     found: Inspection,
     report: Report,
-) -> list[Chosen]:
-    modules = (key.removesuffix(".weight") for key in found.shapes)
+) -> list[ChosenLora]:
     ending = expert_ending(architecture, architecture.component(name))
-    return loras.choose(config, architecture, modules, report, ending=ending)
+    return loras.choose(config, architecture, found.shapes, report, ending=ending)
 
 
 def _say_experts(

@@ -12,24 +12,23 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from musubi.data import video_writer
+from musubi.data.video_writer import Quality
 from musubi.errors import CheckpointError, DataError
 from musubi.plugin import Recipe
 from musubi.untrusted import TextError, parse_json
 from musubi.weights.files import open_weights
 from musubi.weights.write import atomic, save
 
-BIT_RATE = 4_000_000
 _LONGEST = 120  # bytes of another file's name that are taken over into a name
 RECIPE = "musubi"  # the metadata key of the whole recipe, as JSON
 
@@ -84,29 +83,14 @@ def write_video(
     path: Path,
     fps: float,
     metadata: Mapping[str, str] | None = None,
+    quality: Quality | None = None,
 ) -> Path:
-    """Write pictures, each uint8 H W 3, as H.264, yuv420p, 4 Mbit/s; the recipe goes into the comment.
+    """Write pictures, each uint8 or uint16 H W 3, as mp4; the recipe goes into the comment.
 
-    Each is encoded as it comes, so that a long video need not be in memory. An odd side, which
-    yuv420p cannot hold, gains one line that repeats its last.
+    Each is encoded as it comes, so that a long video need not be in memory.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        if metadata:
-            container.metadata["comment"] = metadata.get(RECIPE) or json.dumps(dict(metadata))
-        rate = Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream("libx264", rate=rate)
-        stream.pix_fmt = "yuv420p"
-        stream.bit_rate = BIT_RATE
-        for i, picture in enumerate(pictures):
-            height, width = picture.shape[:2]
-            picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-            if i == 0:
-                stream.height, stream.width = picture.shape[:2]
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
+    tags = {"comment": metadata.get(RECIPE) or json.dumps(dict(metadata))} if metadata else None
+    return video_writer.write_video(pictures, path, fps, quality=quality, tags=tags)
 
 
 def write_images(

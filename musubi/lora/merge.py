@@ -10,9 +10,9 @@ import torch
 from musubi.config.lora import LoraMergeConfig
 from musubi.config.options import paths, spared
 from musubi.errors import ConfigError, RunError
+from musubi.lora.delta import Delta
 from musubi.lora.files import LoraFile, read_lora
-from musubi.lora.pair import Pair
-from musubi.plugin import Architecture, Report, Source
+from musubi.plugin import Architecture, Report, TensorSource
 from musubi.weights.contents import Inspection, examine, locate
 from musubi.weights.dtypes import FP8, dtype_name
 from musubi.weights.files import Weights, open_weights
@@ -23,7 +23,7 @@ _SHOWN = 3
 
 
 class Merging:
-    """Adds LoRAs to weights: `(our name, tensor) -> tensor`, a touched one in float32.
+    """Adds adapters to weights: `(our name, tensor) -> tensor`, a touched one in float32.
 
     Args:
         files: Each with its multiplier.
@@ -35,34 +35,35 @@ class Merging:
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Layers of the LoRAs that no tensor so far belonged to."""
-        known = {path for file, _ in self._files for path in file.pairs}
+        """What the files change, and no tensor so far was."""
+        known = {name for file, _ in self._files for name in file.deltas}
         return tuple(sorted(known - self._used))
 
     def touches(self, name: str) -> bool:
         """Whether a tensor of this name is changed."""
-        return bool(self._pairs(name))
-
-    def delta(self, name: str, device: torch.device) -> torch.Tensor | None:
-        """What is added to a tensor, in float32; None when nothing is."""
-        total: torch.Tensor | None = None
-        for pair, multiplier in self._pairs(name):
-            self._used.add(name.removesuffix(".weight"))
-            moved = pair._replace(down=pair.down.to(device), up=pair.up.to(device))
-            change = moved.delta().mul_(multiplier)
-            total = change if total is None else total.add_(change)
-        return total
+        return any(name in file.deltas for file, _ in self._files)
 
     def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor with every LoRA added; as it is when none is for it."""
-        change = self.delta(name, tensor.device)
-        return tensor if change is None else change.add_(fitting(name, tensor, change))
+        """The tensor with every adapter added; as it is when none is for it."""
+        total: torch.Tensor | None = None
+        for file, multiplier in self._files:
+            delta = file.deltas.get(name)
+            if delta is None:
+                continue
+            self._used.add(name)
+            if not delta.fits(tuple(tensor.shape)):
+                raise _misfit(file, name, delta, tensor)
+            change = delta.to(tensor.device).change(tensor).mul_(multiplier)
+            total = change if total is None else total.add_(change)
+        return tensor if total is None else total.add_(tensor)
 
-    def _pairs(self, name: str) -> list[tuple[Pair, float]]:
-        path = name.removesuffix(".weight")
-        if path == name:
-            return []
-        return [(f.pairs[path], m) for f, m in self._files if path in f.pairs]
+
+def _misfit(file: LoraFile, name: str, delta: Delta, tensor: torch.Tensor) -> ConfigError:
+    return ConfigError(
+        f"{file.path} and the checkpoint disagree about {name!r}: {delta.size()} and "
+        f"{tuple(tensor.shape)}.",
+        fix="Give a LoRA of this model's size.",
+    )
 
 
 def merging_transform(
@@ -120,20 +121,18 @@ def run(config: LoraMergeConfig, architecture: Architecture, report: Report) -> 
 def _merging(
     config: LoraMergeConfig, architecture: Architecture, contents: Inspection, report: Report
 ) -> Merging:
-    layers = [n.removesuffix(".weight") for n, s in contents.shapes.items() if len(s) == 2]
     multipliers = list(config.lora_multiplier or ())
     multipliers += [1.0] * (len(config.lora_weight) - len(multipliers))
     files = []
     for name, multiplier in zip(config.lora_weight, multipliers, strict=True):
-        file = read_lora(name, architecture, layers)
-        complaint = file.complaint()
-        if complaint:
-            report.warn(complaint)
+        file = read_lora(name, architecture, contents.shapes)
+        for line in filter(None, (file.complaint(), *file.notes)):
+            report.warn(line)
         files.append((file.sparing(spared(config, architecture)), multiplier))
     merging = merging_transform(
         files, include=config.include_patterns or (), exclude=config.exclude_patterns or ()
     )
-    if not any(merging.touches(f"{layer}.weight") for layer in layers):
+    if not any(merging.touches(name) for name in contents.shapes):
         raise ConfigError(
             "No layer is left to merge.", fix="Widen --include_patterns, or exclude less."
         )
@@ -141,7 +140,7 @@ def _merging(
 
 
 class Merge:
-    """One checkpoint, rewritten in its own names and dtypes.
+    """One checkpoint, rewritten in its own names.
 
     Args:
         weights: Open.
@@ -155,7 +154,7 @@ class Merge:
     ) -> None:
         self.weights, self.contents = weights, contents
         self.merging, self.device = merging, device
-        self._ours: dict[str, tuple[str, Source, int]] = {
+        self._ours: dict[str, tuple[str, TensorSource, int]] = {
             theirs: (ours, source, part)
             for ours, source in contents.sources.items()
             if merging.touches(ours)
@@ -164,9 +163,10 @@ class Merge:
         self._weight_of = {
             scale: name for name, scale in contents.scales.items() if name in self._ours
         }
+        self._last: tuple[str, torch.Tensor] | None = None
 
     def write(self, target: Path, report: Report) -> None:
-        """Write the result; its tensors that no LoRA touches are copied bit for bit."""
+        """Write the result; its tensors that no adapter touches are copied bit for bit."""
         weights = self.weights
         entries = [(n, weights.dtypes[n], weights.shapes[n]) for n in weights.names]
         with report.progress("Merging", len(entries), unit="tensors") as bar:
@@ -185,67 +185,72 @@ class Merge:
         stored = self.weights.read(name)
         if name not in self._ours:
             return stored
-        merged = self._merged(name, stored)
+        merged = self.merged(name)
         scale = self.contents.scales.get(name)
         if scale is not None:
             factor = self._factor(merged, self.weights.read(scale), stored.dtype).to(merged.device)
             merged = merged / factor.float().reshape(-1, *(1,) * (merged.ndim - 1))
         return self._stored(name, merged, stored.dtype)
 
-    def _merged(self, name: str, stored: torch.Tensor) -> torch.Tensor:
-        """Their tensor with its share of the change, in float32."""
+    def merged(self, name: str) -> torch.Tensor:
+        """Their tensor with its share of the change, in float32; as it stands for when untouched."""
+        if name not in self._ours:
+            return self._expanded(name)
         ours, source, part = self._ours[name]
-        scale = self.contents.scales.get(name)
-        weight = expand(
-            name, stored.to(self.device), self.weights.read(scale) if scale is not None else None
-        )
-        change = self.merging.delta(ours, self.device)
-        assert change is not None
+        merged = self._whole(ours, source)
         if source.operation == "swap":
-            change = torch.cat(change.chunk(2)[::-1])
-        elif source.operation == "squeeze":
+            return torch.cat(merged.chunk(2)[::-1])
+        if source.operation == "squeeze":
             ones = (None,) * source.ones
-            change = change[(*ones, ...) if source.leading else (..., *ones)]
-        elif source.operation == "concat":
+            return merged[(*ones, ...) if source.leading else (..., *ones)]
+        if source.operation == "concat":
             start = sum(self.weights.shapes[n][0] for n in source.names[:part])
-            change = change[start : start + weight.shape[0]]
-        return fitting(name, change, weight).add_(weight)
+            return merged[start : start + self.weights.shapes[name][0]]
+        return merged.clone()
+
+    def _whole(self, ours: str, source: TensorSource) -> torch.Tensor:
+        """Our tensor, merged; the last one is kept, for its scale or its other parts come next."""
+        if self._last is None or self._last[0] != ours:
+            parts = [self._expanded(n) for n in source.names]
+            if source.operation == "swap":
+                whole = torch.cat(parts[0].chunk(2)[::-1])
+            elif source.operation == "squeeze":
+                whole = parts[0].reshape(self.contents.shapes[ours])
+            else:
+                whole = torch.cat(parts) if len(parts) > 1 else parts[0]
+            self._last = ours, self.merging(ours, whole)
+        return self._last[1]
+
+    def _expanded(self, name: str) -> torch.Tensor:
+        scale = self.contents.scales.get(name)
+        stored = self.weights.read(name).to(self.device)
+        return expand(name, stored, self.weights.read(scale) if scale is not None else None)
 
     def _new_scale(self, name: str, scale: str) -> torch.Tensor:
-        stored = self.weights.read(name)
-        return self._factor(self._merged(name, stored), self.weights.read(scale), stored.dtype)
+        return self._factor(self.merged(name), self.weights.read(scale), self.weights.dtypes[name])
 
     def _factor(self, merged: torch.Tensor, old: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The scale that lets the 8-bit range hold the merged weight, shaped like the old one."""
         rows = old.numel() > 1
         most = merged.abs().flatten(1).amax(1) if rows else merged.abs().amax()
-        limit = torch.finfo(dtype).max
-        return (most / limit).clamp(min=1e-8).reshape(old.shape).to("cpu", old.dtype)
+        return (most / _largest(dtype)).clamp(min=1e-8).reshape(old.shape).to("cpu", old.dtype)
 
     def _stored(self, name: str, merged: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         most = torch.stack(merged.aminmax()).abs().max()
-        limit = torch.finfo(dtype).max
-        fits = torch.isfinite(most if dtype in FP8 else most.to(dtype))
+        eight = dtype in FP8 or dtype is torch.int8
+        fits = torch.isfinite(most if eight else most.to(dtype))
         if not fits:
             raise RunError(
                 f"Merged, {name!r} does not fit {dtype_name(dtype)}: its largest number is "
                 f"{float(most):.4g}.",
                 fix="Use a smaller --lora_multiplier, or a checkpoint in bfloat16.",
             )
+        if dtype is torch.int8:
+            merged = merged.round_()
         # torch casts what is too large for 8 bits to NaN
-        return (merged.clamp_(-limit, limit) if dtype in FP8 else merged).to(dtype)
+        limit = _largest(dtype)
+        return (merged.clamp_(-limit, limit) if eight else merged).to(dtype)
 
 
-def fitting(name: str, tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """The first tensor, once it is known that the two have one shape.
-
-    Raises:
-        ConfigError: They have not.
-    """
-    if tensor.shape != other.shape:
-        raise ConfigError(
-            f"The LoRA and the checkpoint disagree about {name!r}: {tuple(tensor.shape)} and "
-            f"{tuple(other.shape)}.",
-            fix="Give a LoRA of this model's size.",
-        )
-    return tensor
+def _largest(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).max if dtype.is_floating_point else torch.iinfo(dtype).max

@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from musubi.cache import encode
-from musubi.cache.job import DeviceFullError
+from musubi.cache.caching_run import DeviceFullError
 from musubi.cache.tasks import encoders_of, task_of
 from musubi.config.cache import CacheLatentsConfig, CacheTextConfig
 from musubi.config.memory import encoder_policies
 from musubi.config.options import own_options
 from musubi.errors import RunError
-from musubi.memory.choose import needed
-from musubi.plan import beside, networks, words
-from musubi.plan.rescue import device_room
-from musubi.plan.subject import Bucket, networks_of
+from musubi.plan import advice, networks, words
+from musubi.plan.choose import needed
+from musubi.plan.out_of_memory import device_room
+from musubi.plan.workload import Bucket, networks_of
 from musubi.plugin import Architecture, Report, Task
 from musubi.plugin.option import Command
 from musubi.plugin.policy import Policy
@@ -74,7 +74,7 @@ def _explain(
         names = [c.name for c in encoders_of(architecture, task, "media")]
         used = [known[name] for name in names if name in known]
         found = networks.encoding(architecture, task, options, used, bucket, None)
-        fix = beside.for_vae(architecture, options, command)
+        fix = advice.for_vae(architecture, options, command)
         at = f" at {bucket}"
     else:
         # Where training makes text records, its encoders run whole.
@@ -82,7 +82,7 @@ def _explain(
         policies = encoder_policies(config, architecture) if caches else {}
         policy = policies.get(error.component, Policy())
         found = networks.text(architecture, network, policy, None)
-        fix = beside.for_text(architecture, network, policy, room)
+        fix = advice.for_text(architecture, network, policy, room)
         fix = f"{fix} Or use --device cpu." if caches else f"Run `musubi cache text` before. {fix}"
         at = ""
     there = f", and this one has {words.gib(room)}" if room is not None else ""

@@ -17,7 +17,7 @@ from musubi.plugin.architecture import (
 )
 from musubi.plugin.geometry import Geometry
 from musubi.plugin.inputs import Input
-from musubi.plugin.keys import Fuse, KeyMap, Rename, Source, Squeeze, Swap, renamed
+from musubi.plugin.keys import Fuse, KeyMap, Rename, Squeeze, Swap, TensorSource, renamed
 from musubi.plugin.lazy import Lazy
 from musubi.plugin.option import Option
 from musubi.plugin.policy import Policy
@@ -34,7 +34,7 @@ from musubi.plugin.runtime import (
     Runtime,
     Section,
 )
-from musubi.plugin.traits import LoraNames, LoraTargets, Preset, Traits
+from musubi.plugin.traits import LoraTargets, Preset, Traits
 
 __all__ = [
     "Architecture",
@@ -47,7 +47,6 @@ __all__ = [
     "Input",
     "KeyMap",
     "Lazy",
-    "LoraNames",
     "LoraTargets",
     "Moment",
     "Networks",
@@ -69,10 +68,10 @@ __all__ = [
     "Section",
     "Shapes",
     "Shift",
-    "Source",
     "Squeeze",
     "Swap",
     "Task",
+    "TensorSource",
     "Tokenizer",
     "Traits",
     "Variant",

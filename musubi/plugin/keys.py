@@ -67,7 +67,7 @@ Operation = Literal["copy", "swap", "squeeze", "unsqueeze", "concat", "split"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class TensorSource:
     """Where one tensor comes from.
 
     Args:
@@ -116,13 +116,13 @@ class KeyMap:
         stripped = list(self._strip(names).values())
         return tuple(m for m in self.marker if all(_match(m, n) is None for n in stripped))
 
-    def reading(self, names: Iterable[str]) -> dict[str, Source]:
+    def reading(self, names: Iterable[str]) -> dict[str, TensorSource]:
         """Our name → where it comes from in a file with these `names`.
 
         Raises:
             CheckpointError: Two of theirs map onto one of ours, or a part of a fused one is absent.
         """
-        found: dict[str, Source] = {}
+        found: dict[str, TensorSource] = {}
         parts: dict[str, dict[int, str]] = {}
         fused: dict[str, Fuse] = {}
         for name, bare in self._strip(names).items():
@@ -149,12 +149,12 @@ class KeyMap:
                     fix="The file is incomplete; download it again.",
                 )
             order = tuple(parts[ours][i] for i in range(len(rule.theirs)))
-            found[ours] = Source(names=order, operation="concat", ratio=rule.weights)
+            found[ours] = TensorSource(names=order, operation="concat", ratio=rule.weights)
         return found
 
-    def writing(self, names: Iterable[str]) -> dict[str, Source]:
+    def writing(self, names: Iterable[str]) -> dict[str, TensorSource]:
         """Their name → where it comes from among our `names`: the inverse of `reading`."""
-        out: dict[str, Source] = {}
+        out: dict[str, TensorSource] = {}
         for name in names:
             for theirs, source in self._write_one(name):
                 if self.prefix + theirs in out:
@@ -179,7 +179,7 @@ class KeyMap:
                     return rule.ours.format(**values), rule, index
         return name, None, 0
 
-    def _write_one(self, name: str) -> list[tuple[str, Source]]:
+    def _write_one(self, name: str) -> list[tuple[str, TensorSource]]:
         for rule in self.rules:
             values = _match(rule.ours, name)
             if values is None:
@@ -188,22 +188,24 @@ class KeyMap:
                 return [
                     (
                         t.format(**values),
-                        Source(names=(name,), operation="split", ratio=rule.weights, part=i),
+                        TensorSource(names=(name,), operation="split", ratio=rule.weights, part=i),
                     )
                     for i, t in enumerate(rule.theirs)
                 ]
             return [(rule.theirs.format(**values), _whole(name, rule, reading=False))]
-        return [(name, Source(names=(name,)))]
+        return [(name, TensorSource(names=(name,)))]
 
 
-def _whole(name: str, rule: Rename | Swap | Squeeze | None, *, reading: bool) -> Source:
+def _whole(name: str, rule: Rename | Swap | Squeeze | None, *, reading: bool) -> TensorSource:
     """The source of a tensor that is made of one whole other."""
     if isinstance(rule, Swap):
-        return Source(names=(name,), operation="swap")
+        return TensorSource(names=(name,), operation="swap")
     if isinstance(rule, Squeeze):
         operation = "squeeze" if reading else "unsqueeze"
-        return Source(names=(name,), operation=operation, ones=rule.ones, leading=rule.leading)
-    return Source(names=(name,))
+        return TensorSource(
+            names=(name,), operation=operation, ones=rule.ones, leading=rule.leading
+        )
+    return TensorSource(names=(name,))
 
 
 def renamed(pairs: dict[str, str], *, theirs: str = "", ours: str = "") -> tuple[Rename, ...]:

@@ -20,10 +20,10 @@ class Option:
         help: One sentence.
         commands: The commands that take it.
         choices: The allowed values, when they are few.
-        recorded: It changes what is cached: records made with another value are stale when caching.
+        affects_cache: It changes what is cached: records made with another value are stale when caching.
             Training takes records as they are, unless it is told another value; what "generate" has
             as well is about previews there.
-        spares: For a plain flag of "generate" and "lora merge": the layers that it keeps from LoRA
+        lora_exclude: For a plain flag of "generate" and "lora merge": the layers that it keeps from LoRA
             files, as a full-match pattern of their dotted names.
         letter: In prompt lines: "of" for `--of target_index=1`; None: a line cannot say it.
         preview_letter: The letter in the prompts of training's previews, where it is another one;
@@ -41,8 +41,8 @@ class Option:
     commands: tuple[Command, ...]
     default: Any = None
     choices: tuple[str, ...] = ()
-    recorded: bool = False
-    spares: str = ""
+    affects_cache: bool = False
+    lora_exclude: str = ""
     letter: str | None = None
     preview_letter: str | None = None
     aliases: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from torch import nn
 
 from musubi import registry
 from musubi.cache.batch import batch_of
-from musubi.memory.apply import Placement
+from musubi.memory.apply import PolicyPlacement
 from musubi.memory.compiled import Compiler
 from musubi.plugin import (
     Clip,
@@ -102,9 +102,9 @@ class Subject:
         device, component = self.device, self.architecture.component(task.denoisers[0])
         place = None
         if policy is not None:
-            place = Placement(component.traits, policy, device, compiler=compiler, smallest=1)
+            place = PolicyPlacement(component.traits, policy, device, compiler=compiler, smallest=1)
         path = self.path(component, task)
-        module = load(component, path, device=device, dtype=torch.float32, placing=place)
+        module = load(component, path, device=device, dtype=torch.float32, placement=place)
         return module if place is None else place.finish(module)
 
     # what goes in

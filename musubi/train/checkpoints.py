@@ -11,7 +11,7 @@ from pathlib import Path
 from musubi.config.saving import SavingOptions
 from musubi.errors import MusubiError, RunError
 from musubi.stopping import command_line
-from musubi.train.trainee import beside
+from musubi.train.trainable import beside
 from musubi.weights.write import verify
 
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from musubi.config.saving import LoggingOptions
 from musubi.errors import ConfigError, MissingPackageError, system_reason
+from musubi.pages import columns
 from musubi.untrusted import parse_json, parse_toml, read_text
 from musubi.weights.write import atomic, not_written
 
 
 class Metrics:
-    """`metrics.jsonl`: one line a step, one a validation; no times, so that equal runs have equal files."""
+    """`metrics.jsonl`: one line a step, one a validation; `musubi.pages.columns` says what is in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,7 +40,7 @@ class Metrics:
                     at = entry["step"]
                 except (ValueError, KeyError, TypeError):
                     break  # the line that was being written when the run was killed
-                if at < step or (at == step and "loss/current" in entry):
+                if at < step or (at == step and columns.LOSS.key in entry):
                     kept.append(line)
         with atomic(self.path) as temporary:
             temporary.write_bytes(b"".join(kept))
@@ -67,29 +70,69 @@ class Window:
         return math.fsum(self.losses) / len(self.losses)
 
 
-class Figures:
+class Mark:
+    """A moment of the device: the host's clock where both are one, else an event on its stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event: Any = None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)
+            self._event.record()
+        self._time = time.perf_counter()
+
+    def wait(self) -> None:
+        """Until the device has come here."""
+        if self._event is not None:
+            self._event.synchronize()
+
+    def since(self, earlier: Mark) -> float:
+        """Seconds between two moments; the later one must have passed."""
+        if self._event is not None and earlier._event is not None:
+            return earlier._event.elapsed_time(self._event) / 1000
+        return self._time - earlier._time
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """GiB of memory: the device's peak since the last call, and what this process holds now."""
+    found = {columns.HOST_MEMORY.key: psutil.Process().memory_info().rss / 2**30}
+    if device.type == "cuda":
+        found[columns.DEVICE_MEMORY.key] = torch.cuda.max_memory_allocated(device) / 2**30
+        torch.cuda.reset_peak_memory_stats(device)
+    return {key: round(value, 3) for key, value in found.items()}
+
+
+class StepNumbers:
     """Numbers of one step on their way from the device, read without making it wait.
 
     A copy into pinned memory is started at once; `read` waits for that copy alone, and by then the
     device works on the next step.
+
+    Args:
+        figures: Name → one number, on the device.
+        began: When the step began.
     """
 
-    def __init__(self, figures: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, figures: Mapping[str, torch.Tensor], began: Mark) -> None:
         self.names = list(figures)
+        self._began = began
         stacked = torch.stack([f.detach().float().reshape(()) for f in figures.values()])
-        self._event: Any = None
         if stacked.is_cuda:
             host = torch.empty(len(self.names), dtype=torch.float32, pin_memory=True)
             host.copy_(stacked, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
+            self._ended = Mark(stacked.device)
             stacked = host
+        else:
+            self._ended = Mark(stacked.device)
         self._values = stacked
+
+    @property
+    def seconds(self) -> float:
+        """From the beginning of the step to its last number; once these were read."""
+        return self._ended.since(self._began)
 
     def read(self) -> dict[str, float]:
         """Name → number."""
-        if self._event is not None:
-            self._event.synchronize()
+        self._ended.wait()
         return dict(zip(self.names, self._values.tolist(), strict=True))
 
 

@@ -152,6 +152,17 @@ def _items(batch: Batch, indices: list[int]) -> dict[str, Any]:
     }
 
 
+def tokens_of(batch: Batch, task: Task) -> int:
+    """How many tokens the latents of a batch are for the network; 0 where there are no latents."""
+    found = batch.get("latents")
+    latents = found if isinstance(found, (list, tuple)) else [found]
+    return sum(
+        task.shape.tokens(*t.shape[-3:]) * (t[..., 0, 0, 0].numel() // t.shape[-4])
+        for t in latents
+        if isinstance(t, torch.Tensor) and t.ndim > 3
+    )
+
+
 def draw_times(
     options: TimestepOptions,
     n: int,

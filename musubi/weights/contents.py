@@ -13,9 +13,9 @@ import torch
 from musubi import registry
 from musubi.errors import CheckpointError, ConfigError
 from musubi.plugin.architecture import Component
-from musubi.plugin.keys import KeyMap, Source
+from musubi.plugin.keys import KeyMap, TensorSource
 from musubi.weights.files import Weights, open_weights
-from musubi.weights.places import folders_with_weights, readable, weight_sets
+from musubi.weights.paths import folders_with_weights, readable, weight_sets
 from musubi.weights.scaled import split_scales
 
 # Where published snapshots keep a component of each role.
@@ -44,7 +44,7 @@ class Inspection:
     path: Path
     dialect: KeyMap
     numbers: Mapping[str, Any]
-    sources: Mapping[str, Source]
+    sources: Mapping[str, TensorSource]
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype]
     scales: Mapping[str, str]
@@ -127,7 +127,7 @@ def _read_as(component: Component, dialect: KeyMap, weights: Weights) -> Inspect
     )
 
 
-def _shape(ours: str, source: Source, weights: Weights) -> tuple[int, ...]:
+def _shape(ours: str, source: TensorSource, weights: Weights) -> tuple[int, ...]:
     parts = [tuple(weights.shapes[name]) for name in source.names]
     if source.operation == "squeeze":
         n = source.ones
@@ -197,7 +197,7 @@ def _stranger(component: Component, weights: Weights) -> str:
     """What a file is that has a tensor of another kind of file, whatever its names begin with."""
     found = (
         what
-        for known, what in component.strangers.items()
+        for known, what in component.foreign_keys.items()
         if any(name == known or name.endswith(f".{known}") for name in weights.names)
     )
     return next(found, "")

@@ -24,7 +24,7 @@ ABANDONED = 24 * 3600.0
 """Seconds without a change after which nobody writes a file, whoever its owner is."""
 
 _NAME = re.compile(r"\.musubi-(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,10})-\d{1,12}-[0-9a-f]{8}\.tmp")
-_OLD_NAME = re.compile(r"\.musubi-(?P<pid>\d{1,10})-[0-9a-f]{8}\.tmp")
+_OLD_NAME = re.compile(r"\.musubi-\d{1,10}-[0-9a-f]{1,8}\.tmp")
 _OLD_ABANDONED = 600.0
 
 _own: set[Path] = set()

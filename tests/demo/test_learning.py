@@ -80,7 +80,7 @@ def settings(world, data, folder, **more):
 
 def train(world, data, folder, **more):
     """`musubi train`, in this process; returns the LoRA."""
-    from musubi.train.loop import run
+    from musubi.train.command import run
 
     model = for_architecture(TrainConfig, world.architecture, "train")
     run(model(**settings(world, data, folder, **more)), world.architecture, Quiet())

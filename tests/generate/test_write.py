@@ -95,7 +95,7 @@ def test_a_video_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise MemoryError
 
-    monkeypatch.setattr(av.VideoFrame, "from_ndarray", fail)
+    monkeypatch.setattr("musubi.data.colours.to_yuv420", fail)
     with pytest.raises(MemoryError):
         write.write_video(pictures(), tmp_path / "a.mp4", 8)
     assert list(tmp_path.iterdir()) == []

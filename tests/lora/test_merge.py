@@ -78,8 +78,11 @@ def test_eight_bits(tmp_path, lora):
     scaled[Q.replace("weight", "scale_weight")] = scale.reshape(1)
     scaled["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
     plain = {**dit, Q: dit[Q].to(torch.float8_e4m3fn)}
-    delta = read_lora(lora, WAN).pairs[Q.removesuffix(".weight")].delta() * 20
-    for tensors in (scaled, plain):
+    delta = read_lora(lora, WAN).deltas[Q].matrix() * 20
+    step = dit[Q].abs().amax(1, keepdim=True) / 127
+    integers = {**dit, Q: (dit[Q] / step).round().to(torch.int8)}
+    integers[Q.replace("weight", "weight_scale")] = step
+    for tensors in (scaled, plain, integers):
         save_file(tensors, tmp_path / "eight.safetensors")
         out, _ = merged(
             tmp_path,
@@ -89,9 +92,10 @@ def test_eight_bits(tmp_path, lora):
             include_patterns=["blocks_0_self_attn_q"],
         )
         after = load_file(out)
-        assert set(after) == set(tensors) and after[Q].dtype == torch.float8_e4m3fn
-        factor = after.get(Q.replace("weight", "scale_weight"), torch.ones(1))
-        old = tensors[Q].float() * tensors.get(Q.replace("weight", "scale_weight"), torch.ones(1))
+        assert set(after) == set(tensors) and after[Q].dtype == tensors[Q].dtype
+        leaf = "weight_scale" if tensors is integers else "scale_weight"
+        factor = after.get(Q.replace("weight", leaf), torch.ones(1))
+        old = tensors[Q].float() * tensors.get(Q.replace("weight", leaf), torch.ones(1))
         error = (after[Q].float() * factor - old - delta).norm() / (old + delta).norm()
         assert error < 0.04
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from musubi.memory import activations, host, stream
 from musubi.memory.activations import Lot
-from musubi.memory.apply import Placement
+from musubi.memory.apply import PolicyPlacement
 from musubi.memory.host import host_bytes
 from musubi.plugin import Policy, Quiet, Traits
 from musubi.train import offload
@@ -88,12 +88,14 @@ class Net(nn.Module):
 
 def parks(report: Quiet) -> None:
     policy = Policy(offload_activations=True)
-    net = Placement(Traits(stacks=("blocks",)), policy, CPU, smallest=1, report=report)
+    net = PolicyPlacement(Traits(stacks=("blocks",)), policy, CPU, smallest=1, report=report)
     net.finish(Net())(torch.randn(2, 4, requires_grad=True)).sum().backward()
 
 
 def streams(report: Quiet) -> None:
-    placement = Placement(Traits(stacks=("blocks",)), Policy(streamed=(1,)), CPU, report=report)
+    placement = PolicyPlacement(
+        Traits(stacks=("blocks",)), Policy(streamed=(1,)), CPU, report=report
+    )
     placement.prepare(Net(), {})
 
 

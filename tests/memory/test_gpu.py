@@ -11,7 +11,7 @@ from torch import nn
 from musubi import registry
 from musubi.config.train import TrainConfig
 from musubi.lora.adapter import Adapters
-from musubi.memory.apply import Placement, park
+from musubi.memory.apply import PolicyPlacement, park
 from musubi.memory.compiled import Compiler
 from musubi.memory.stream import SLOTS
 from musubi.plugin import Policy, Traits
@@ -61,7 +61,7 @@ def placed(policy: Policy) -> tuple[Net, int]:
     torch.manual_seed(0)
     with torch.device("meta"):
         module = Net().requires_grad_(False)
-    placement = Placement(TRAITS, policy, CUDA)
+    placement = PolicyPlacement(TRAITS, policy, CUDA)
     placement.prepare(module, {n: torch.float32 for n, _ in module.named_parameters()})
     for name, parameter in list(module.named_parameters()):
         made = torch.randn(parameter.shape) * WIDTH**-0.5

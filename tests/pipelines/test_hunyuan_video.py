@@ -58,7 +58,7 @@ def cached(run, world):
     data = ("--dataset_config", world.data)
     run("cache", "latents", *ARCH, *data, *world.files("vae"), "--vae_dtype", "float32",
         "--vae_chunk_size", "32", "--vae_tiling")  # fmt: skip
-    run("cache", "text", *ARCH, *data, *world.files(*ENCODERS), "--batch_size", "4",
+    run("cache", "text", *ARCH, *data, *world.files(*ENCODERS),
         "--text_encoder_dtype", "float32")  # fmt: skip
 
 

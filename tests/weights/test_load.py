@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from musubi.errors import CheckpointError
+from musubi.weights import assemble, stream_in
 from musubi.weights import load as room
-from musubi.weights import reading, settle
 from musubi.weights.files import open_weights
 from musubi.weights.load import inspect, load
 
@@ -166,7 +166,7 @@ def test_each_byte_is_read_once_and_only_what_is_needed(toy, toy_tensors, write,
         return weights
 
     monkeypatch.setattr(room, "open_weights", watched)
-    monkeypatch.setattr(reading, "CHUNK", 64)
+    monkeypatch.setattr(stream_in, "CHUNK", 64)
     given = toy_tensors()
     load(toy, write({**given, "notes.a": torch.zeros(100)}), device="cpu")
     assert {name for name, _, _ in read} == set(given)
@@ -191,10 +191,12 @@ def test_what_passes_through_buffers_is_the_same(
     theirs |= {"net.o.weight": given["out.weight"], "net.ln.weight": given["norm.weight"]}
     path = write({**theirs, "net.ln.bias": given["norm.bias"]})
     plain = load(toy, path, device="cpu", dtype=dtype, transform=transform)
-    monkeypatch.setattr(settle, "Order", lambda name, room, **_: reading.Order(name, room, False))
-    monkeypatch.setattr(reading, "CHUNK", 64)
-    monkeypatch.setattr(reading, "_DISK", 0)
-    monkeypatch.setattr(reading, "_readers", lambda: 5)
+    monkeypatch.setattr(
+        assemble, "Order", lambda name, room, **_: stream_in.Order(name, room, False)
+    )
+    monkeypatch.setattr(stream_in, "CHUNK", 64)
+    monkeypatch.setattr(stream_in, "_DISK", 0)
+    monkeypatch.setattr(stream_in, "_readers", lambda: 5)
     buffered = load(toy, path, device="cpu", dtype=dtype, transform=transform)
     for name, tensor in plain.state_dict().items():
         found = buffered.state_dict()[name]
@@ -287,7 +289,7 @@ def test_a_refusal_of_infer_says_the_file_and_what_it_is(make_component, toy_ten
 
 
 def test_a_stranger_that_nothing_installed_reads_is_named(make_component, toy_tensors, write):
-    dit = make_component(strangers={"odd.weight": "an odd one"})
+    dit = make_component(foreign_keys={"odd.weight": "an odd one"})
     for given in (toy_tensors(), {"other": torch.zeros(1)}):
         path = write({**given, "model.odd.weight": torch.zeros(1)})
         error = _refused(dit, path, r"not a dit.*\. It looks like an odd one\.")

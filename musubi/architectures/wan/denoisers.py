@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from musubi.architectures.wan import keys
-from musubi.plugin import Component, Lazy, LoraNames, LoraTargets, Traits
+from musubi.plugin import Component, Lazy, LoraTargets, Traits
 
 TINY: Mapping[str, Any] = {
     "family": "t2v",
@@ -29,7 +29,7 @@ DIT = Component(
     build=Lazy("musubi.architectures.wan.dit:WanDiT"),
     infer=Lazy("musubi.architectures.wan.dit:infer"),
     dialects=keys.DIT,
-    strangers={
+    foreign_keys={
         "double_blocks.0.img_attn.qkv.weight": "a FLUX denoiser",
         "transformer_blocks.0.attn.to_q.weight": "a denoiser of another architecture",
         "visual.transformer.resblocks.0.attn.in_proj_weight": "a CLIP image encoder",
@@ -43,7 +43,7 @@ DIT = Component(
             r"blocks\.\d+\.(self_attn|cross_attn)\.(q|k|v|o|k_img|v_img)\.weight",
             r"blocks\.\d+\.ffn\.[02]\.weight",
         ),
-        tokenwise=(r"blocks\.\d+\.ffn",),
+        per_token=(r"blocks\.\d+\.ffn",),
         lora=LoraTargets(
             include=(r"blocks\.\d+\..*",),
             exclude=(
@@ -55,17 +55,6 @@ DIT = Component(
                 "cross_attention": (r"blocks\.\d+\.cross_attn\..*",),
                 "mlp": (r"blocks\.\d+\.ffn\..*",),
             },
-        ),
-        # Its converters take a layer after the other out of the file, and refuse what is left.
-        lora_names=(
-            LoraNames(program="diffusers", prefix="diffusion_model.", demands="known"),
-            LoraNames(
-                program="diffusers",
-                prefix="lora_unet_",
-                down=("lora_down",),
-                alpha="needed",
-                demands="all",
-            ),
         ),
     ),
     dtype="file",

@@ -20,7 +20,7 @@ from musubi.errors import CheckpointError
 from musubi.nn import rope
 from musubi.nn.attention import attention
 from musubi.nn.linear import PatchEmbedding, PreciseLinear
-from musubi.nn.norm import LayerNorm, RMSNorm, modulated
+from musubi.nn.norm import LayerNorm, RMSNorm, gated, modulated
 from musubi.plugin import Shapes
 
 HEAD = 128
@@ -115,10 +115,10 @@ class Block(nn.Module):
             image: B I D.
         """
         shift, scale, gate, shift2, scale2, gate2 = (self.modulation.float() + e).chunk(6, dim=-2)
-        y = self.self_attn(_modulated(x, shift, scale).to(x.dtype), cos, sin)
+        y = self.self_attn(_modulated(x, shift, scale, dtype=x.dtype), cos, sin)
         x = _gated(x, y, gate)
         x = x + self.cross_attn(self.norm3(x), text, image).to(x.dtype)
-        y = self.ffn(_modulated(x, shift2, scale2).to(x.dtype))
+        y = self.ffn(_modulated(x, shift2, scale2, dtype=x.dtype))
         return _gated(x, y, gate2)
 
 
@@ -305,20 +305,26 @@ class WanDiT(nn.Module):
         return hints
 
 
-def _modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def _modulated(
+    x: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
     """B L D with a shift and a scale B 1 D, or B G 1 D for each group of tokens."""
     if shift.ndim == x.ndim:
-        return modulated(x, shift, scale)
-    return modulated(x.unflatten(1, (shift.shape[1], -1)), shift, scale).flatten(1, 2)
+        return modulated(x, shift, scale, dtype=dtype)
+    groups = x.unflatten(1, (shift.shape[1], -1))
+    return modulated(groups, shift, scale, dtype=dtype).flatten(1, 2)
 
 
 def _gated(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """X + y gate, summed in float32; the gate is B 1 D, or B G 1 D."""
     if gate.ndim == x.ndim:
-        return torch.addcmul(x.float(), y.float(), gate).to(x.dtype)
+        return gated(x, y, gate)
     groups = (gate.shape[1], -1)
-    out = torch.addcmul(x.unflatten(1, groups).float(), y.unflatten(1, groups).float(), gate)
-    return out.flatten(1, 2).to(x.dtype)
+    return gated(x.unflatten(1, groups), y.unflatten(1, groups), gate).flatten(1, 2)
 
 
 def sinusoid(t: torch.Tensor, dim: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ _VAE = (
         default=False,
         help="Encode and decode in overlapping spatial tiles: less memory, slightly different frames.",
         commands=("cache latents", "train", "generate"),
-        recorded=True,
+        affects_cache=True,
         saves=True,
     ),
     Option(
@@ -26,7 +26,7 @@ _VAE = (
         default=256,
         help="Side of a VAE tile in pixels, a multiple of 32, when tiling.",
         commands=("cache latents", "train", "generate"),
-        recorded=True,
+        affects_cache=True,
     ),
 )
 

@@ -19,8 +19,8 @@ from musubi.config.task import choose_task
 from musubi.config.train import TrainConfig
 from musubi.encoders.hunyuan_vae.network import SCALING, Pieces
 from musubi.errors import CheckpointError, ConfigError
+from musubi.estimate.trace import Recorder
 from musubi.generate.write import metadata
-from musubi.memory.trace import Recorder
 from musubi.plugin import Clip, Conditioning, Quiet, Recipe
 from musubi.testing import twins
 from musubi.train.step import move

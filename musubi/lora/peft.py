@@ -1,0 +1,100 @@
+"""What peft keeps beside an adapter's tensors: `adapter_config.json`, or the same in the header."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from musubi.errors import CheckpointError
+
+CONFIG = "adapter_config.json"
+HEADER = "lora_adapter_metadata"
+"""Where diffusers puts the same words: as JSON in the header, behind the name of the network."""
+_FILE = "adapter_model"
+_PREFIXES = ("transformer.", "unet.")
+_DEFAULT_TERMS = 5  # of peft and OneTrainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeftConfig:
+    """The strength of each layer, as peft says it.
+
+    Args:
+        given: The words; empty when nobody said anything.
+    """
+
+    given: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def alpha(self, stem: str, rank: int) -> float | None:
+        """Alpha of a layer, so that alpha / rank is its scale; None when nothing is said."""
+        value = self._of(
+            "alpha_pattern", stem, self.given.get("lora_alpha", self.given.get("alpha"))
+        )
+        if value is None:
+            return None
+        return float(value) * (math.sqrt(rank) if self.given.get("use_rslora") else 1.0)
+
+    def plain_scale(self, stem: str) -> float:
+        """The scale of a layer whose tensors do not show a rank."""
+        rank = self._of("rank_pattern", stem, self.given.get("r"))
+        alpha = self._of("alpha_pattern", stem, self.given.get("alpha"))
+        return 1.0 if not rank or alpha is None else float(alpha) / float(rank)
+
+    @property
+    def neumann_terms(self) -> int:
+        """Of OFT: terms of the series that stands for the inverse; 0 means the inverse."""
+        if not self.given.get("use_cayley_neumann", True):
+            return 0
+        return int(self.given.get("num_cayley_neumann_terms", _DEFAULT_TERMS))
+
+    @property
+    def block_share(self) -> bool:
+        """Of OFT: whether one block serves all."""
+        return bool(self.given.get("block_share", False))
+
+    def _of(self, patterns: str, stem: str, otherwise: Any) -> Any:
+        """The value of the first pattern that ends the name, at a dot, as peft looks it up."""
+        for pattern, value in (self.given.get(patterns) or {}).items():
+            with contextlib.suppress(re.error):
+                if re.search(rf"(^|\.)(?:{pattern.removeprefix('^')})$", stem):
+                    return value
+        return otherwise
+
+
+def config_of(path: Path, names: tuple[str, ...], header: Mapping[str, str]) -> PeftConfig:
+    """What is said about a file: in its folder when it is peft's own, else in its header.
+
+    Args:
+        path: The file or folder.
+        names: Of its tensors.
+        header: Its metadata.
+
+    Raises:
+        CheckpointError: The file beside it is no JSON.
+    """
+    folder = path if path.is_dir() else path.parent
+    own = path.is_dir() or path.stem.startswith(_FILE)
+    if own or any(name.startswith("base_model.model.") for name in names):
+        beside = folder / CONFIG
+        if beside.is_file():
+            try:
+                return PeftConfig(given=json.loads(beside.read_text(encoding="utf-8")))
+            except (ValueError, OSError) as error:
+                raise CheckpointError(
+                    f"{beside} cannot be read: {error}.",
+                    fix="It says how strong the LoRA is; download it again.",
+                ) from error
+    given: dict[str, Any] = {}
+    with contextlib.suppress(ValueError):
+        said = json.loads(header.get(HEADER, "{}"))
+        for name, value in said.items() if isinstance(said, dict) else ():
+            for prefix in _PREFIXES:
+                name = name.removeprefix(prefix)
+            given[name] = value
+    return PeftConfig(given=given)
