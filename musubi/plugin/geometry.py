@@ -80,7 +80,7 @@ class Geometry:
         """Width and height of about the area of `size`, in the proportions of a picture `of` that size.
 
         Each side is cut to whole latent cells and then rounded to whole tokens, as the code of
-        Wan2.1 that makes videos from images does.
+        the first image-to-video model here does.
 
         >>> Geometry(channels=16, stride=(4, 8, 8)).same_area((832, 480), of=(1000, 1000))
         (624, 624)

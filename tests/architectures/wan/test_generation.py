@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from musubi.generate.pipeline import Pipeline
 from PIL import Image
 
 from musubi.architectures.wan import ARCHITECTURE
 from musubi.architectures.wan.dit import sinusoid
 from musubi.encoders.wan22_vae import network as vae22
 from musubi.flow import schedules
-from musubi.generate.session import Session
 from musubi.plugin import Recipe
 from musubi.testing.twins import fill, write_tokenizer
 from musubi.weights.nets import Nets
@@ -145,7 +145,7 @@ def compare(
         report=None,
     )
     options = {o.name: o.default for o in ARCHITECTURE.options}
-    session = Session(ARCHITECTURE, ARCHITECTURE.task(task), options, nets, device="cpu")
+    session = Pipeline(ARCHITECTURE, ARCHITECTURE.task(task), options, nets, device="cpu")
     found = session.latents(recipe)
     assert found.shape == expected.shape
     return ((found - expected).norm() / expected.norm()).item()
