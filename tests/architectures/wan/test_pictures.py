@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from musubi.architectures.wan import experts, guidance, hooks, pictures
+from musubi.architectures.wan import experts, guidance, hooks, pictures, tasks
 from musubi.errors import ConfigError
 from musubi.plugin import Recipe
 
@@ -163,3 +163,40 @@ def test_the_negative_prompt_is_encoded_where_some_step_reads_it():
     assert set(guidance.texts(skipping)) == {"prompt", "negative"}
     with pytest.raises(ConfigError, match="without each other"):
         guidance.check(recipe(slg_layers="9"))
+
+
+@pytest.mark.parametrize("size", [(832, 480), (480, 832), (1280, 720), (624, 640)])
+def test_a_video_from_an_image_has_its_proportions_at_the_same_area(size):
+    area = size[0] * size[1]
+    for width in range(200, 2000, 67):
+        for height in (256, 331, 719, 1080):
+            ratio = height / width
+            rows = round(np.sqrt(area * ratio) // 8 // 2 * 2)
+            columns = round(np.sqrt(area / ratio) // 8 // 2 * 2)
+            found = tasks.GEOMETRY.same_area(size, of=(width, height))
+            assert found == (columns * 8, rows * 8), (width, height)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "shift", "negative"),
+    [
+        ("t2v", 50, 5, "色调艳丽"),
+        ("t2i", 50, 5, "色调艳丽"),
+        ("i2v", 40, 5, "镜头晃动，色调艳丽"),
+        ("flf2v", 50, 16, "镜头切换，镜头晃动，色调艳丽"),
+        ("t2v-FC", 50, 5, "色调艳丽"),
+        ("t2v-2.2", 40, 12, "色调艳丽"),
+        ("i2v-2.2", 40, 5, "色调艳丽"),
+        ("ti2v", 50, 5, "色调艳丽"),
+    ],
+)
+def test_defaults_by_task(name, steps, shift, negative):
+    sampling = next(t for t in tasks.TASKS if t.name == name).sampling
+    assert (sampling.steps, sampling.flow_shift) == (steps, shift)
+    assert sampling.negative_prompt == negative + tasks.NEGATIVE_PROMPT.removeprefix("色调艳丽")
+
+
+def test_image_to_video_shifts_less_at_480p():
+    (image,) = (t for t in tasks.TASKS if t.name == "i2v")
+    for size, shift in (((832, 480), 3.0), ((480, 832), 3.0), ((1280, 720), 5.0)):
+        assert image.adjust(image.sampling, *size).flow_shift == shift
