@@ -284,17 +284,29 @@ def test_one_frame(world):
     )
 
 
-def test_two_experts(world, trained):
+def test_two_experts(world, trained, capsys):
     world.run(f"{CACHE} --i2v")
     world.run(CACHE_TEXT)
     both = "--dit {i2v_low} --dit_high_noise {i2v_high} --timestep_boundary 0.9"
     train = of(TRAIN, "i2v-A14B", "dit").replace("--dit {dit}", both)
     world.run(train.replace("name-of-lora", "a14b") + " --offload_inactive_dit")
+    low, high = (world.places["out"] / f"a14b{end}.safetensors" for end in ("", "_high_noise"))
+    assert sorted(load_file(low)) == sorted(load_file(high))
     image = IMAGE.replace("i2v-14B", "i2v-A14B").replace("--dit {i2v}", both)
     image = image.replace(" --clip {clip}", "")
     world.run(
         f"{image} --offload_inactive_dit --guidance_scale 3.5 --guidance_scale_high_noise 4.5"
     )
+    given = (
+        f"--lora_weight {shlex.quote(str(low))} --lora_weight_high_noise {shlex.quote(str(high))}"
+    )
+    world.run(f"{image} {given}")
+    swapped = world.words(f"{image} --lora_weight {shlex.quote(str(high))}")
+    with pytest.raises(SystemExit) as end:
+        main(swapped)
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "trained for the dit_high_noise" in said and "--lora_weight_high_noise" in said
     text = of(GENERATE, "t2v-A14B", "dit") + " --dit_high_noise {high}"
     world.run(f"{text} --lora_weight_high_noise {{lora}} --lora_multiplier_high_noise 0.5")
 

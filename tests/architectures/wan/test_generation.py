@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from musubi.generate.pipeline import Pipeline
 from PIL import Image
 
 from musubi.architectures.wan import ARCHITECTURE
 from musubi.architectures.wan.dit import sinusoid
 from musubi.encoders.wan22_vae import network as vae22
 from musubi.flow import schedules
+from musubi.generate.pipeline import Pipeline
 from musubi.plugin import Recipe
 from musubi.testing.twins import fill, write_tokenizer
 from musubi.weights.nets import Nets
