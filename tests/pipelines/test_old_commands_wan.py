@@ -76,6 +76,7 @@ class World:
             "image": folder / "start.png",
             "end": folder / "end.png",
             "control": folder / "controls" / "red_0.mp4",
+            "video": next((folder / "data").rglob("*.mp4")),
             "mask": folder / "mask.png",
         }
         for name, colour in (("image", "red"), ("end", "blue")):
@@ -199,6 +200,7 @@ def test_training_writes_the_lora_that_it_names(world, trained):
     [
         "--lora_weight {lora} --lora_multiplier 1.0 --fp8_scaled",
         "--sample_solver dpm++ --flow_shift 5.0 --guidance_scale 5.0 --cpu_noise --fps 16",
+        "--video_path {video} --strength 0.5",
         "--sample_solver vanilla --cfg_skip_mode early --cfg_apply_ratio 0.6 --no_metadata",
         "--slg_layers 9,10 --slg_scale 2.0 --slg_start 0.0 --slg_end 1.0 --slg_mode original",
         "--task t2i-14B --video_length 1 --output_type images --blocks_to_swap 20",
@@ -292,6 +294,10 @@ def test_two_experts(world, trained, capsys):
     world.run(train.replace("name-of-lora", "a14b") + " --offload_inactive_dit")
     low, high = (world.places["out"] / f"a14b{end}.safetensors" for end in ("", "_high_noise"))
     assert sorted(load_file(low)) == sorted(load_file(high))
+    for alone, name in (("--dit {i2v_low}", "low"), ("--dit_high_noise {i2v_high}", "high")):
+        words = train.replace(both, alone).replace("name-of-lora", name)
+        world.run(f"{words} --min_timestep 0 --max_timestep 1000")
+        assert load_file(world.places["out"] / f"{name}.safetensors")
     image = IMAGE.replace("i2v-14B", "i2v-A14B").replace("--dit {i2v}", both)
     image = image.replace(" --clip {clip}", "")
     world.run(
