@@ -55,7 +55,8 @@ def cache_latents(
     """
     task = task_of(config, architecture)
     request = _request(config, architecture, task, report)
-    dtypes = {c.name: config.vae_dtype for c in architecture.components if c.role == "vae"}
+    asked = {"vae": config.vae_dtype, "image": config.image_encoder_dtype}
+    dtypes = {c.name: asked.get(c.role) for c in architecture.components}
     return _run("media", replace(request, dtypes=dtypes, batch_size=config.batch_size or 1))
 
 

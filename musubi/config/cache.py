@@ -59,6 +59,11 @@ class CacheLatentsConfig(EncodingOptions):
     vae_dtype: str | None = option(
         None, "dtype of the VAE: bf16, fp16, fp32; its own default when not given.", group=_ENCODING
     )
+    image_encoder_dtype: str | None = option(
+        None,
+        "dtype of the image encoder: bf16, fp16, fp32; its own default when not given.",
+        group=_ENCODING,
+    )
     batch_size: int | None = option(
         None, "Most clips of one size encoded at once; 1 when not given.", group=_ENCODING, ge=1
     )

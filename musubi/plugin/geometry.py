@@ -79,8 +79,8 @@ class Geometry:
     def same_area(self, size: tuple[int, int], of: tuple[int, int]) -> tuple[int, int]:
         """Width and height of about the area of `size`, in the proportions of a picture `of` that size.
 
-        Each side is cut to whole latent cells and then to whole tokens, as the code of the first
-        image-to-video model here does.
+        Each side is cut to whole latent cells and then to whole tokens, as the released code of models
+        that make videos from images does.
 
         >>> Geometry(channels=16, stride=(4, 8, 8)).same_area((832, 480), of=(1000, 1000))
         (624, 624)
