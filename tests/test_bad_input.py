@@ -27,7 +27,11 @@ Said = Callable[..., str]
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> dict[str, Path]:
-    return twins.write_twins(registry.find("wan"), tmp_path_factory.mktemp("models"))
+    return twins.write_twins(
+        registry.find("wan"),
+        tmp_path_factory.mktemp("models"),
+        task=registry.find("wan").task("t2v"),
+    )
 
 
 @pytest.fixture
@@ -460,6 +464,9 @@ def test_latents_that_are_not_finite(say, models, ready, tmp_path):
 
     with safe_open(str(record), "pt") as file:
         metadata = file.metadata()
+    header = json.loads(metadata["musubi"])
+    del header["digest"]  # as in records of earlier versions; with it, the record is just damaged
+    metadata["musubi"] = json.dumps(header)
     tensors = {n: torch.full_like(t, float("nan")) for n, t in load_file(record).items()}
     save_file(tensors, record, metadata)
     said = say(*train(ready, models, tmp_path / "out"))

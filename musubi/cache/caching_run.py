@@ -100,6 +100,10 @@ def _reason(error: Exception | str) -> str:
     return str(error) or repr(error)
 
 
+Told = frozenset[tuple[str, str]]
+"""Names and reasons of files that were left out, and of which the user knows by now."""
+
+
 @dataclass(kw_only=True)
 class Summary:
     """What a run of caching did, counted in records.
@@ -125,18 +129,17 @@ class Summary:
         """Records that are there now."""
         return self.encoded + self.fresh + self.adopted + self.renewed
 
-    def tell(self, report: Report, what: str) -> None:
-        """Say it: one line, then the files that were left out."""
+    def tell(self, report: Report, what: str, *, told: Told = frozenset()) -> None:
+        """Say it: one line, then the files that were left out and have not been told of."""
         parts = [f"{self.encoded} encoded", f"{self.fresh} fresh already"]
         parts += [f"{self.renewed} given new headers"] if self.renewed else []
         parts += [f"{self.adopted} adopted"] if self.adopted else []
         parts += [f"{len(self.removed)} leftovers deleted"] if self.removed else []
         parts += [f"{len(self.failed)} left out"] if self.failed else []
         report.note(f"{what}: {', '.join(parts)}.")
-        if self.failed:
-            report.table(
-                "Left out", ("file", "reason"), sorted((p.name, p.reason) for p in self.failed)
-            )
+        rows = sorted({(p.name, p.reason) for p in self.failed} - told)
+        if rows:
+            report.table("Left out", ("file", "reason"), rows)
 
     def nothing(self, what: str) -> DataError:
         """The error for a run that ended without one record."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from musubi.cache.caching_run import CachingRun, Summary
+from musubi.cache.caching_run import CachingRun, Summary, Told
 from musubi.cache.freshness import Wanted, cache_options
 from musubi.cache.header import Kind
 from musubi.cache.media import cache_media
@@ -82,7 +82,7 @@ def ensure(
     options: Mapping[str, Any] | None = None,
     tokenizers: Mapping[str, Path] | None = None,
     device: torch.device | None = None,
-) -> None:
+) -> Told:
     """Make missing and stale records before training, as far as the encoders' files are given.
 
     Where one of the encoders has no file, its kind of record is left alone. dtypes that records
@@ -97,6 +97,9 @@ def ensure(
         options: The architecture's own options.
         tokenizers: Component name to its tokenizer.
         device: Where to encode; cuda when there is one.
+
+    Returns:
+        The files that were left out, each of which was told once.
 
     Raises:
         MusubiError: As `cache_latents` and `cache_text`.
@@ -115,11 +118,15 @@ def ensure(
         training=True,
     )
     kinds: tuple[tuple[Kind, str], ...] = (("media", "Latents"), ("text", "Text"))
+    told: Told = frozenset()
     for kind, title in kinds:
         if all(c.name in files for c in encoders_of(architecture, task, kind)):
             summary = _run(kind, request)
-            if summary.usable != summary.fresh or summary.failed:
-                summary.tell(report, title)
+            failed = {(p.name, p.reason) for p in summary.failed}
+            if summary.usable != summary.fresh or failed - told:
+                summary.tell(report, title, told=told)
+            told |= failed
+    return told
 
 
 @dataclass(frozen=True, kw_only=True)

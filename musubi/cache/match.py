@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musubi.cache.caching_run import listed
+from musubi.cache.caching_run import Told, listed
 from musubi.cache.freshness import Wanted, cache_options, odd_ones, text_digest
 from musubi.cache.header import Kind, RecordHeader
 from musubi.cache.index import CacheIndex, collector_off, read_failures, read_index
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Problem", "TrainingItem", "TrainingSet", "open_training_set"]
 
 
-def open_training_set(
+def open_training_set(  # noqa: PLR0913 - each is another thing known of the run
     dataset: DatasetFile,
     architecture: Architecture,
     task: Task,
@@ -49,6 +49,7 @@ def open_training_set(
     options: Mapping[str, Any] | None = None,
     partial: bool = False,
     pin: bool = False,
+    told: Told = frozenset(),
 ) -> TrainingSet:
     """Match the sources of a dataset file with their records.
 
@@ -61,6 +62,7 @@ def open_training_set(
         options: The architecture's own options, where known, compared in the same way.
         partial: Go on without the sources whose records are missing or stale.
         pin: Hand out batches in pinned memory.
+        told: What is left out and was told already.
 
     Raises:
         DataError: Records are missing or stale, or nothing is left to train on: with the reasons and
@@ -86,9 +88,9 @@ def open_training_set(
         skipped=tuple(opening.skipped),
         pin=pin,
     )
-    if found.skipped:
-        reasons = "; ".join(f"{n} × {reason}" for reason, n in by_reason(found.skipped).items())
-        report.warn(f"{len(found.skipped)} files are left out: {reasons}")
+    if news := [p for p in found.skipped if (p.name, p.reason) not in told]:
+        reasons = "; ".join(f"{n} × {reason}" for reason, n in by_reason(news).items())
+        report.warn(f"{len(news)} file{'s are' if len(news) > 1 else ' is'} left out: {reasons}")
     if found.missing or found.stale or not found.items:
         error = incomplete(found, dataset.path)
         if not partial or not found.items:

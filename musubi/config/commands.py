@@ -59,6 +59,14 @@ class Command:
 
 COMMANDS = (
     Command(
+        words=("init",),
+        help="Look at a folder of clips, and write the files that training them needs.",
+        model=Lazy("musubi.config.init:InitConfig"),
+        run=Lazy("musubi.init.run:run"),
+        place=None,
+        positional="folder",
+    ),
+    Command(
         words=("models", "fetch"),
         help="Fetch the published files of a task from the Hugging Face hub, checked and resumable.",
         model=Lazy("musubi.config.models:FetchConfig"),
@@ -87,6 +95,14 @@ COMMANDS = (
         model=Lazy("musubi.config.cache:CacheTextConfig"),
         run=Lazy("musubi.plan.caching:run_text"),
         place="cache text",
+    ),
+    Command(
+        words=("cache", "caption"),
+        help="Write captions beside clips and pictures, by a vision-language model.",
+        model=Lazy("musubi.config.caption:CaptionConfig"),
+        run=Lazy("musubi.caption.run:run"),
+        place=None,
+        positional="folder",
     ),
     Command(
         words=("cache", "check"),
@@ -155,6 +171,29 @@ COMMANDS = (
         positional="files",
     ),
     Command(
+        words=("lora", "extract"),
+        help="Make a LoRA of the difference of two checkpoints.",
+        model=Lazy("musubi.config.lora:LoraExtractConfig"),
+        run=Lazy("musubi.lora.extract:run"),
+        place=None,
+    ),
+    Command(
+        words=("lora", "resize"),
+        help="Give a LoRA another rank, add several up, or make one of another kind.",
+        model=Lazy("musubi.config.lora:LoraResizeConfig"),
+        run=Lazy("musubi.lora.resize:run"),
+        place=None,
+        positional="files",
+    ),
+    Command(
+        words=("lora", "blocks"),
+        help="Show how much a LoRA changes in each block.",
+        model=Lazy("musubi.config.lora:LoraBlocksConfig"),
+        run=Lazy("musubi.lora.blocks:run"),
+        place=None,
+        positional="files",
+    ),
+    Command(
         words=("watch",),
         help="Serve the pages of runs on this machine, live: samples, curves, settings.",
         model=Lazy("musubi.config.pages:WatchConfig"),
@@ -183,6 +222,13 @@ COMMANDS = (
         model=Lazy("musubi.config.bench:BenchConfig"),
         run=Lazy("musubi.bench.run:run"),
         place="bench",
+    ),
+    Command(
+        words=("doctor",),
+        help="Try what this computer can do: card, attention, memory, disk; and say what helps.",
+        model=Lazy("musubi.config.doctor:DoctorConfig"),
+        run=Lazy("musubi.doctor.run:run"),
+        place=None,
     ),
     Command(
         words=("demo",),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,11 +30,7 @@ from musubi.config.dataset_values import (
 from musubi.errors import ConfigError, MusubiError, did_you_mean
 from musubi.plugin.architecture import Architecture, Task
 from musubi.plugin.inputs import Input
-
-if sys.version_info >= (3, 11):
-    import tomllib  # pyright: ignore[reportMissingImports]
-else:
-    import tomli as tomllib
+from musubi.untrusted import TextError, parse_json, parse_toml, read_text, reason
 
 Extraction = Literal["head", "chunk", "slide", "uniform", "full"]
 
@@ -60,14 +55,14 @@ class _Keys(BaseModel):
     enable_bucket: bool | None = None
     bucket_no_upscale: bool | None = None
     caption_extension: str | None = None
-    batch_size: int | None = Field(None, ge=1)
-    num_repeats: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1, le=100_000)
+    num_repeats: int | None = Field(None, ge=1, le=100_000)
     target_frames: list[int] | None = None
     frame_extraction: Extraction | None = None
     frame_stride: int | None = Field(None, ge=1)
     frame_sample: int | None = Field(None, ge=1)
     max_frames: int | None = Field(None, ge=1)
-    source_fps: float | None = Field(None, gt=0, allow_inf_nan=False)
+    source_fps: float | None = Field(None, ge=0.001, le=100_000, allow_inf_nan=False)
 
 
 class _Paths(_Keys):
@@ -245,26 +240,25 @@ def _columns(path: Path) -> set[str]:
 
 
 def _content(path: Path) -> dict[str, Any]:
+    kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+        text = read_text(path)
     except FileNotFoundError as error:
         raise ConfigError(
             f"The dataset file {path} does not exist.", fix=near(path, "Check --dataset_config.")
         ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text.", fix="Save it as UTF-8.") from error
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
+    except (OSError, TextError) as error:
         raise ConfigError(
-            f"{path} is not {kind}: {str(error).rstrip('.')}.",
+            f"{path} cannot be read: {reason(error)}.", fix="Give a file in UTF-8."
+        ) from error
+    try:
+        content = parse_json(text) if kind == "JSON" else parse_toml(text)
+    except TextError as error:
+        raise ConfigError(
+            f"{path} is not {kind}: {error}.",
             fix="Texts stand in quotes, lists in brackets; a Windows path stands in 'single' quotes."
             if kind == "TOML"
             else "Texts and keys stand in double quotes.",
-        ) from error
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error.strerror}.", fix="Check --dataset_config."
         ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not a table.", fix='Write {"datasets": [...]}.')

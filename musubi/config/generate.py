@@ -61,7 +61,7 @@ class VideoOptions(Options):
     )
     size: str | None = option(None, "Width x height, such as 832x480.", group=_VIDEO, metavar="WxH")
     video_length: int | None = option(
-        None, "Frames; the task's own length when not given.", group=_VIDEO, ge=1
+        None, "Frames; the task's own length when not given.", group=_VIDEO, ge=1, le=100_000
     )
     fps: float | None = option(
         None, "Frames per second of the file; the model's when not given.", group=_VIDEO, gt=0
@@ -72,7 +72,7 @@ class VideoOptions(Options):
 class SamplingOptions(Options):
     """How it is sampled; the task's defaults where nothing is given."""
 
-    infer_steps: int | None = option(None, "Denoising steps.", group=_SAMPLING, ge=1)
+    infer_steps: int | None = option(None, "Denoising steps.", group=_SAMPLING, ge=1, le=10_000)
     sample_solver: Solver | None = option(None, "The solver.", group=_SAMPLING)
     flow_shift: float | None = option(
         None, "Shift of the noise levels; larger spends more steps on noise.", group=_SAMPLING, gt=0
@@ -116,6 +116,13 @@ class LoraFileOptions(Options):
     )
     exclude_patterns: list[str] | None = option(
         None, "For each LoRA, a pattern of the modules to leave out.", group=_LORA, metavar="REGEX"
+    )
+    lora_block_weights: list[str] | None = option(
+        None,
+        "For each LoRA, strengths by block: STACK.N=VALUE, STACK.N-M=VALUE or STACK=VALUE with commas "
+        "between, or a number for each block.",
+        group=_LORA,
+        metavar="WEIGHTS",
     )
     lora_mode: LoraMode = option(
         "merge",
@@ -264,7 +271,7 @@ def _check_video(config: GenerateConfig) -> None:
 
 def _check_lora(config: GenerateConfig) -> None:
     files = len(config.lora_weight or ())
-    for name in ("lora_multiplier", "include_patterns", "exclude_patterns"):
+    for name in ("lora_multiplier", "include_patterns", "exclude_patterns", "lora_block_weights"):
         count = len(getattr(config, name) or ())
         if count > files:
             raise ConfigError(

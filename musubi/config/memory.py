@@ -147,6 +147,12 @@ class TrainMemoryOptions(NetworkMemoryOptions):
         group=_MEMORY,
         aliases=("offload_activations",),
     )
+    offload_8bit: bool = option(
+        False,
+        "What waits in host memory for the backward pass waits in 8 bits, with a scale for each 128 "
+        "numbers: half the memory, and gradients move a little.",
+        group=_MEMORY,
+    )
     ffn_slices: int = option(
         1,
         "Compute feed-forward layers in this many slices along the tokens: less memory for long "
@@ -220,12 +226,19 @@ def dit_policy(config: NetworkMemoryOptions, dit: Component) -> Policy:
     recompute: Recompute = "blocks" if getattr(config, "gradient_checkpointing", False) else "none"
     offload = bool(getattr(config, "gradient_checkpointing_cpu_offload", False))
     recompute = getattr(config, "recompute", None) or ("blocks" if offload else recompute)
+    eight = bool(getattr(config, "offload_8bit", False))
+    if eight and not offload:
+        raise ConfigError(
+            "--offload_8bit is about what waits in host memory, and nothing does.",
+            fix="Add --gradient_checkpointing_cpu_offload.",
+        )
     return Policy(
         storage=storage,
         quantized_matmul=config.fp8_fast or config.int8_fast,
         streamed=streamed(config.blocks_to_swap or 0, dit),
         recompute=recompute,
         offload_activations=offload,
+        offload_8bit=eight,
         ffn_chunks=getattr(config, "ffn_slices", 1),
         compile=compiles(config),
     )

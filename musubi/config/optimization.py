@@ -164,6 +164,7 @@ class LoraOptions(Options):
         "Rank of the LoRA; 4 when not given. Of oft it is the size of a block.",
         group=_LORA,
         ge=1,
+        le=1_000_000,
         metavar="RANK",
     )
     network_reg_dims: list[str] | None = option(

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator
 
 from musubi.errors import ConfigError
 from musubi.plugin.architecture import Architecture, Component
 from musubi.plugin.option import Command
+from musubi.untrusted import value_fault
 
 ROLES: Mapping[str, tuple[str, ...]] = {
     "cache latents": ("vae", "image"),
@@ -37,6 +38,18 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
     own: ClassVar[frozenset[str]] = frozenset()
     """Which of the fields `for_architecture` took from the architecture's own options."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plausible(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what no option can mean, whatever its own limits."""
+        if info.field_name and value == cls.model_fields[info.field_name].default:
+            return value
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            fault = value_fault(one)
+            if fault is not None:
+                raise ValueError(fault)
+        return value
 
 
 @dataclass(frozen=True)

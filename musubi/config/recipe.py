@@ -14,6 +14,7 @@ from musubi.config.prompts import PREVIEW
 from musubi.config.task import Choice
 from musubi.errors import ConfigError, did_you_mean
 from musubi.plugin import Architecture, Input, Recipe, Report, Task
+from musubi.untrusted import text_fault
 
 ENGINE_OPTIONS = ("cfg_skip_mode", "cfg_apply_ratio")
 MOST_SEED = 2**63 - 1
@@ -103,6 +104,7 @@ def build_recipe(
         cpu_noise=asked.get("cpu_noise", False),
         options=_over(defaults.options, own),
     )
+    _check_limits(recipe)
     if complete:
         _check_inputs(choice, recipe)
         if task.check is not None:
@@ -169,6 +171,9 @@ def preview_recipe(
     )
 
 
+_LONGEST = 1 << 20  # characters of a prompt
+
+
 def check_size(architecture: Architecture, choice: Choice, width: int, height: int) -> None:
     """Refuse sides that the network cannot take, with the nearest ones it can.
 
@@ -228,6 +233,33 @@ def _check_inputs(choice: Choice, recipe: Recipe) -> None:
                 f"The task {choice.task.name!r} needs {kind} ({one.name}), and none was given.",
                 fix=f"Give --{one.flag} PATH{letter}.",
             )
+
+
+_LIMITS: Mapping[str, tuple[float, float]] = {
+    "width": (1, 65_536),
+    "height": (1, 65_536),
+    "frames": (1, 100_000),
+    "fps": (0.001, 1000),
+    "seed": (0, 2**63 - 1),
+    "steps": (1, 10_000),
+    "flow_shift": (1e-6, 1e6),
+    "guidance_scale": (-1e6, 1e6),
+}
+
+
+def _check_limits(recipe: Recipe) -> None:
+    """Refuse what a prompt file asks for and no network or no memory can give."""
+    for name, (low, high) in _LIMITS.items():
+        value = getattr(recipe, name)
+        if value is not None and not low <= value <= high:  # nor is NaN
+            raise ConfigError(
+                f"A prompt cannot have {name} {value!r:.60}.", fix=f"Give {low:g} to {high:g}."
+            )
+    for name in ("prompt", "negative_prompt"):
+        text = getattr(recipe, name)
+        fault = text_fault(text) or ("it is too long" if len(text) > _LONGEST else None)
+        if fault is not None:
+            raise ConfigError(f"The {name} {text[:60]!r} cannot be used: {fault}.")
 
 
 def _over(*layers: Mapping[str, Any]) -> dict[str, Any]:

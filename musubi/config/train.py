@@ -47,14 +47,16 @@ class LengthOptions(Options):
         "The task or published variant; the architecture's first when not given.",
         group=_TRAINING,
     )
-    max_train_steps: int = option(1600, "Optimizer steps.", group=_TRAINING, ge=1)
+    max_train_steps: int = option(1600, "Optimizer steps.", group=_TRAINING, ge=1, le=1_000_000_000)
     max_train_epochs: int | None = option(
         None, "Epochs; counts instead of --max_train_steps.", group=_TRAINING, ge=1
     )
     gradient_accumulation_steps: int = option(
         1, "Batches for each optimizer step.", group=_TRAINING, ge=1
     )
-    seed: int | None = option(None, "Seed; a random one when not given.", group=_TRAINING, ge=0)
+    seed: int | None = option(
+        None, "Seed; a random one when not given.", group=_TRAINING, ge=0, le=2**63 - 1
+    )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
         None, "Autocast; what accelerate is configured for when not given.", group=_TRAINING
     )

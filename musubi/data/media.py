@@ -129,8 +129,9 @@ def read_frames(info: VideoInfo, indices: Sequence[int]) -> Iterator[tuple[int, 
         if found < len(wanted):
             with _container(info.path) as container:
                 stream = _stream(container)
+                assert stream is not None
                 for index, frame in _decoded(info, container, wanted[found:], by_stamp=by_stamp):
-                    yield index, _seen(frame, stream)
+                    yield index, as_shown(frame, stream)
                     found += 1
     if found < len(wanted):
         raise DataError(
@@ -252,7 +253,7 @@ def _probe(
             f"{path.name} has no frame that can be decoded.",
             fix="It is damaged or truncated; copy it again, or convert it anew.",
         )
-    size = _seen(first, stream).shape
+    size = as_shown(first, stream).shape
     known = [s for s in stamps if s is not None]
     usable = base > 0 and len(set(known)) == len(stamps)
     if usable:
@@ -351,9 +352,8 @@ def _decoded(
             return
 
 
-def _seen(frame: av.VideoFrame, stream: VideoStream | None) -> np.ndarray:
-    """As a player shows it: uint8 RGB, H W 3, with square pixels, mirrored and turned as the file says."""
-    assert stream is not None
+def as_shown(frame: av.VideoFrame, stream: VideoStream) -> np.ndarray:
+    """A frame as a player shows it: uint8 RGB, H W 3, with square pixels, mirrored and turned as the file says."""
     codec = stream.codec_context
     picture = colours.to_rgb(
         frame,

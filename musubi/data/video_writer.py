@@ -6,9 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
+from av.container import OutputContainer
+from av.video.stream import VideoStream
 
 from musubi.data import colours
 from musubi.weights.write import atomic
@@ -25,20 +28,22 @@ class Quality:
         crf: Constant rate factor of x264, 0 to 51: 6 more is about half the size.
         bit_depth: 8, or 10 for H.264 in its profile High 10.
         lossless: Keep every pixel, as H.264 in RGB; `crf` and `bit_depth` then mean nothing.
+        preset: Of x264: how long it looks for a smaller file.
     """
 
     crf: float = CRF
     bit_depth: int = 8
     lossless: bool = False
+    preset: str = "medium"
 
     @property
     def codec(self) -> tuple[str, str, dict[str, str]]:
         """FFmpeg's encoder, its pixel format, and its options."""
         if self.lossless:
-            return "libx264rgb", "rgb24", {"qp": "0"}
+            return "libx264rgb", "rgb24", {"qp": "0", "preset": self.preset}
         # not H.265: x265 writes beyond its memory when a picture is tiny
         layout = "yuv420p10le" if self.bit_depth == 10 else "yuv420p"
-        return "libx264", layout, {"crf": f"{self.crf:g}"}
+        return "libx264", layout, {"crf": f"{self.crf:g}", "preset": self.preset}
 
 
 def write_video(
@@ -61,8 +66,6 @@ def write_video(
         quality: How good; `Quality()` when not given.
         tags: Names and texts of the container.
     """
-    quality = quality or Quality()
-    encoder, layout, options = quality.codec
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         atomic(path) as temporary,
@@ -70,21 +73,29 @@ def write_video(
         av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
         container.metadata.update(tags or {})
-        rate = Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream(encoder, rate=rate, options=options)
-        stream.pix_fmt = layout
-        codec = stream.codec_context
-        codec.color_primaries = codec.color_trc = colours.BT709
-        codec.colorspace = colours.RGB if quality.lossless else colours.BT709
-        codec.color_range = colours.FULL if quality.lossless else colours.LIMITED
-        for i, picture in enumerate(pictures):
-            frame = _frame(_fitting(picture, quality), quality)
-            if i == 0:
-                stream.height, stream.width = frame.height, frame.width
-            frame.colorspace, frame.color_range = codec.colorspace, codec.color_range
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+        encode(container, pictures, fps, quality or Quality())
     return path
+
+
+def encode(
+    container: OutputContainer, pictures: Iterable[np.ndarray], fps: float, quality: Quality
+) -> None:
+    """Add the one stream of a video to a container: pictures as those of `write_video`."""
+    encoder, layout, options = quality.codec
+    rate = Fraction(fps).limit_denominator(1001)
+    stream = cast("VideoStream", container.add_stream(encoder, rate=rate, options=options))
+    stream.pix_fmt = layout
+    codec = stream.codec_context
+    codec.color_primaries = codec.color_trc = colours.BT709
+    codec.colorspace = colours.RGB if quality.lossless else colours.BT709
+    codec.color_range = colours.FULL if quality.lossless else colours.LIMITED
+    for i, picture in enumerate(pictures):
+        frame = _frame(_fitting(picture, quality), quality)
+        if i == 0:
+            stream.height, stream.width = frame.height, frame.width
+        frame.colorspace, frame.color_range = codec.colorspace, codec.color_range
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
 
 
 def _fitting(picture: np.ndarray, quality: Quality) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from musubi.estimate.example import example_batch
 from musubi.estimate.trace import Recorder, Trace, walk
 from musubi.memory import ffn_chunks, fp8, quantized, recompute
 from musubi.memory.blocks import stacks, wrap
+from musubi.nn.fusing import as_if_compiled
 from musubi.plugin import Architecture, Component, Conditioning, Task
 from musubi.plugin.policy import Policy
 from musubi.weights.meta import finished, on_meta
@@ -71,7 +72,7 @@ class Case:
 def record(case: Case, policy: Policy) -> Trace:
     """Run a step with two blocks of each stack, and note what it allocates and multiplies.
 
-    Of the policy, storage, quantized_matmul, recompute and ffn_chunks count; the rest follows from the figures.
+    Of the policy, storage, quantized_matmul, recompute, ffn_chunks and compile count; the rest follows from the figures.
 
     Marks: "in" and "out" of each block, "loss" after the forward pass of a training step, "back"
     before the backward pass of each block, "run" and "ran" around a block's own forward pass, which
@@ -93,7 +94,8 @@ def record(case: Case, policy: Policy) -> Trace:
         recorder = Recorder()
         trained = [] if case.attach is None else list(case.attach(dit))
         _watch(dit, case.architecture.dit, recorder, policy)
-        with _units(), recorder:
+        written_out = as_if_compiled() if policy.compile else nullcontext()
+        with _units(), written_out, recorder:
             if not case.trains:
                 _denoise(case, runtime, dit, given)
             else:

@@ -17,6 +17,7 @@ from musubi.estimate.figures import Figures, Work, figures
 from musubi.estimate.record import DEPTH, Case, record
 from musubi.estimate.sizes import weights_of
 from musubi.estimate.trace import Trace
+from musubi.memory.packed import PACKED
 from musubi.plugin.policy import Policy
 from musubi.weights.meta import on_meta
 
@@ -24,8 +25,6 @@ from musubi.weights.meta import on_meta
 LIBRARIES = 64 << 20
 # Python, PyTorch and the driver, on the host.
 PROCESS = int(2.5 * 2**30)
-# How many blocks' worth of what waits on the host is on its way back at once.
-_IN_FLIGHT = 2
 # Seconds in which the host enqueues a compiled block's work, forward and backward; measured where
 # blocks are so small that the device waits for it.
 _ENQUEUED = 0.006
@@ -100,7 +99,7 @@ def estimate(
         "what is trained": 4 * fresh + (0 if optimizer.offload else states),
     }
     depths = [len(stack) for stack in weights.blocks]
-    activations = _timeline(pieces, depths, policy)
+    activations = _timeline(pieces, depths, policy, gradients if optimizer.offload else 0)
     if trained and not optimizer.offload:
         scratch = optimizers.scratch_bytes(optimizer.name, trained)
         stepping = {"gradients and the optimizer's step": gradients + scratch}
@@ -110,6 +109,7 @@ def estimate(
         steady["a copy of an 8-bit matrix"] = weights.matrix * (1 if policy.quantized_matmul else 2)
     parts = {**steady, **activations}
     parked = sum(n * s.parked for n, s in zip(depths, pieces.stacks, strict=True))
+    parked = int(parked * (PACKED if policy.offload_8bit else 1))
     pinned = away + (parked if policy.offload_activations else 0)
     on_host = (states + 2 * gradients) if optimizer.offload else 0
     return Estimate(
@@ -121,8 +121,15 @@ def estimate(
     )
 
 
-def _timeline(pieces: Figures, depths: list[int], policy: Policy) -> dict[str, int]:
-    """The most that activations and gradients need at once, as parts with names."""
+def _timeline(pieces: Figures, depths: list[int], policy: Policy, taken: int = 0) -> dict[str, int]:
+    """The most that activations and gradients need at once, as parts with names.
+
+    Args:
+        pieces: The step's figures.
+        depths: Blocks of each stack.
+        policy: How it runs.
+        taken: Bytes of gradients that leave the device as soon as they are whole.
+    """
     away = policy.offload_activations
     best = {"work before the blocks": pieces.before}
 
@@ -150,8 +157,9 @@ def _timeline(pieces: Figures, depths: list[int], policy: Policy) -> dict[str, i
     live += pieces.turned
     for count, stack in zip(reversed(depths), reversed(pieces.stacks), strict=True):
         live -= stack.joint
-        coming = _IN_FLIGHT * stack.parked if away else 0
-        falls = stack.given_back - (stack.parked if away else 0)
+        # Those of the block that runs, and of the next.
+        coming = int((1 + (PACKED if policy.offload_8bit else 1)) * stack.parked) if away else 0
+        falls = stack.given_back - (stack.parked if away else 0) + taken // max(1, sum(depths))
         for position in (0, count - 1):
             see(live - position * falls + coming, stack.backward, "one block's backward pass")
         live -= count * falls
@@ -167,7 +175,8 @@ def _seconds(
     passes = 2 if pieces.trains else 1
     moved = passes * away
     if policy.offload_activations:
-        moved += sum(n * s.parked for n, s in zip(depths, pieces.stacks, strict=True))
+        parked = sum(n * s.parked for n, s in zip(depths, pieces.stacks, strict=True))
+        moved += parked * (PACKED if policy.offload_8bit else 1)
     # Compiled blocks are not known to start sooner, so that small steps do not speak for compiling.
     host = sum(depths) * _ENQUEUED if policy.compile and pieces.trains else started(work)
     one = max(card.seconds(work), moved / card.link, host)
@@ -197,7 +206,7 @@ _attached: dict[Hashable, tuple[list[int], int]] = {}
 def _figures(case: Case, policy: Policy) -> Figures:
     again = policy.recompute if case.attach is not None else "none"
     sliced = (policy.ffn_chunks, policy.compile) if policy.ffn_chunks > 1 else ()
-    key = (_key(case), policy.storage, policy.quantized_matmul, again, sliced)
+    key = (_key(case), policy.storage, policy.quantized_matmul, again, sliced, policy.compile)
     if key not in _traces:
         _traces[key] = record(case, policy)
     return _read(key, _depths(case), policy.compile, policy.ffn_chunks > 1)

@@ -137,16 +137,17 @@ class Recorder(TorchDispatchMode):
         made = [a for a in tree_leaves(out) if isinstance(a, torch.Tensor)]
         if func.is_view or func.namespace == "prim" or not (given or made):
             return out
-        self._note(func, args, given, made)
+        self._note(func, args, kwargs, made)
         return out
 
     def _note(
-        self, func: Any, args: tuple[Any, ...], given: list[torch.Tensor], made: list[torch.Tensor]
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: list[torch.Tensor]
     ) -> None:
+        given = list(tensors_in((args, kwargs)))
         name = func._schema.name.partition("::")[2]
         reads = {n for t in given if (n := self._known(t)) is not None}
-        changed = [t for t in given if func._schema.is_mutable]
-        writes = {n for t in changed[:1] if (n := self._known(t)) is not None}
+        changed = _changed(func._schema, args, kwargs)
+        writes = {n for t in changed if (n := self._known(t)) is not None}
         writes |= {n for t in made if (n := self._take(t)) is not None}
         kind, flops, own = _work(name, args, made)
         traffic = sum(
@@ -192,6 +193,16 @@ class Recorder(TorchDispatchMode):
             del self._numbers[address]
         self._live -= size
         self.trace.died[number] = len(self.trace.ops)
+
+
+def _changed(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """What an operation writes to of what it is given."""
+    if not schema.is_mutable:
+        return []
+    named = [*zip(schema.arguments, args, strict=False)]
+    named += [(one, kwargs[one.name]) for one in schema.arguments if one.name in kwargs]
+    written = [value for one, value in named if one.alias_info and one.alias_info.is_write]
+    return list(tensors_in(written))
 
 
 def _address(tensor: torch.Tensor) -> int:

@@ -14,6 +14,7 @@ from musubi.config.lora import LoraMergeConfig
 from musubi.config.options import expert_ending, for_architecture, spared
 from musubi.errors import ConfigError
 from musubi.lora.adapter import Adapters
+from musubi.lora.blocks import weighted
 from musubi.lora.delta import Delta, Difference, Pair, Replacement
 from musubi.lora.files import LoraFile, read_lora
 from musubi.lora.kinds import Decomposed
@@ -67,6 +68,7 @@ def choose(
             report.warn(line)
         file = whole.selected(_at(config.include_patterns, i), _at(config.exclude_patterns, i))
         file = file.sparing(spared(config, architecture))
+        file = weighted(file, _at(config.lora_block_weights, i), architecture, shapes)
         if not file.deltas:
             raise ConfigError(
                 f"The patterns leave none of the {len(whole.deltas)} modules of {name}.",
@@ -116,7 +118,7 @@ def attach(dit: nn.Module, chosen: Sequence[ChosenLora]) -> None:
         beside = {n: d for n, d in one.file.deltas.items() if _attachable(n, d)}
         if not beside:
             continue
-        adapters = Adapters.from_deltas(dit, beside)
+        adapters = Adapters.from_deltas(dit, beside, strengths=one.file.strengths)
         adapters.multiplier = one.multiplier
         adapters.eval().requires_grad_(False)
         adapters.attach()

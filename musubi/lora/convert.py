@@ -11,6 +11,7 @@ from musubi.lora.files import ALIASES, architecture_of, keep_apart, read_lora
 from musubi.lora.layout import NoWordsError, laid_out, write_lora
 from musubi.lora.names import WEIGHT
 from musubi.lora.peft import HEADER
+from musubi.lora.peft_folder import peft_tensors, write_peft
 from musubi.lora.verify import judge, summary
 from musubi.plugin import Architecture, Report
 from musubi.weights.dtypes import parse_dtype
@@ -48,6 +49,12 @@ def run(config: LoraConvertConfig, report: Report) -> None:
         deltas, dropped = _sayable(deltas, form, architecture)
         if dropped:
             report.warn(f"{len(dropped)} changes were left out, such as that of {dropped[0]!r}.")
+    if form == "peft":
+        write_peft(target, deltas, dtype)
+        report.note(
+            f"Wrote {len(deltas)} changes of {architecture.title} into the folder {target}."
+        )
+        return
     metadata = {k: v for k, v in file.metadata.items() if k != HEADER}
     write_lora(
         target, deltas, form=form, dtype=dtype, metadata=metadata, component=architecture.dit
@@ -73,7 +80,10 @@ def _sayable(
             weight = f"{name.removesuffix('.bias')}{WEIGHT}"
             pair |= {weight: deltas[weight]} if weight in deltas else {}
         try:
-            laid_out(_shapes(pair), form, architecture.dit)
+            if form == "peft":
+                peft_tensors({name: delta})
+            else:
+                laid_out(_shapes(pair), form, architecture.dit)
             kept[name] = delta
         except NoWordsError:
             dropped.append(name)

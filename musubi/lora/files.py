@@ -60,6 +60,7 @@ class LoraFile:
         form: "kohya", "comfy" (`diffusion_model.` or bare names) or "diffusers".
         unknown: Names in the file that mean nothing to this version.
         notes: Lines that the user should see.
+        strengths: Our name → a factor of its change, where that is not 1.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class LoraFile:
     form: str
     unknown: tuple[str, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
+    strengths: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def pairs(self) -> dict[str, Pair]:

@@ -255,8 +255,7 @@ class _HadaLinear(torch.autograd.Function):
             return F.linear(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        (gradient,) = gradients
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
         x, w1_a, w1_b, w2_a, w2_b = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             first, second = w1_a @ w1_b, w2_a @ w2_b

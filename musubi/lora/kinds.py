@@ -131,7 +131,7 @@ class Kron(Delta):
     @property
     def outputs(self) -> int:
         """Rows of the weight."""
-        return self._sides()[0]
+        return self.sides()[0]
 
     def matrix(self) -> torch.Tensor:
         """The change, a kernel flat behind the inputs where the second is a product."""
@@ -140,12 +140,12 @@ class Kron(Delta):
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether rows and the rest agree; a kernel may be flat."""
-        rows, columns = self._sides()
+        rows, columns = self.sides()
         return bool(shape) and shape[0] == rows and rest(shape) == columns
 
     def size(self) -> str:
         """Rows x columns."""
-        return str(self._sides())
+        return str(self.sides())
 
     def change(self, weight: torch.Tensor) -> torch.Tensor:
         """The change; a flat kernel is unfolded first, for the product runs over inputs alone."""
@@ -160,7 +160,8 @@ class Kron(Delta):
             .reshape(weight.shape)
         )
 
-    def _sides(self) -> tuple[int, int]:
+    def sides(self) -> tuple[int, int]:
+        """Rows of the weight, and numbers in each."""
         rows1 = self.w1 if self.w1 is not None else self.w1_a
         columns1 = self.w1 if self.w1 is not None else self.w1_b
         assert rows1 is not None and columns1 is not None

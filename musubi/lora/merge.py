@@ -10,13 +10,15 @@ import torch
 from musubi.config.lora import LoraMergeConfig
 from musubi.config.options import paths, spared
 from musubi.errors import ConfigError, RunError
+from musubi.lora.blocks import weighted
 from musubi.lora.delta import Delta
 from musubi.lora.files import LoraFile, read_lora
+from musubi.lora.recast import Recast
+from musubi.lora.tensors import OurTensors
 from musubi.plugin import Architecture, Report, TensorSource
 from musubi.weights.contents import Inspection, examine, locate
 from musubi.weights.dtypes import FP8, dtype_name
 from musubi.weights.files import Weights, open_weights
-from musubi.weights.scaled import expand
 from musubi.weights.write import stream
 
 _SHOWN = 3
@@ -53,7 +55,8 @@ class Merging:
             self._used.add(name)
             if not delta.fits(tuple(tensor.shape)):
                 raise _misfit(file, name, delta, tensor)
-            change = delta.to(tensor.device).change(tensor).mul_(multiplier)
+            strength = multiplier * file.strengths.get(name, 1.0)
+            change = delta.to(tensor.device).change(tensor).mul_(strength)
             total = change if total is None else total.add_(change)
         return tensor if total is None else total.add_(tensor)
 
@@ -111,7 +114,10 @@ def run(config: LoraMergeConfig, architecture: Architecture, report: Report) -> 
                 f"{target} is the checkpoint that is merged into.", fix="Write to another file."
             )
         merging = _merging(config, architecture, contents, report)
-        Merge(weights, contents, merging, device).write(target, report)
+        recast = None
+        if config.save_precision is not None:
+            recast = Recast.plan(weights, contents, component.traits, config.save_precision)
+        Merge(weights, contents, merging, device, recast).write(target, report)
     if merging.unused:
         some = ", ".join(merging.unused[:_SHOWN])
         report.warn(f"{len(merging.unused)} layers of the LoRAs were not used, such as {some}.")
@@ -124,10 +130,11 @@ def _merging(
     multipliers = list(config.lora_multiplier or ())
     multipliers += [1.0] * (len(config.lora_weight) - len(multipliers))
     files = []
-    for name, multiplier in zip(config.lora_weight, multipliers, strict=True):
+    for i, (name, multiplier) in enumerate(zip(config.lora_weight, multipliers, strict=True)):
         file = read_lora(name, architecture, contents.shapes)
         for line in filter(None, (file.complaint(), *file.notes)):
             report.warn(line)
+        file = weighted(file, _at(config.lora_block_weights, i), architecture, contents.shapes)
         files.append((file.sparing(spared(config, architecture)), multiplier))
     merging = merging_transform(
         files, include=config.include_patterns or (), exclude=config.exclude_patterns or ()
@@ -139,6 +146,10 @@ def _merging(
     return merging
 
 
+def _at(values: Sequence[str] | None, i: int) -> str | None:
+    return values[i] if values is not None and i < len(values) else None
+
+
 class Merge:
     """One checkpoint, rewritten in its own names.
 
@@ -147,13 +158,20 @@ class Merge:
         contents: What it is.
         merging: What is added.
         device: Where to multiply.
+        recast: How it is stored, when not as it was.
     """
 
     def __init__(
-        self, weights: Weights, contents: Inspection, merging: Merging, device: torch.device
+        self,
+        weights: Weights,
+        contents: Inspection,
+        merging: Merging,
+        device: torch.device,
+        recast: Recast | None = None,
     ) -> None:
         self.weights, self.contents = weights, contents
-        self.merging, self.device = merging, device
+        self.merging, self.device, self.recast = merging, device, recast
+        self._tensors = OurTensors(weights, contents, device)
         self._ours: dict[str, tuple[str, TensorSource, int]] = {
             theirs: (ours, source, part)
             for ours, source in contents.sources.items()
@@ -167,12 +185,15 @@ class Merge:
 
     def write(self, target: Path, report: Report) -> None:
         """Write the result; its tensors that no adapter touches are copied bit for bit."""
-        weights = self.weights
+        weights, recast = self.weights, self.recast
         entries = [(n, weights.dtypes[n], weights.shapes[n]) for n in weights.names]
+        if recast is not None:
+            entries = list(recast.entries)
+        dtypes = {name: dtype for name, dtype, _ in entries}
         with report.progress("Merging", len(entries), unit="tensors") as bar:
 
             def produce(name: str) -> torch.Tensor:
-                made = self.made(name)
+                made = self.made(name) if recast is None else self._recast(name, dtypes[name])
                 bar.advance()
                 return made
 
@@ -192,12 +213,21 @@ class Merge:
             merged = merged / factor.float().reshape(-1, *(1,) * (merged.ndim - 1))
         return self._stored(name, merged, stored.dtype)
 
+    def _recast(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        assert self.recast is not None
+        made = self.recast.made(name, self.merged)
+        if made is not None:
+            return made
+        if name in self.recast.kept:
+            return self.weights.read(name)
+        return self._stored(name, self.recast.shrunk(name, self.merged(name)).float(), dtype)
+
     def merged(self, name: str) -> torch.Tensor:
         """Their tensor with its share of the change, in float32; as it stands for when untouched."""
         if name not in self._ours:
-            return self._expanded(name)
+            return self._tensors.expanded(name)
         ours, source, part = self._ours[name]
-        merged = self._whole(ours, source)
+        merged = self._whole(ours)
         if source.operation == "swap":
             return torch.cat(merged.chunk(2)[::-1])
         if source.operation == "squeeze":
@@ -208,23 +238,11 @@ class Merge:
             return merged[start : start + self.weights.shapes[name][0]]
         return merged.clone()
 
-    def _whole(self, ours: str, source: TensorSource) -> torch.Tensor:
+    def _whole(self, ours: str) -> torch.Tensor:
         """Our tensor, merged; the last one is kept, for its scale or its other parts come next."""
         if self._last is None or self._last[0] != ours:
-            parts = [self._expanded(n) for n in source.names]
-            if source.operation == "swap":
-                whole = torch.cat(parts[0].chunk(2)[::-1])
-            elif source.operation == "squeeze":
-                whole = parts[0].reshape(self.contents.shapes[ours])
-            else:
-                whole = torch.cat(parts) if len(parts) > 1 else parts[0]
-            self._last = ours, self.merging(ours, whole)
+            self._last = ours, self.merging(ours, self._tensors.read(ours))
         return self._last[1]
-
-    def _expanded(self, name: str) -> torch.Tensor:
-        scale = self.contents.scales.get(name)
-        stored = self.weights.read(name).to(self.device)
-        return expand(name, stored, self.weights.read(scale) if scale is not None else None)
 
     def _new_scale(self, name: str, scale: str) -> torch.Tensor:
         return self._factor(self.merged(name), self.weights.read(scale), self.weights.dtypes[name])

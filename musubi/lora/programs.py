@@ -29,6 +29,9 @@ _LETTERS = r".*\.lora_[AB](\.default)?\.weight"
 _WORDS = r".*\.lora_(down|up|mid)\.weight"
 
 
+Alone = Literal["read", "passed", "refused"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """How a program reads one form of names.
@@ -46,6 +49,7 @@ class Reading:
         unread: What a name does that it does not read: it is passed over, or the file is refused.
         passed: Pattern of names that are passed over even where others are refused.
         when: Pattern of which some name in the file must hold a match, or the form is not recognised.
+        alone: What becomes of a difference of a bias beside which there is no pair.
         complete: It takes these names only when each target layer of each block is there.
     """
 
@@ -61,6 +65,7 @@ class Reading:
     passed: str = r"(?!)"
     when: str = ""
     complete: bool = False
+    alone: Alone = "read"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,17 +90,23 @@ def _diffusers(**more: object) -> Reading:
             "prefix": "transformer.",
             "dialect": "diffusers",
             "fields": _MATRICES | {"magnitude", "up_bias"},
-            "spelled": _LETTERS + r"|.*\.lora_magnitude_vector|.*\.lora_B\.bias",
+            "spelled": _LETTERS + r"|.*\.to_[qkv]_lora\.(down|up)\.weight",
             "alpha": "refused",
             "unread": "refused",
-            "passed": r".*lora_.*|.*\.dora_scale",
+            "passed": r".*lora.*|.*\.dora_scale",
             **more,
         }
     )
 
 
+# Layers around the blocks, and what becomes of a bias there beside which there is no pair.
+_AROUND: tuple[tuple[str, Alone], ...] = (
+    (r"(text|time)_embedding\.[02]", "refused"),
+    (r"time_projection\.1|img_emb\.proj\.[13]", "passed"),
+    (r"head\.head", "read"),
+)
 _ATTENTION = r"blocks\.\d+\.((self_attn|cross_attn)\.[qkvo]|cross_attn\.[kv]_img|ffn\.[02])"
-_OLD_NAMES = r"(double_blocks|single_blocks|txt_in\.individual_token_refiner)\..*"
+_OLD_NAMES = r".*(_mod\.linear|_attn_qkv|_attn_proj|mlp\.fc[12]|\.modulation\.linear)"
 
 TABLE: tuple[Row, ...] = (
     # Blocks with self- and cross-attention and a feed-forward network of two layers. diffusers takes
@@ -111,15 +122,19 @@ TABLE: tuple[Row, ...] = (
                 spelled=f"{_LETTERS}|{_WORDS}",
                 biases=_ATTENTION,
                 unread="refused",
-                passed=r".*norm.*\.(diff|diff_b)|.*\.diff(_b|_m)?|.*\.dora_scale",
+                passed=r".*\.diff(_b|_m)?",
             ),
-            Reading(
-                program="diffusers",
-                prefix="diffusion_model.",
-                layers=r"head\.head|(text|time)_embedding\.[02]|time_projection\.1|img_emb\.proj\.[13]",
-                fields=_MATRICES | {"diff_b"},
-                spelled=f"{_LETTERS}|{_WORDS}",
-                unread="refused",
+            *(
+                Reading(
+                    program="diffusers",
+                    prefix="diffusion_model.",
+                    layers=layers,
+                    fields=_MATRICES | {"diff_b"},
+                    spelled=f"{_LETTERS}|{_WORDS}",
+                    unread="refused",
+                    alone=alone,
+                )
+                for layers, alone in _AROUND
             ),
             Reading(
                 program="diffusers",
@@ -149,7 +164,7 @@ TABLE: tuple[Row, ...] = (
                     spelled=_LETTERS,
                     alpha="refused",
                     unread="refused",
-                    passed=r".*lora_.*|.*\.dora_scale",
+                    passed=r".*lora.*|.*\.dora_scale",
                     when="img_attn_qkv",
                 )
                 for prefix in ("diffusion_model.", "transformer.")
@@ -259,7 +274,12 @@ class Judge:
                     if self._refuses(rules, name):
                         refused = refused or f"It refuses the whole file for {name}."
             refused = refused or self._alpha(found, stem, fields)
+            if "down" not in fields and any(r.alone == "refused" for r in found):
+                refused = refused or f"It refuses a file that changes {stem} without a pair."
         refused = refused or self._incomplete(rules, groups)
+        strict = any(r.unread == "refused" for r, _ in rules)
+        if strict and loads and not any("down" in groups[s] for s in groups):
+            refused = refused or "It loads no file without pairs."
         if refused is not None:
             everything = (*loads, *ignores, *unknown)
             return Verdict(self.program, (), everything, (), refused)
@@ -296,6 +316,8 @@ class Judge:
             return f"{self.program} calls no layer so."
         for rule, layer in found:
             if name_field not in rule.fields:
+                continue
+            if name_field == "diff_b" and "down" not in fields and rule.alone != "read":
                 continue
             if name_field in ("diff_b", "up_bias", "b_norm"):
                 if re.fullmatch(rule.biases, layer) and not _diffused_norm(rule, name):

@@ -110,17 +110,16 @@ def best_form(
         name: delta.mapped(lambda t: torch.empty(t.shape, device="meta"))
         for name, delta in deltas.items()
     }
-    counts: dict[str, float] = {}
+    counts: dict[str, tuple[float, float]] = {}
     for form in order:
         try:
             names = list(laid_out(meta, form, architecture.dit))
         except MusubiError:
             continue
-        counts[form] = min(
-            (len(v.loads) / _count(v) for v in judge(architecture, names)), default=1.0
-        )
+        shares = [len(v.loads) / _count(v) for v in judge(architecture, names)]
+        counts[form] = min(shares, default=1.0), sum(shares)
     best = max(counts, key=lambda form: counts[form], default=FORMS[0])
-    return best, counts.get(best, 0.0)
+    return best, counts[best][0] if counts else 0.0
 
 
 def summary(verdict: Verdict) -> str | None:

@@ -121,7 +121,9 @@ class PolicyPlacement:
         for name, home in self._visiting.items():
             visitors.apply(module.get_submodule(name), home, self.device)  # type: ignore[arg-type]
         small = activations.SMALLEST if self.smallest is None else self.smallest
-        lot = activations.Lot(self.device, small, self.report)
+        lot = activations.Lot(
+            self.device, small, eight=self.policy.offload_8bit, report=self.report
+        )
         around(module, self.traits, self.policy, self.compiler, stream, lot)
         return module
 

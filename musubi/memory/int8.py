@@ -35,7 +35,7 @@ def rows(
         factor: (K,), what each column is multiplied by before.
     """
     if torch.compiler.is_compiling():  # fused with what comes before
-        return _rounded(x, factor)
+        return rounded(x, factor)
     return torch.ops.musubi.int8_rows(x, factor)
 
 
@@ -53,8 +53,8 @@ def product(
 
 def turned(weight: torch.Tensor) -> torch.Tensor:
     """The transpose, without gaps."""
-    if not torch.compiler.is_compiling() and (kernels := _kernels(weight)) is not None:
-        return kernels.turned(weight)
+    if not torch.compiler.is_compiling() and (found := kernels(weight)) is not None:
+        return found.turned(weight)
     return weight.t().contiguous()
 
 
@@ -71,7 +71,10 @@ def multiplies(device: torch.device) -> bool:
     return True
 
 
-def _rounded(x: torch.Tensor, factor: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def rounded(
+    x: torch.Tensor, factor: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`rows` in plain operations."""
     wide = x.float() if factor is None else x.float() * factor
     largest = wide.abs().amax(1, keepdim=True).clamp(min=_SMALLEST)
     return (wide * (LARGEST / largest)).round().to(torch.int8), largest / LARGEST
@@ -83,9 +86,9 @@ def _rounded(x: torch.Tensor, factor: torch.Tensor | None) -> tuple[torch.Tensor
     schema="(Tensor x, Tensor? factor) -> (Tensor, Tensor)",
 )
 def _rows(x: torch.Tensor, factor: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    if (kernels := _kernels(x)) is not None:
-        return kernels.quantized(x, factor)
-    return _rounded(x, factor) if len(x) <= _CHUNK else _rounded_in_chunks(x, factor, _CHUNK)
+    if (found := kernels(x)) is not None:
+        return found.quantized(x, factor)
+    return rounded(x, factor) if len(x) <= _CHUNK else _rounded_in_chunks(x, factor, _CHUNK)
 
 
 @_rows.register_fake
@@ -108,8 +111,8 @@ def _product(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    if (kernels := _kernels(a)) is not None:
-        return kernels.product(a, b.contiguous(), scale_a, scale_b, bias, dtype)
+    if (found := kernels(a)) is not None:
+        return found.product(a, b.contiguous(), scale_a, scale_b, bias, dtype)
     count = len(a)
     if a.is_cuda and count <= _FEW_ROWS:
         a = F.pad(a, (0, 0, 0, 2 * _FEW_ROWS - count))
@@ -138,7 +141,7 @@ def _rounded_in_chunks(
     scale = torch.empty(len(x), 1, dtype=torch.float32, device=x.device)
     for start in range(0, len(x), step):
         part = slice(start, start + step)
-        q[part], scale[part] = _rounded(x[part], factor)
+        q[part], scale[part] = rounded(x[part], factor)
     return q, scale
 
 
@@ -163,7 +166,8 @@ def _multiplied(
     return y
 
 
-def _kernels(x: torch.Tensor) -> ModuleType | None:
+def kernels(x: torch.Tensor) -> ModuleType | None:
+    """The Triton kernels, where there are any for the device of `x`."""
     return _found(x.device) if x.is_cuda else None
 
 

@@ -38,6 +38,7 @@ _HOPPER = Tile(128, 256, 128, 8, 4)
 _OTHERS = Tile(128, 128, 128, 8, 3)
 _FEW_ROWS = Tile(64, 128, 128, 4, 3)
 _GROUP = 8
+_GROUPS = 32  # that one program packs
 
 
 @triton.jit
@@ -161,6 +162,30 @@ def _turn(w, t, N, K, BN: tl.constexpr, BK: tl.constexpr):
     tl.store(t + k[:, None] * N + n[None, :], tl.trans(tile), mask=tl.trans(inside))
 
 
+@triton.jit
+def _pack(x, q, scale, count, G: tl.constexpr, BLOCK: tl.constexpr):
+    """Groups (count, G) in int8 and a scale for each."""
+    at = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    place = at[:, None] * G + tl.arange(0, G)[None, :]
+    inside = at < count
+    values = tl.load(x + place, mask=inside[:, None], other=0.0).to(tl.float32)
+    largest = tl.maximum(tl.max(tl.abs(values), 1), 1e-12 * 127)
+    near = (values * (127 / largest)[:, None] + 12582912.0) - 12582912.0
+    tl.store(q + place, near.to(tl.int8), mask=inside[:, None])
+    tl.store(scale + at, largest / 127, mask=inside)
+
+
+@triton.jit
+def _unpack(q, scale, x, count, G: tl.constexpr, BLOCK: tl.constexpr):
+    """What `_pack` was given."""
+    at = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    place = at[:, None] * G + tl.arange(0, G)[None, :]
+    inside = at < count
+    by = tl.load(scale + at, mask=inside, other=0.0)
+    values = tl.load(q + place, mask=inside[:, None], other=0).to(tl.float32) * by[:, None]
+    tl.store(x + place, values.to(x.dtype.element_ty), mask=inside[:, None])
+
+
 def product(
     a: torch.Tensor,
     w: torch.Tensor,
@@ -223,6 +248,22 @@ def turned(w: torch.Tensor) -> torch.Tensor:
     return t
 
 
+def pack(groups: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> None:
+    """Fill `q` (count, G) and `scale` (count, 1) with `groups` (count, G) in int8."""
+    count, size = groups.shape
+    _on(_pack, (triton.cdiv(count, _GROUPS),))(
+        groups, q, scale, count, G=size, BLOCK=_GROUPS, num_warps=4
+    )
+
+
+def unpack(q: torch.Tensor, scale: torch.Tensor, groups: torch.Tensor) -> None:
+    """The other way round."""
+    count, size = groups.shape
+    _on(_unpack, (triton.cdiv(count, _GROUPS),))(
+        q, scale, groups, count, G=size, BLOCK=_GROUPS, num_warps=4
+    )
+
+
 def _copies_tiles(*matrices: torch.Tensor) -> bool:
     """Whether the chip can: rows and matrices must begin at whole 16 bytes."""
     if _describe is None:
@@ -248,4 +289,6 @@ def kernels() -> dict[str, Any]:
         "product by tiles": _product_by_tiles,
         "quantize": _quantize,
         "turn": _turn,
+        "pack": _pack,
+        "unpack": _unpack,
     }

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from musubi.nn.fusing import fusing
+
 _HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -92,11 +94,6 @@ def gated(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     if x.dtype in _HALVES and y.dtype is x.dtype and not gate.requires_grad and not fusing():
         return _Gated.apply(x, y, gate)
     return torch.addcmul(x.float(), y.float(), gate).to(x.dtype)
-
-
-def fusing() -> bool:
-    """Whether what runs is compiled: a compiler fuses plain operations, and takes others as they are."""
-    return torch.compiler.is_compiling()
 
 
 def _alone(x: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
+from musubi.nn.fusing import fusing
+
 Table = tuple[torch.Tensor, torch.Tensor]
 KEPT = 8
 """Tables that are remembered: a run meets few sizes at a time, and one takes up to 61 MB."""
@@ -77,7 +79,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
         sin: Likewise.
     """
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    if x.itemsize == 2 and not torch.compiler.is_compiling():
+    if x.itemsize == 2 and not fusing():
         # One product of complex numbers instead of four, a sum, a difference and a copy; compiled,
         # these are one kernel, and complex numbers none.
         pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))

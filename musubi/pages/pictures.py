@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-from av.container import InputContainer
 from PIL import Image
+
+from musubi.data.media import as_shown
+from musubi.data.video_writer import Quality, encode
 
 SIDE = 320
 """Pixels that the longer side of a small clip has at most."""
@@ -53,16 +53,11 @@ def clip(frames: np.ndarray, fps: float, side: int = SIDE) -> bytes:
     size = _even(size[0]), _even(size[1])
     method = Image.Resampling.NEAREST if times > 1 else Image.Resampling.LANCZOS
     stream = io.BytesIO()
+    small = np.stack(
+        [np.asarray(Image.fromarray(picture).resize(size, method)) for picture in frames]
+    )
     with av.open(stream, "w", format="mp4") as container:
-        track = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        track.width, track.height = size
-        track.pix_fmt = "yuv420p"
-        track.options = {"crf": "26", "preset": "veryfast"}
-        for picture in frames:
-            small = np.asarray(Image.fromarray(picture).resize(size, method))
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(small), format="rgb24")
-            container.mux(track.encode(frame))
-        container.mux(track.encode())
+        encode(container, small, fps, Quality(crf=26, preset="veryfast"))
     return stream.getvalue()
 
 
@@ -87,15 +82,10 @@ def read(path: Path) -> tuple[np.ndarray, float]:
             raise ValueError(f"{path} holds no pictures")
         track = container.streams.video[0]
         fps = float(track.average_rate or 16)
-        frames = list(_pictures(container))
+        frames = [as_shown(frame, track) for frame in container.decode(track)]
     if not frames:
         raise ValueError(f"{path} holds no pictures")
     return np.stack(frames), fps
-
-
-def _pictures(container: InputContainer) -> Iterator[np.ndarray]:
-    for frame in container.decode(video=0):
-        yield frame.to_ndarray(format="rgb24")
 
 
 def video_address(data: bytes) -> str:

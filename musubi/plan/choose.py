@@ -176,6 +176,7 @@ class _Search:
                 quantized_matmul=matmul,
                 recompute=recompute,
                 offload_activations=offload,
+                offload_8bit=self.fixed.get("offload_8bit", False),
                 ffn_chunks=chunks,
                 compile=compiles,
             )

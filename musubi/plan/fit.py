@@ -201,6 +201,7 @@ def given(config: Any, dit: Component, *, trains: bool) -> Policy:
         policy,
         recompute="none",
         offload_activations=False,
+        offload_8bit=False,
         ffn_chunks=1,
         compile=bool(config.compile),
     )
@@ -244,7 +245,7 @@ def decided(config: Any, policy: Policy) -> dict[str, Any]:
     if policy.recompute != "none" or getattr(config, "recompute", None) is not None:
         fixed["recompute"] = policy.recompute
     if policy.offload_activations:
-        fixed["offload_activations"] = True
+        fixed |= {"offload_activations": True, "offload_8bit": policy.offload_8bit}
     if policy.ffn_chunks > 1:
         fixed["ffn_chunks"] = policy.ffn_chunks
     if policy.compile or config.compile is not None:

@@ -37,6 +37,7 @@ def flags(policy: Policy, component: Component, *, trains: bool) -> list[str]:
         }[policy.recompute]
         if policy.offload_activations:
             said.append("--gradient_checkpointing_cpu_offload")
+            said += ["--offload_8bit"] if policy.offload_8bit else []
             if policy.recompute == "none":
                 said.append("--recompute none")
     if policy.ffn_chunks > 1:

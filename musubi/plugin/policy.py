@@ -23,6 +23,7 @@ class Policy:
         recompute: What a training step computes again in its backward pass: nothing; all of a
             block but its attention outputs; or all of a block.
         offload_activations: What the blocks keep for the backward pass waits in host memory.
+        offload_8bit: It waits in int8, with a scale for each 128 numbers: half the memory.
         ffn_chunks: In how many slices along the tokens feed-forward layers are computed.
         compile: Each block is compiled: element-wise chains become one kernel.
     """
@@ -32,5 +33,6 @@ class Policy:
     streamed: tuple[int, ...] = ()
     recompute: Recompute = "none"
     offload_activations: bool = False
+    offload_8bit: bool = False
     ffn_chunks: int = 1
     compile: bool = False

@@ -20,6 +20,7 @@ from musubi.lora.verify import best_form, judge, summary
 from musubi.memory.apply import at_home
 from musubi.plugin import Architecture, Component, Report
 from musubi.train.trainable import refuse_broken
+from musubi.weights.contents import inspect
 
 _TITLES = {
     "lora": "LoRA",
@@ -212,12 +213,23 @@ def _shapes(dit: nn.Module) -> dict[str, tuple[int, ...] | None]:
 
 
 def base_weights(
-    files: Sequence[str], multipliers: Sequence[float], architecture: Architecture
+    files: Sequence[str],
+    multipliers: Sequence[float],
+    architecture: Architecture,
+    dit: Path | None = None,
 ) -> Merging:
-    """What merges `--base_weights` into the DiT while it is loaded."""
+    """What merges `--base_weights` into the DiT while it is loaded.
+
+    Args:
+        files: Of any form.
+        multipliers: In the same order; 1.0 for those missing.
+        architecture: Whose layers they are for.
+        dit: The checkpoint: files of another size are refused before it is loaded.
+    """
+    shapes = None if dit is None else inspect(architecture.dit, dit).shapes
     padded = [*multipliers, *[1.0] * (len(files) - len(multipliers))]
     read = [
-        (read_lora(Path(path), architecture), multiplier)
+        (read_lora(Path(path), architecture, shapes), multiplier)
         for path, multiplier in zip(files, padded, strict=True)
     ]
     return merging_transform(read)

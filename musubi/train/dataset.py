@@ -77,7 +77,7 @@ def prepare(
     encoders = {n: p for n, p in files.items() if n in task.components}
     places = [entry.cache_directory for entry in file.datasets]
     options = as_cached(places, architecture, own_options(config, architecture))
-    ensure(
+    told = ensure(
         file,
         architecture,
         task,
@@ -88,7 +88,14 @@ def prepare(
         device=device,
     )
     records = open_training_set(
-        file, architecture, task, report=report, encoders=encoders, options=options, pin=pin
+        file,
+        architecture,
+        task,
+        report=report,
+        encoders=encoders,
+        options=options,
+        pin=pin,
+        told=told,
     )
     return divide(records, file, config)
 

@@ -152,7 +152,7 @@ def trackers(options: LoggingOptions) -> list[str]:
         if not _installed(name):
             raise MissingPackageError(
                 f"--log_with {asked} needs {name}, which is not installed.",
-                fix=f"Run `pip install musubi[{name}]`.",
+                fix=f"Run `pip install musubi-diffusion[{name}]`.",
             )
     return wanted
 

@@ -29,6 +29,14 @@ def meta_device() -> Iterator[None]:
         yield
 
 
+def cpu_device() -> torch.device:
+    """For a block in `meta_device()` whose tensors hold numbers, such as one that imports transformers.
+
+    It imports torch's compiler, and that of torch 2.6 works out numbers while it is imported.
+    """
+    return torch.device("cpu")
+
+
 def trimmed(module: nn.Module) -> bool:
     """Have a network drop the layers whose output is not used; whether it has such layers."""
     trim = getattr(module, "trim", None)

@@ -7,6 +7,7 @@ import toy_cache
 from safetensors.torch import load_file, save_file
 
 from musubi.cache import encode
+from musubi.cache.match import open_training_set
 from musubi.config.dataset import read_dataset_config
 from musubi.data.batches import epoch_order
 from musubi.errors import DataError
@@ -190,6 +191,32 @@ def test_training_makes_what_is_missing(world):
     notes = list(world.report.notes)
     encode.ensure(*arguments, files=world.weights, report=world.report, device=device)
     assert not toy_cache.Runtime.calls and world.report.notes == notes
+
+
+def test_training_tells_of_each_file_that_is_left_out_once(world):
+    images = world.folder / "images"
+    (images / "broken.png").write_bytes(b"no image")
+    (images / "broken.txt").write_text("a ball")
+    shutil.copy(images / "red_0.png", images / "alone.png")
+    dataset = read_dataset_config(world.data, ARCHITECTURE)
+    told = encode.ensure(
+        dataset,
+        ARCHITECTURE,
+        ARCHITECTURE.task("t2v"),
+        files=world.weights,
+        report=world.report,
+        device=torch.device("cpu"),
+    )
+    found = open_training_set(
+        dataset, ARCHITECTURE, ARCHITECTURE.task("t2v"), report=world.report, told=told
+    )
+    assert len(found.items) == 6 and len(found.skipped) == 2
+    said = "\n".join([*world.report.notes, *world.report.warnings])
+    for name in ("broken.png", "alone.png"):
+        assert len([line for line in said.splitlines() if name in line]) == 1, said
+    # without caching, opening the records is what tells
+    open_training_set(dataset, ARCHITECTURE, ARCHITECTURE.task("t2v"), report=world.report)
+    assert "2 files are left out" in world.report.warnings[-1]
 
 
 def test_training_leaves_records_of_another_dtype_alone(world):

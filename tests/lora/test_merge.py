@@ -100,6 +100,30 @@ def test_eight_bits(tmp_path, lora):
         assert error < 0.04
 
 
+@pytest.mark.parametrize("dialect", [d.name for d in DIT.dialects])
+def test_eight_bits_with_scales_are_written(tmp_path, lora, dialect):
+    dit = twins.write_twin(DIT, tmp_path, dialect=dialect, dtype=torch.bfloat16)
+    wide, _ = merged(tmp_path, dit, lora, save_precision="fp32")
+    expected = load(DIT, wide, device="cpu", dtype=torch.float32).state_dict()
+    out, report = merged(tmp_path, dit, lora, save_precision="fp8_scaled")
+    tensors = load_file(out)
+    layout = next(d for d in DIT.dialects if d.name == dialect)
+    assert tensors[f"{layout.prefix}scaled_fp8"].shape == (2,) and not report.warnings
+    eight = [n for n, t in tensors.items() if t.dtype == torch.float8_e4m3fn and t.ndim == 2]
+    assert len(eight) == 20  # what the network says may be in 8 bits
+    for name in eight:
+        scale = tensors[name.replace("weight", "scale_weight")]
+        assert scale.shape == () and scale.dtype == torch.float32
+        assert tensors[name].float().abs().max() == 448
+    found = load(DIT, out, device="cpu", dtype=torch.float32).state_dict()
+    for name, tensor in expected.items():
+        assert (found[name] - tensor).norm() / tensor.norm() < 0.04, name
+    again, _ = merged(tmp_path / "again", out, lora, lora_multiplier=[0.0], save_precision="bf16")
+    back = load_file(again)
+    assert not any("scale" in n and "scale_shift" not in n for n in back)
+    assert {t.dtype for t in back.values()} <= {torch.bfloat16, torch.float32}
+
+
 def test_pickled_input(tmp_path, lora):
     dit = twins.write_twin(DIT, tmp_path, suffix=".pth")
     out, _ = merged(tmp_path, dit, lora)

@@ -14,6 +14,7 @@ from musubi.lora.files import read_lora
 from musubi.lora.fresh import Kind
 from musubi.lora.kinds import Decomposed
 from musubi.lora.merge import merging_transform
+from musubi.lora.peft_folder import write_peft
 from musubi.plugin import LoraTargets
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
@@ -187,3 +188,48 @@ def test_pissa_starts_where_peft_does():
             assert delta.rank == 6
             base.get_parameter(name).add_(delta.matrix())
         torch.testing.assert_close(base(x), theirs(x), atol=1e-4, rtol=1e-5)
+
+
+KINDS = {
+    "lora": Kind(),
+    "dora": Kind(name="dora"),
+    "loha": Kind(name="loha"),
+    "lokr": Kind(name="lokr"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_peft_loads_a_folder_that_was_written_here(kind, tmp_path):
+    torch.manual_seed(0)
+    base = Net()
+    ranks = [(r"blocks\.1\..*", 1, 5.0)] if kind in ("lora", "loha") else []
+    made = Adapters.create(
+        base, LoraTargets(include=(".*",)), rank=2, alpha=3.0, kind=KINDS[kind], ranks=ranks
+    )
+    for parameter in made.parameters():
+        parameter.add_(0.2 * torch.randn_like(parameter))
+    write_peft(tmp_path / "adapter", made.tensors(), torch.float32)
+    x = torch.randn(5, 8)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "adapter")).eval()
+    made.attach()
+    torch.testing.assert_close(theirs(x), base(x), atol=1e-5, rtol=1e-5)
+    again = read_lora(tmp_path / "adapter", Arch, shapes(base))
+    for name, delta in made.tensors().items():
+        weight = base.get_parameter(name)
+        torch.testing.assert_close(again.deltas[name].change(weight), delta.change(weight))
+
+
+@torch.no_grad()
+def test_what_peft_saved_it_loads_again_after_being_read(case, tmp_path, request):
+    base, theirs, folder = case
+    file = read_lora(folder, Arch, shapes(base))
+    out = tmp_path / "again"
+    if request.node.callspec.params["case"] == "bias":
+        with pytest.raises(CheckpointError, match="peft has no words"):
+            write_peft(out, file.deltas, torch.float32)
+        return
+    write_peft(out, file.deltas, torch.float32)
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(base), str(out)).eval()
+    x = torch.randn(5, 8)
+    torch.testing.assert_close(again(x), theirs(x), atol=1e-5, rtol=1e-5)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from musubi.memory import int8, quantized
+from musubi.memory import int8, packed, quantized
 from musubi.plugin import Traits
 
 TRAITS = Traits(quantize=("layer.weight",))
@@ -141,3 +141,54 @@ def test_expanded_products_are_those_of_the_rounded_weight() -> None:
 
 def test_a_processor_is_no_unit_for_integers() -> None:
     assert not quantized.multiplies(torch.device("cpu"), "int8")
+
+
+needs_cuda = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+class TestOnADevice:
+    """Kernels and PyTorch's own product against the processor's numbers."""
+
+    pytestmark = needs_cuda
+
+    @pytest.fixture(params=["kernels", "plain"])
+    def way(self, request, monkeypatch):
+        if request.param == "plain":
+            monkeypatch.setattr(int8, "kernels", lambda x: None)
+        elif int8.kernels(torch.empty(1, device="cuda")) is None:
+            pytest.skip("needs Triton and a chip that it knows")
+
+    @pytest.mark.parametrize("length", [256, 1040])
+    @pytest.mark.parametrize("count", [1, 17, 300, 5000])
+    def test_products(self, way, count, length) -> None:
+        a = torch.randint(-127, 128, (count, length), dtype=torch.int8)
+        b = torch.randint(-127, 128, (272, length), dtype=torch.int8)
+        scale_a, scale_b, bias = torch.rand(count, 1), torch.rand(272, 1), torch.randn(272)
+        for dtype in (torch.float32, torch.bfloat16):
+            words = (a, b, scale_a, scale_b, bias.to(dtype))
+            expected = int8.product(*words, dtype)
+            found = int8.product(*(w.cuda() for w in words), dtype)
+            assert found.dtype is dtype
+            assert relative(found.cpu(), expected) < (1e-6 if dtype is torch.float32 else 1e-3)
+
+    def test_rows_and_the_transpose(self, way) -> None:
+        x, factor = torch.randn(70, 1040), torch.rand(1040)
+        for given in (None, factor):
+            expected, scale = int8.rows(x, factor=given)
+            on_device = None if given is None else given.cuda()
+            q, found = int8.rows(x.cuda(), factor=on_device)
+            # A division and a product may differ in the last bit, and then a tie falls otherwise.
+            assert (q.cpu() != expected).float().mean() < 1e-3
+            assert torch.allclose(found.cpu(), scale, rtol=1e-6)
+        assert torch.equal(int8.turned(q).cpu(), q.t().contiguous().cpu())
+
+    def test_packed_activations(self, way) -> None:
+        flat = (torch.randn(128 * 1000) * 3).bfloat16()
+        made = packed.packed(flat.cuda())
+        back = packed.unpacked(made, torch.bfloat16).cpu()
+        expected = packed.unpacked(packed.packed(flat), torch.bfloat16)
+        assert (back != expected).float().mean() < 1e-3
+        assert relative(back, flat) < 0.01

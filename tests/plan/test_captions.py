@@ -11,7 +11,7 @@ from musubi.estimate.trace import Recorder
 from musubi.memory import quantized
 from musubi.plan import captions, networks
 from musubi.plan.workload import Network
-from musubi.plugin import Prompt, Policy
+from musubi.plugin import Policy, Prompt
 from musubi.testing import twins
 from musubi.weights.nets import Nets
 

@@ -1,6 +1,7 @@
 """PreviewNeeds of a run are planned: the network stays on the device, with all that is trained."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch

@@ -109,7 +109,7 @@ def test_trackers_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) ->
     assert log.trackers(TrainConfig(log_with="none")) == []
     monkeypatch.setattr(log, "_installed", lambda name: False)
     assert log.trackers(TrainConfig()) == []
-    with pytest.raises(MissingPackageError, match=r"pip install musubi\[wandb\]"):
+    with pytest.raises(MissingPackageError, match=r"pip install musubi-diffusion\[wandb\]"):
         log.trackers(TrainConfig(log_with="wandb"))
 
 

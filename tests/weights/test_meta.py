@@ -55,13 +55,21 @@ def _shapes(module):
 
 @pytest.mark.parametrize("name", ["wan", "hunyuan_video"])
 def test_no_compiler_is_imported_to_build_a_network(name):
+    compiler = "torch.fx.experimental.symbolic_shapes"
     code = f"""
-import sys
+import sys, torch
+with torch.device("meta"):
+    torch.ones(2)
+if {compiler!r} in sys.modules:  # torch 2.6 imports it to count the ones
+    sys.exit(77)
 from musubi import registry
 from musubi.weights.meta import meta_device
 dit = registry.find({name!r}).dit
 with meta_device():
     dit.build(**dit.tiny)
-assert "torch.fx.experimental.symbolic_shapes" not in sys.modules
+assert {compiler!r} not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    status = subprocess.run([sys.executable, "-c", code]).returncode
+    if status == 77:
+        pytest.skip("this torch imports its compiler by itself")
+    assert status == 0

@@ -11,6 +11,7 @@ from musubi.encoders.sizes import all_there, depth
 from musubi.encoders.tokens import tokenized
 from musubi.errors import CheckpointError
 from musubi.plugin import Shapes
+from musubi.weights.meta import cpu_device
 
 TOKENS = 77
 HEAD = 64
@@ -31,8 +32,9 @@ class ClipText(nn.Module):
         self, *, vocab_size: int, dim: int, ffn_dim: int, num_layers: int, positions: int
     ) -> None:
         super().__init__()
-        from transformers import CLIPTextConfig
-        from transformers.models.clip import modeling_clip
+        with cpu_device():
+            from transformers import CLIPTextConfig
+            from transformers.models.clip import modeling_clip
 
         config = CLIPTextConfig(
             vocab_size=vocab_size,

@@ -14,6 +14,7 @@ from musubi.encoders.sizes import all_there, depth
 from musubi.encoders.tokens import tokenized
 from musubi.errors import CheckpointError
 from musubi.plugin import Shapes
+from musubi.weights.meta import cpu_device
 
 # Word for word what the model was trained with; images use it too.
 BEFORE = (
@@ -58,7 +59,8 @@ class Llama(nn.Module):
         num_kv_heads: int,
     ) -> None:
         super().__init__()
-        from transformers import LlamaConfig, LlamaModel
+        with cpu_device():
+            from transformers import LlamaConfig, LlamaModel
 
         sizes: dict[str, Any] = {"rope_theta": 500000.0}  # transformers 5 files it elsewhere
         config = LlamaConfig(

@@ -13,6 +13,7 @@ from torch import nn
 from musubi.encoders.sizes import all_there, depth
 from musubi.errors import CheckpointError
 from musubi.plugin import Shapes
+from musubi.weights.meta import cpu_device
 
 MAX_TOKENS = 512
 
@@ -42,8 +43,9 @@ class TextEncoder(nn.Module):
         num_buckets: int,
     ) -> None:
         super().__init__()
-        from transformers import UMT5Config
-        from transformers.models.umt5.modeling_umt5 import UMT5DenseGatedActDense, UMT5Stack
+        with cpu_device():
+            from transformers import UMT5Config
+            from transformers.models.umt5.modeling_umt5 import UMT5DenseGatedActDense, UMT5Stack
 
         config = UMT5Config(
             vocab_size=vocab_size,

@@ -30,6 +30,7 @@ STD = (
     *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
 )
 WIDTHS = (1, 2, 4, 4)
+_WIDE = 1 << 24  # numbers in float32 at once
 RESIDUALS = 2
 SPATIAL = 8
 TEMPORAL = 4
@@ -49,8 +50,16 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """B C (F) H W."""
-        unit = F.normalize(x.float(), dim=1)
-        return (unit * (x.shape[1] ** 0.5 * self.gamma.float())).to(x.dtype)
+        gamma = x.shape[1] ** 0.5 * self.gamma.float()
+        if torch.is_grad_enabled() or x.ndim < 5:
+            return (F.normalize(x.float(), dim=1) * gamma).to(x.dtype)
+        out = torch.empty_like(x)
+        rows = max(1, _WIDE * x.shape[3] // max(1, x[:, :, :1].numel()))
+        for frame in range(x.shape[2]):  # a part of a frame at a time exists in float32
+            for top in range(0, x.shape[3], rows):
+                part = (slice(None), slice(None), slice(frame, frame + 1), slice(top, top + rows))
+                torch.mul(F.normalize(x[part].float(), dim=1), gamma, out=out[part])
+        return out
 
 
 class Layers(nn.Sequential):
@@ -71,10 +80,10 @@ class Residual(nn.Module):
         super().__init__()
         self.residual = Layers(
             ChannelNorm(in_dim, 3),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             CausalConv3d(in_dim, out_dim, 3, padding=1),
             ChannelNorm(out_dim, 3),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             nn.Dropout(0.0),
             CausalConv3d(out_dim, out_dim, 3, padding=1),
         )
@@ -192,9 +201,15 @@ class Decoder(nn.Module):
         self.head = head(widths[-1], 3)
 
     def forward(self, x: torch.Tensor, stream: Stream) -> torch.Tensor:
-        """A chunk B Z f h w to B 3 F 8h 8w."""
+        """A chunk B Z f h w to B 3 F 8h 8w.
+
+        At full resolution the frames of a chunk follow one another: most of the memory is there.
+        """
         x = self.middle(self.conv1(x, stream), stream)
-        return self.head(self.upsamples(x, stream), stream)
+        start = max(i for i, layer in enumerate(self.upsamples) if isinstance(layer, Resample))
+        x, last = self.upsamples[:start](x, stream), self.upsamples[start:]
+        frames = [self.head(last(frame, stream), stream) for frame in x.split(1, dim=2)]
+        return torch.cat(frames, dim=2)
 
 
 def middle(dim: int) -> Layers:
@@ -204,7 +219,7 @@ def middle(dim: int) -> Layers:
 
 def head(dim: int, out: int) -> Layers:
     """The last layers of encoder and decoder."""
-    return Layers(ChannelNorm(dim, 3), nn.SiLU(), CausalConv3d(dim, out, 3, padding=1))
+    return Layers(ChannelNorm(dim, 3), nn.SiLU(inplace=True), CausalConv3d(dim, out, 3, padding=1))
 
 
 class WanVAE(nn.Module):
@@ -290,11 +305,19 @@ class WanVAE(nn.Module):
 
         def whole(piece: torch.Tensor) -> torch.Tensor:
             stream = Stream(on_host=cache_on_host)
-            chunks = []
+            frames: torch.Tensor | None = None
+            done = 0
             for chunk in self.conv2(piece).split(1, dim=2):
-                chunks.append(self._unfolded(self.decoder(chunk, stream)).float())
+                made = self._unfolded(self.decoder(chunk, stream)).float().clamp_(-1, 1)
+                if frames is None:
+                    batch, channels, _, height, width = made.shape
+                    count = 1 + TEMPORAL * (piece.shape[2] - 1)
+                    frames = made.new_empty(batch, channels, count, height, width)
+                frames[:, :, done : done + made.shape[2]] = made
+                done += made.shape[2]
                 stream.first = False
-            return torch.cat(chunks, dim=2).clamp_(-1, 1)
+            assert frames is not None
+            return frames
 
         shift, scale = self._normalisation(latents.device)
         z = (latents.float() * scale + shift).to(self.dtype)
