@@ -30,6 +30,7 @@ VERSIONS = (
     "tests/cli",
     "tests/generate/test_write.py",
 )
+WHICH = "from importlib.metadata import *; print(*sorted(f'{d.name}=={d.version}' for d in distributions()))"
 PIPELINE = ("tests/pipelines/test_wan.py", "-k", "caching_writes or generating_with")
 
 
@@ -69,6 +70,14 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
+@nox.session(default=False)
+def faults(session: nox.Session) -> None:
+    """Kill every command, let the disk fail, damage every kind of file: minutes."""
+    install(session, "test")
+    env = {"OMP_NUM_THREADS": "1", "MUSUBI_FAULTS": "all"}
+    session.run("pytest", "tests/faults", *session.posargs, env=env)
+
+
 def lowest() -> list[str]:
     """Each package that musubi needs, in the lowest version that pyproject.toml allows."""
     return [
@@ -80,7 +89,7 @@ def versions(session: nox.Session, *packages: str) -> None:
     """Run the tests that versions decide, and say which versions these were."""
     needed = nox.project.dependency_groups(PROJECT, "versions")
     session.install(".", *needed, *packages)
-    session.run("pip", "list") if session.venv_backend != "uv" else session.run("uv", "pip", "list")
+    session.run("python", "-c", WHICH)
     env = {"OMP_NUM_THREADS": "1"}
     workers = ("--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal")
     session.run("pytest", *workers, *(session.posargs or VERSIONS), env=env)

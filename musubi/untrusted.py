@@ -133,8 +133,9 @@ def value_fault(value: object) -> str | None:
     >>> value_fault(float("nan"))
     'it is no finite number'
     """
-    if isinstance(value, str):
-        return "it holds a NUL" if "\0" in value else text_fault(value)
+    if isinstance(value, (str, os.PathLike)):
+        text = str(value)
+        return "it holds a NUL" if "\0" in text else text_fault(text)
     if isinstance(value, float) and not math.isfinite(value):
         return "it is no finite number"
     if isinstance(value, (int, float)):

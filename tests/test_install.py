@@ -149,3 +149,10 @@ def test_pipx_install(wheels, surroundings):
     path = os.pathsep.join([str(tool("uv").parent), surroundings["PATH"]])
     done([tool("pipx"), *words], {**surroundings, "PATH": path})
     is_installed(Path(surroundings["PIPX_BIN_DIR"], "musubi"), surroundings)
+
+
+def test_what_is_said_to_install_is_this_package():
+    """`pip install musubi` would bring another project."""
+    places = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "musubi").rglob("*.py")]
+    other = re.compile(r"\bmusubi\[|(pip|pipx|uv tool) install musubi(?!-)")
+    assert not [p for p in places if other.search(p.read_text(encoding="utf-8"))]

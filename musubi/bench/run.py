@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from musubi.bench import errors
+from musubi.bench import card, errors
 from musubi.bench.case import BenchCase
 from musubi.bench.network import random_network
 from musubi.cache.tasks import device_of
@@ -35,8 +35,11 @@ def run(config: BenchConfig, architecture: Architecture, report: Report) -> None
     Raises:
         ConfigError: No such size, or options that contradict each other.
     """
-    variant = _variant(architecture, config.size)
     device = device_of(config.device)
+    if config.calibrate:
+        card.tell(device, report)
+        return
+    variant = _variant(architecture, config.size)
     if config.cap is not None and device.type == "cuda":
         number = torch.cuda.current_device() if device.index is None else device.index
         total = torch.cuda.get_device_properties(number).total_memory

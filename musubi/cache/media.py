@@ -16,7 +16,7 @@ from musubi.cache.store import check_record, metadata_of, write_record
 from musubi.cache.tasks import encoders_of
 from musubi.cache.threads import WriteBehind, read_ahead
 from musubi.data import clips as data_clips
-from musubi.errors import DataError, RunError
+from musubi.errors import DataError, MusubiError, RunError, line_of
 from musubi.plugin.report import Progress
 from musubi.plugin.runtime import Clip, Record
 from musubi.weights.temporary import sweep
@@ -173,6 +173,11 @@ class _MediaRun:
         except DataError as error:
             if len(batch) == 1:
                 return [error]
+        except MusubiError:
+            raise
+        except Exception as error:  # what a network raises for one clip is that one's
+            if len(batch) == 1:
+                return [DataError(f"{batch[0].clip.name} cannot be encoded: {line_of(error)}")]
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         middle = len(batch) // 2

@@ -29,7 +29,7 @@ from musubi.cache.survey import Origin, judge_text, origin_of_text, seen_by_text
 from musubi.cache.threads import WriteBehind
 from musubi.data.clips import picture
 from musubi.data.sources import scan
-from musubi.errors import DataError
+from musubi.errors import DataError, MusubiError, line_of
 from musubi.plugin.record import lacking
 from musubi.plugin.report import Progress
 from musubi.plugin.runtime import Prompt, Record
@@ -218,11 +218,15 @@ class _TextRun:
     def encode(self, component: str, captions: Sequence[_Caption], *, complete: bool) -> None:
         """Run one encoder over its stale captions."""
         for caption in captions:
-            record = self.encoded(component, caption)
             try:
+                record = self.encoded(component, caption)
                 check_record(record, self.fields, caption.name, complete=False)
             except DataError as error:
                 self.failed(caption, error)
+            except MusubiError:
+                raise
+            except Exception as error:  # what a network raises for one caption is that one's
+                self.failed(caption, DataError(f"{component} cannot encode it: {line_of(error)}"))
             else:
                 self.write(caption, component, record, complete=complete)
             self.bar.advance()

@@ -30,7 +30,7 @@ from musubi.config.dataset_values import (
 from musubi.errors import ConfigError, MusubiError, did_you_mean
 from musubi.plugin.architecture import Architecture, Task
 from musubi.plugin.inputs import Input
-from musubi.untrusted import TextError, parse_json, parse_toml, read_text, reason
+from musubi.untrusted import TextError, parse_json, parse_toml, read_text, reason, value_fault
 
 Extraction = Literal["head", "chunk", "slide", "uniform", "full"]
 
@@ -294,13 +294,17 @@ def _checked(model: type[_Keys], table: Any, where: str, paths: set[str]) -> _Ke
             raise ConfigError(
                 f"{where}: {key!r} is not a known key.", fix=did_you_mean(key, model.model_fields)
             )
+    for key, value in table.items():
+        faults = map(value_fault, value if isinstance(value, list) else [value])
+        if fault := next(filter(None, faults), None):
+            raise ConfigError(f"{where}: {key} = {value!r:.100} cannot be used: {fault}.")
     try:
         return model.model_validate(table)
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
         raise ConfigError(
-            f"{where}: {key} = {table[key]!r} cannot be used.", fix=_advice(key, first["msg"])
+            f"{where}: {key} = {table[key]!r:.100} cannot be used.", fix=_advice(key, first["msg"])
         ) from error
 
 

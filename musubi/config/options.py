@@ -39,7 +39,7 @@ class Options(BaseModel):
     own: ClassVar[frozenset[str]] = frozenset()
     """Which of the fields `for_architecture` took from the architecture's own options."""
 
-    @field_validator("*", mode="before")
+    @field_validator("*", mode="after")
     @classmethod
     def _plausible(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse what no option can mean, whatever its own limits."""

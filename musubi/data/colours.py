@@ -43,7 +43,7 @@ _REFUSED = {
     17: "YCgCo-Ro",
 }
 
-_PLANAR = re.compile(r"yuv(?P<jpeg>j?)(?P<alpha>a?)4(?P<shape>\d\d)p(?P<bits>9|1[0246])?(le)?")
+_PLANAR = re.compile(r"yuvj?(?P<alpha>a?)4(?P<shape>\d\d)p(?P<bits>9|1[0246])?(le)?")
 _GREY = re.compile(r"gray(?P<bits>9|1[0246])?(le)?")
 _SHRUNK = {"20": (2, 2), "22": (2, 1), "44": (1, 1), "40": (1, 2), "11": (4, 1), "10": (4, 4)}
 """Luma samples for one of chroma, across and down."""
@@ -69,7 +69,12 @@ def matrix_of(frame: av.VideoFrame, tagged: int = 2) -> int:
 
 
 def to_rgb(
-    frame: av.VideoFrame, *, matrix: int = 2, full: bool = False, transfer: int = 2
+    frame: av.VideoFrame,
+    *,
+    matrix: int = 2,
+    full: bool = False,
+    transfer: int = 2,
+    centred: bool = False,
 ) -> np.ndarray:
     """A decoded frame as RGB: uint8, H W 3.
 
@@ -78,6 +83,8 @@ def to_rgb(
         matrix: What the stream says, for a frame that says nothing.
         full: Likewise: whether the range is full.
         transfer: Likewise: the transfer curve. PQ and HLG are tone-mapped to BT.709.
+        centred: Whether chroma lies between its luma samples, as in JPEG and MPEG-1, and not beside
+            the left one.
 
     Raises:
         DataError: The colours are of a kind that is not read.
@@ -97,7 +104,7 @@ def to_rgb(
         )
     limits = int(frame.color_range)
     full = limits == FULL or (full and limits != LIMITED) or name.startswith("yuvj")
-    return _from_planes(frame, code, full, transfer, layout)
+    return _from_planes(frame, code, full, transfer, layout, centred)
 
 
 def _planar(frame: av.VideoFrame) -> av.VideoFrame:
@@ -125,7 +132,12 @@ def _from_rgb(frame: av.VideoFrame, transfer: int) -> np.ndarray:
 
 
 def _from_planes(
-    frame: av.VideoFrame, code: int, full: bool, transfer: int, layout: re.Match[str] | None
+    frame: av.VideoFrame,
+    code: int,
+    full: bool,
+    transfer: int,
+    layout: re.Match[str] | None,
+    centred: bool,
 ) -> np.ndarray:
     found = layout or _GREY.fullmatch(frame.format.name)
     assert found is not None
@@ -136,13 +148,12 @@ def _from_planes(
     most = np.float32(1 if transfer in HDR else 255)
     chroma: list[np.ndarray] = []
     if layout is not None:
-        # chroma lies beside the left one of its luma samples in video, between them in JPEG
         across, down = _SHRUNK[layout["shape"]]
-        middle, jpeg = np.float32(1 << (bits - 1)), bool(layout["jpeg"])
+        middle = np.float32(1 << (bits - 1))
         for plane in planes[1:3]:
             values = (plane.astype(np.float32) - middle) * (most / colour)
             values = _spread(values, down, height, 0, centred=True)
-            chroma.append(_spread(values, across, width, 1, centred=jpeg))
+            chroma.append(_spread(values, across, width, 1, centred=centred))
     out = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, _BAND):
         rows = slice(top, top + _BAND)

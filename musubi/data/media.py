@@ -360,6 +360,7 @@ def as_shown(frame: av.VideoFrame, stream: VideoStream) -> np.ndarray:
         matrix=int(codec.colorspace),
         full=int(codec.color_range) == colours.FULL,
         transfer=_transfer(frame, stream),
+        centred=codec.name in ("mjpeg", "mpeg1video"),
     )
     aspect = stream.sample_aspect_ratio or codec.sample_aspect_ratio
     return shown.upright(frame, shown.square(picture, Fraction(aspect) if aspect else None))

@@ -25,7 +25,11 @@ State = Literal["good", "absent", "poor", "bad"]
 
 CUDA = "https://download.pytorch.org/whl/cu128"
 _GIB = 2**30
-_PACKAGES = {"flash2": "musubi[flash]", "sage": "musubi[sage]", "xformers": "musubi[xformers]"}
+_PACKAGES = {
+    "flash2": "musubi-diffusion[flash]",
+    "sage": "musubi-diffusion[sage]",
+    "xformers": "musubi-diffusion[xformers]",
+}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -93,8 +92,8 @@ def _card(
     )
 
 
-# Only the first row was measured by this project; the others are scaled from it by what makers say
-# of products that sum in float32.
+# The others are scaled from these by what makers say of products that sum in float32.
+MEASURED = ("H200", "H100")
 CARDS = (
     _card("H200", 760, 1400, 4800, 55),
     _card("H100 PCIe", 480, 900, 2000, 55),
@@ -144,11 +143,20 @@ def named(name: str) -> Card:
 
 @functools.cache
 def of_device(index: int = 0) -> Card | None:
-    """The card in this computer, measured for a moment if it is not in the table; None: no CUDA."""
+    """The card in this computer: as it was measured, or as the table says; None: no CUDA.
+
+    Rows that this project measured are taken as they are. Any other card is measured for some
+    seconds, once: see `musubi.estimate.calibrate`.
+    """
     if not torch.cuda.is_available():
         return None
+    from musubi.estimate import calibrate
+
     name = torch.cuda.get_device_name(index)
-    return _find(name) or _measured(name, torch.device("cuda", index))
+    row = _find(name)
+    if row is not None and row.name in MEASURED:
+        return calibrate.remembered(name) or row
+    return calibrate.of_this_computer(index) or row
 
 
 def _find(name: str) -> Card | None:
@@ -157,31 +165,3 @@ def _find(name: str) -> Card | None:
 
 def _words(name: str) -> set[str]:
     return set(re.findall(r"[a-z]*[0-9]*[a-z]*", name.lower())) - {""}
-
-
-def _measured(name: str, device: torch.device) -> Card:
-    side = 4096
-    a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
-    host = torch.empty(1 << 28, dtype=torch.uint8, pin_memory=True)
-
-    def rate(amount: float, act: object) -> float:
-        act()  # type: ignore[operator]
-        torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        for _ in range(8):
-            act()  # type: ignore[operator]
-        torch.cuda.synchronize(device)
-        return 8 * amount / (time.perf_counter() - started)
-
-    product = rate(2.0 * side**3, lambda: a @ a)
-    moved = torch.empty(1 << 28, dtype=torch.uint8, device=device)
-    return Card(
-        name=name,
-        product=product,
-        product8=None,
-        integers=product,
-        attention=0.78 * product,
-        attention_backward=0.68 * product,
-        memory=rate(2.0 * moved.numel(), lambda: moved.add_(1)),
-        link=rate(float(host.numel()), lambda: moved.copy_(host, non_blocking=True)),
-    )

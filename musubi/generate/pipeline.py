@@ -37,7 +37,7 @@ from musubi.plugin import (
 )
 
 
-class Watch:
+class SectionWatch:
     """What is done with the sections of a rollout; this one does nothing.
 
     `musubi generate` keeps them on disk, so that a video that is made in sections can be looked at
@@ -144,7 +144,7 @@ class Pipeline:
         return {name: self._condition(recipe, text) for name, text in texts.items()}
 
     @torch.no_grad()
-    def latents(self, recipe: Recipe, watch: Watch | None = None) -> torch.Tensor:
+    def latents(self, recipe: Recipe, watch: SectionWatch | None = None) -> torch.Tensor:
         """Denoise: float32 1 C F H W, on the device.
 
         Args:
@@ -154,7 +154,7 @@ class Pipeline:
         Raises:
             RunError: The network answered with numbers that are not finite.
         """
-        watch = watch or Watch()
+        watch = watch or SectionWatch()
         given = self.encode(recipe)
         rollout = self.runtime.rollout(recipe, next(iter(given.values())), self.device)
         section = next(rollout)

@@ -21,7 +21,7 @@ from musubi.config.options import expert_ending, needed, own_options, paths, tok
 from musubi.config.recipe import build_recipe, requested
 from musubi.config.task import Choice, choose_task
 from musubi.data.video_writer import CRF, Quality
-from musubi.errors import ConfigError, MusubiError, RunError, system_reason
+from musubi.errors import ConfigError, MusubiError, RunError, line_of, system_reason
 from musubi.generate import loras, write
 from musubi.generate.inputs import has_media, size_of
 from musubi.generate.interactive import ask
@@ -231,6 +231,13 @@ class _Collected:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        told = (MusubiError, MemoryError, torch.OutOfMemoryError, OSError)
+        if isinstance(error, Exception) and not isinstance(error, told):
+            # What a library raises for one prompt or file is that one's failure.
+            failure = RunError(f"{self.name[:60]!r} failed: {line_of(error)}.", fix="See --debug.")
+            if not self.several:
+                raise failure from error
+            error = failure
         if not isinstance(error, MusubiError) or not self.several:
             return False
         self.report.warn(f"{self.name}: {error}")

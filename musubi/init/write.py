@@ -10,7 +10,7 @@ from pathlib import Path
 from musubi.config.init import Goal
 from musubi.config.task import Choice
 from musubi.init.clips import Folder, middle
-from musubi.init.size import Size
+from musubi.init.size import FittingSize
 from musubi.plugin import Architecture
 
 STEPS = {"person": 1600, "object": 1600, "style": 2400, "motion": 2000}
@@ -42,7 +42,7 @@ class Plan:
     architecture: Architecture
     choice: Choice
     goal: Goal
-    size: Size
+    size: FittingSize
     vram: str | None
     name: str
     models: dict[str, str]

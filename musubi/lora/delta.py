@@ -211,6 +211,40 @@ class Difference(Delta):
         return Difference(self.value[start:stop])
 
 
+class StoredDifference(Difference):
+    """A difference that stays in its file until it is used: it may be as large as the network.
+
+    Args:
+        read: Gives it.
+        shape: Of it.
+    """
+
+    def __init__(self, read: Callable[[], torch.Tensor], shape: tuple[int, ...]) -> None:
+        self._read, self._shape = read, shape
+
+    @property
+    def value(self) -> torch.Tensor:  # type: ignore[override]
+        """The tensor, read anew each time."""
+        return self._read()
+
+    @property
+    def outputs(self) -> int | None:
+        """Length of axis 0."""
+        return self._shape[0] if self._shape else None
+
+    def mapped(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Difference:  # type: ignore[override]
+        """The same in memory, its tensor replaced."""
+        return Difference(function(self.value))
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether it has the shape, leading ones aside."""
+        return _bare(self._shape) == _bare(shape)
+
+    def size(self) -> str:
+        """Its shape."""
+        return str(self._shape)
+
+
 @dataclass(eq=False)
 class Replacement(Delta):
     """A tensor that takes the place of the network's, at full strength.

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from musubi import registry
-from musubi.errors import CheckpointError, ConfigError
-from musubi.lora.delta import Delta, Difference, Pair, stacked
+from musubi.errors import CheckpointError, ConfigError, line_of
+from musubi.lora.delta import Delta, Difference, Pair, StoredDifference
 from musubi.lora.keys import assembled, grouped
 from musubi.lora.kinds import Decomposed, InputRotation
-from musubi.lora.layout import ALIASES, FORMS, NoWordsError, laid_out, write_lora
+from musubi.lora.layout import ALIASES, FORMS, NoWordsError, laid_out, part_of, write_lora
 from musubi.lora.names import (
     JOINED,
     KOHYA,
     WEIGHT,
     Found,
     bare_of,
-    bias_of,
     known,
-    lookup,
     recognised,
     underscored,
 )
 from musubi.lora.patterns import compiled
 from musubi.lora.peft import config_of
-from musubi.plugin import Architecture, TensorSource
+from musubi.lora.placing import (
+    Shapes,
+    check_sizes,
+    joined,
+    layer_of,
+    match,
+    names_of,
+    placed,
+)
+from musubi.plugin import Architecture
 from musubi.weights.files import Weights, open_weights
 
 __all__ = [
@@ -44,9 +53,9 @@ __all__ = [
     "write_lora",
 ]
 _SHOWN = 3
+_LARGE = 1 << 22  # numbers of a difference that is left in its file until it is used
 # Of what is no part of the network that is adapted.
 _TEXT = ("lora_te", "text_encoder", "text_encoders", "lora_te1", "lora_te2", "clip_l", "llama")
-Shapes = Mapping[str, "tuple[int, ...] | None"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,15 +132,6 @@ class LoraFile:
         return replace(self, deltas=kept)
 
 
-def layer_of(name: str) -> str:
-    """A parameter's name without the word weight or bias.
-
-    >>> layer_of("blocks.0.ffn.0.bias")
-    'blocks.0.ffn.0'
-    """
-    return name.removesuffix(WEIGHT).removesuffix(".bias")
-
-
 def read_lora(
     path: Path | str,
     architecture: Architecture | None = None,
@@ -167,17 +167,21 @@ def read_lora(
             path=path, deltas=plain, metadata=info, form=_form(groups, {}), unknown=tuple(stray)
         )
     found = known(architecture, _looked_up(groups), shapes)
-    matched = {stem: _match(found, stem) for stem in groups}
+    matched = {stem: match(found, stem) for stem in groups}
+    if 2 * sum(hit is not None for hit in matched.values()) < len(matched):
+        relative = _of_a_relative(path, architecture, groups, info, shapes)
+        if relative is not None:
+            return relative
     _refuse_others(path, architecture, matched, info)
     hits: list[tuple[str, Found, Delta]] = []
     for stem, place, delta in pieces:
-        hit = _placed(found, stem, place)
+        hit = placed(found, stem, place)
         if hit is None or (shapes is not None and hit[0] not in shapes):
-            stray += _names_of(groups[stem], place)
+            stray += names_of(groups[stem], place)
         else:
             hits.append((stem, hit, delta))
-    deltas = _joined(path, hits)
-    _check_sizes(path, deltas, shapes or {})
+    deltas = joined(path, hits)
+    check_sizes(path, deltas, shapes or {})
     return LoraFile(
         path=path,
         deltas=deltas,
@@ -236,10 +240,24 @@ def _pieces(
 
     pieces = []
     for stem, fields in groups.items():
-        for place, delta in assembled(stem, fields, read, config):
-            _check(path, stem, delta, finite)
-            pieces.append((stem, place, delta))
+        try:
+            for place, delta in assembled(stem, fields, read, config):
+                _check(path, stem, delta, finite)
+                if isinstance(delta, Difference) and delta.value.numel() >= _LARGE:
+                    name = fields["diff"] if "diff" in fields else fields["w_norm"]
+                    delta = StoredDifference(partial(_again, path, name), tuple(delta.value.shape))
+                pieces.append((stem, place, delta))
+        except (ValueError, ZeroDivisionError, IndexError, RuntimeError, OverflowError) as error:
+            raise CheckpointError(
+                f"{path}: the tensors of {stem!r} cannot be understood ({line_of(error)}).",
+                fix="The file is damaged; download or train it again.",
+            ) from error
     return pieces
+
+
+def _again(path: Path, name: str) -> torch.Tensor:
+    with open_weights(path) as weights:
+        return weights.read(name).clone()
 
 
 def _check(path: Path, stem: str, delta: Delta, finite: bool) -> None:
@@ -252,6 +270,11 @@ def _check(path: Path, stem: str, delta: Delta, finite: bool) -> None:
                 f"{tuple(up.shape)}, which is no pair for a layer.",
                 fix="The file is damaged; download or train it again.",
             )
+    if getattr(inner, "rank", None) == 0:
+        raise CheckpointError(
+            f"{path}: {stem!r} has the rank 0.",
+            fix="The file is damaged; download or train it again.",
+        )
     alpha = getattr(inner, "alpha", None)
     numbers = [*delta.tensors().values(), torch.tensor(float(alpha or 0))]
     if finite and not all(bool(torch.isfinite(t.float()).all()) for t in numbers):
@@ -291,32 +314,6 @@ def _looked_up(groups: Mapping[str, Mapping[str, str]]) -> list[str]:
     return [stem for stem, fields in groups.items() if set(fields) != {"diff_m"}] or list(groups)
 
 
-def _match(found: Mapping[str, Found], stem: str) -> Found | None:
-    return lookup(found, stem) or _placed(found, stem, "bias") or _placed(found, stem, "modulation")
-
-
-def _placed(found: Mapping[str, Found], stem: str, place: str) -> Found | None:
-    """Our parameter for a place of a stem."""
-    if place == "modulation":
-        joint = "_" if stem.startswith(JOINED) else "."
-        return lookup(found, f"{stem}{joint}modulation")
-    hit = lookup(found, stem)
-    if hit is None and place == "weight" and stem.endswith((".bias", "_bias")):
-        hit, place = lookup(found, stem[: -len(".bias")]), "bias"
-    if hit is None or place == "weight":
-        return hit
-    bias = bias_of(hit[0])
-    return None if bias is None else (bias, hit[1])
-
-
-def _names_of(fields: Mapping[str, str], place: str) -> list[str]:
-    of = {"bias": ("diff_b", "b_norm", "up_bias"), "modulation": ("diff_m",)}
-    elsewhere = {f for fields in of.values() for f in fields}
-    if place in of:
-        return [n for f, n in fields.items() if f in of[place]]
-    return [n for f, n in fields.items() if f not in elsewhere]
-
-
 def _refuse_others(
     path: Path, architecture: Architecture, matched: Mapping[str, object], info: Mapping[str, str]
 ) -> None:
@@ -334,70 +331,50 @@ def _refuse_others(
     )
 
 
-def _joined(path: Path, hits: Iterable[tuple[str, Found, Delta]]) -> dict[str, Delta]:
-    """Our names → changes; the parts of a fused layer are put together."""
-    out: dict[str, Delta] = {}
-    parts: dict[str, dict[int, Delta]] = defaultdict(dict)
-    ratios: dict[str, tuple[int, ...]] = {}
-    for stem, (ours, source), delta in hits:
-        if source.operation == "split":
-            clash = source.part in parts[ours]
-            parts[ours][source.part] = delta
-            ratios[ours] = source.ratio
-        else:
-            clash = ours in out
-            out[ours] = _ours(path, stem, delta, source)
-        if clash or (ours in out and ours in parts):
-            raise CheckpointError(
-                f"{path} has {layer_of(ours)!r} twice, once as {stem!r}.",
-                fix="The file mixes two layouts.",
-            )
-    out.update({ours: _fused(path, ours, parts[ours], ratios[ours]) for ours in parts})
-    return out
-
-
-def _ours(path: Path, stem: str, delta: Delta, source: TensorSource) -> Delta:
-    made: Delta | None = delta
-    if source.operation == "swap":
-        made = delta.turned()
-    elif source.operation == "unsqueeze" and isinstance(delta, Difference):
-        shape = delta.value.shape
-        kept = shape[source.ones :] if source.leading else shape[: -source.ones]
-        made = Difference(delta.value.reshape(kept))
-    if made is None:
-        raise CheckpointError(
-            f"{path}: the {delta.title} of {stem!r} cannot be turned into the layer that is here.",
-            fix="Convert it with the program that made it, or give another form.",
-        )
-    return made
-
-
-def _fused(path: Path, ours: str, parts: Mapping[int, Delta], ratio: tuple[int, ...]) -> Delta:
-    first = next(iter(parts.values()))
-    known = next(((i, p.outputs) for i, p in parts.items() if p.outputs), None)
-    if known is None:
-        raise CheckpointError(
-            f"{path}: how many rows each part of {layer_of(ours)!r} has is not in the file.",
-            fix=f"Merge the {first.title} with the program that made it.",
-        )
-    unit = known[1] // ratio[known[0]]
-    if any(p.outputs not in (None, unit * ratio[i]) for i, p in parts.items()):
-        raise CheckpointError(
-            f"{path}: the parts of {layer_of(ours)!r} have sizes that do not join.",
-            fix="The file is damaged or of another model.",
-        )
-    return stacked([parts.get(i) for i in range(len(ratio))], [unit * r for r in ratio])
-
-
-def _check_sizes(path: Path, deltas: Mapping[str, Delta], shapes: Shapes) -> None:
-    for name, delta in deltas.items():
-        shape = shapes.get(name)
-        if shape is not None and not delta.fits(tuple(shape)):
-            raise CheckpointError(
-                f"{path} is of another size: its {delta.title} of {layer_of(name)!r} is for "
-                f"{delta.size()}, and the checkpoint has {tuple(shape)}.",
-                fix="Give a LoRA of this model's size, or the checkpoint it was made for.",
-            )
+def _of_a_relative(
+    path: Path,
+    architecture: Architecture,
+    groups: Mapping[str, Mapping[str, str]],
+    info: Mapping[str, str],
+    shapes: Shapes | None,
+) -> LoraFile | None:
+    """A file for another network whose names in diffusers are layers here too; else None."""
+    said = info.get("ss_base_model_version")
+    name = said if said in registry.names() else recognised(_looked_up(groups), apart=architecture)
+    if name is None or name == architecture.name:
+        return None
+    other = registry.find(name)
+    dialect = next((d for d in other.dit.dialects if d.name == "diffusers"), None)
+    if dialect is None:
+        return None
+    file = read_lora(path, other)
+    layers = _looked_up({layer_of(n): {} for n in dialect.writing(file.deltas)})
+    found = known(architecture, [n.removeprefix(dialect.prefix) for n in layers], shapes)
+    hits, strays = list[tuple[str, Found, Delta]](), list(file.unknown)
+    for theirs, source in dialect.writing(file.deltas).items():
+        stem, place = layer_of(theirs.removeprefix(dialect.prefix)), theirs.rpartition(".")[2]
+        hit = placed(found, stem, place if place == "bias" else "weight")
+        if hit is None or (shapes is not None and hit[0] not in shapes):
+            strays.append(source.names[0])
+            continue
+        with contextlib.suppress(NoWordsError):
+            hits.append((stem, hit, part_of(file.deltas[source.names[0]], source)))
+    if 2 * len(hits) < len(dialect.writing(file.deltas)):
+        return None
+    deltas = joined(path, hits)
+    check_sizes(path, deltas, shapes or {})
+    return LoraFile(
+        path=path,
+        deltas=deltas,
+        metadata=info,
+        form=file.form,
+        unknown=tuple(dict.fromkeys(strays)),
+        notes=(
+            *file.notes,
+            f"{path} is a LoRA for {other.title}; {architecture.title} has the same layers under other "
+            "names, and it is used on these.",
+        ),
+    )
 
 
 def _form(stems: Iterable[str], hits: Mapping[str, Found]) -> str:

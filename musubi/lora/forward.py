@@ -61,14 +61,14 @@ def added(
         change = _decomposed(delta, layer, x, output, strength, drops)
     elif isinstance(delta, Rotation):
         plain = _last(layer, _without_bias(layer, output))
-        change = _back(layer, delta.turned_rows(plain) - plain) * strength
+        change = _back(layer, delta.moved_rows(plain)) * strength
     elif isinstance(layer, nn.Linear) and isinstance(delta, Hada) and delta.t1 is None:
         w1_a = delta.w1_a * (delta.scale * strength)
         change = cast(torch.Tensor, _HadaLinear.apply(x, w1_a, delta.w1_b, delta.w2_a, delta.w2_b))
     elif isinstance(layer, nn.Linear) and isinstance(delta, Kron):
         change = _kron(delta, x, strength)
     elif isinstance(layer, nn.Linear) and isinstance(delta, InputRotation):
-        moved = delta.turned_inputs(x) - x
+        moved = delta.moved_inputs(x)
         change = _without_bias(layer, type(layer).forward(layer, moved)) * strength
     else:
         weight = layer.weight if delta.linear else weight_of(layer)

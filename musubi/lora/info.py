@@ -43,12 +43,13 @@ def describe(path: Path | str) -> dict[str, Any]:
     file = read_lora(path, None, finite=False)
     architecture = file.metadata.get("ss_base_model_version") or recognised(file.deltas)
     groups: dict[str, list[float]] = defaultdict(list)
-    zero, broken = [], []
+    zero, broken, unmeasured = [], [], 0
     for name, delta in file.deltas.items():
         if not all(bool(torch.isfinite(t.float()).all()) for t in delta.tensors().values()):
             broken.append(name)
             continue
         norm = delta.norm()
+        unmeasured += norm is None
         if norm is not None:
             groups[_group(name)].append(norm)
             if norm == 0:
@@ -70,6 +71,7 @@ def describe(path: Path | str) -> dict[str, Any]:
             group: {"modules": len(norms), "mean": sum(norms) / len(norms), "max": max(norms)}
             for group, norms in sorted(groups.items())
         },
+        "unmeasured": unmeasured,
         "zero": zero,
         "not_finite": broken,
         "unknown": list(file.unknown),
@@ -99,6 +101,11 @@ def _show(facts: dict[str, Any], report: Report) -> None:
             for group, n in facts["norms"].items()
         ],
     )
+    if facts["unmeasured"]:
+        report.note(
+            f"{facts['unmeasured']} changes depend on the weights (DoRA, OFT): they have no norm of "
+            "their own."
+        )
     for key, text in (
         ("zero", "change nothing"),
         ("not_finite", "hold a number that is not finite"),

@@ -165,7 +165,7 @@ def assembled(
     def there(field: str) -> torch.Tensor:
         return read(fields[field])
 
-    alpha = float(there("alpha").float()) if "alpha" in fields else None
+    alpha = _number(there("alpha")) if "alpha" in fields else None
     main: Delta | None = None
     if "down" in fields:
         pair = Pair(there("down"), there("up"), alpha, at("mid"))
@@ -211,6 +211,12 @@ def assembled(
             yield place, Difference(there(field))
     if "set_weight" in fields:
         yield "weight", Replacement(there("set_weight"))
+
+
+def _number(tensor: torch.Tensor) -> float:
+    if tensor.numel() != 1:
+        raise ValueError(f"its alpha is not one number but {tensor.numel()}")
+    return float(tensor.float().reshape(()))
 
 
 def _kron(

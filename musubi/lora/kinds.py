@@ -269,22 +269,28 @@ class Rotation(Delta):
             skew = skew * torch.clamp(bound / norm, max=1.0)
         return cayley(skew)
 
-    def turned_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """(…, outputs), each block turned: what the layer's output becomes."""
-        turns = self.turns().to(rows.dtype)
+    def moved_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """(…, outputs) → what is added to them when each block is turned.
+
+        The turn less the identity is multiplied, so that half precision rounds a small number.
+        """
+        turns = self.turns()
         if turns.ndim == 3:
+            eye = torch.eye(turns.shape[-1], device=turns.device)
             cut = rows.reshape(*rows.shape[:-1], *turns.shape[:2])
-            made = torch.einsum("knm,...kn->...km", turns, cut).reshape(rows.shape)
+            made = torch.einsum("knm,...kn->...km", (turns - eye).to(rows.dtype), cut)
+            made = made.reshape(rows.shape)
         else:
-            made = _butterfly(turns, rows)
-        if self.rescale is not None:
-            made = made * self.rescale.to(rows.dtype).flatten()
-        return made
+            made = _butterfly(turns.to(rows.dtype), rows) - rows
+        if self.rescale is None:
+            return made
+        factor = self.rescale.float().flatten()
+        return made * factor.to(rows.dtype) + rows * (factor - 1).to(rows.dtype)
 
     def change(self, weight: torch.Tensor) -> torch.Tensor:
         """What leads from the weight to the turned one."""
         old = weight.float()
-        return self.turned_rows(old.flatten(1).T).T.reshape(weight.shape) - old
+        return self.moved_rows(old.flatten(1).T).T.reshape(weight.shape)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether the rows agree."""
@@ -338,9 +344,10 @@ class InputRotation(Delta):
             total += power @ skew  # peft adds its last term one power further on
         return total
 
-    def turned_inputs(self, x: torch.Tensor) -> torch.Tensor:
-        """(…, inputs), turned."""
-        turns = self.turns().to(x.dtype)
+    def moved_inputs(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, inputs) → what is added to them when each block is turned."""
+        turns = self.turns()
+        turns = (turns - torch.eye(self.block, device=turns.device)).to(x.dtype)
         count = x.shape[-1] // self.block
         cut = x.reshape(*x.shape[:-1], count, self.block)
         return torch.einsum("...kn,knm->...km", cut, turns.expand(count, -1, -1)).reshape(x.shape)

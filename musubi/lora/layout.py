@@ -14,7 +14,8 @@ from musubi.lora.delta import Delta, Difference, Pair, Replacement, Stacked
 from musubi.lora.keys import written
 from musubi.lora.kinds import Decomposed, Hada, InputRotation, Kron, Rotation
 from musubi.lora.names import KOHYA, WEIGHT, underscored
-from musubi.plugin import Component, TensorSource
+from musubi.lora.programs import is_native
+from musubi.plugin import Component, KeyMap, TensorSource
 from musubi.weights.write import save
 
 FORMS = ("kohya", "comfy", "diffusers")
@@ -138,6 +139,8 @@ def _with_letters(words: dict[str, torch.Tensor], delta: Delta) -> dict[str, tor
 def _diffusers(named: Mapping[str, Delta], component: Component | None) -> dict[str, torch.Tensor]:
     dialects = component.dialects if component is not None else ()
     dialect = next((d for d in dialects if d.name == "diffusers"), None)
+    if dialect is None and component is not None and is_native(component):
+        dialect = KeyMap(name="diffusers", marker=())
     if dialect is None:
         raise ConfigError(
             "This network has no names in diffusers.", fix="Write the form comfy or kohya."

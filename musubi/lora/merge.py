@@ -56,7 +56,7 @@ class Merging:
             if not delta.fits(tuple(tensor.shape)):
                 raise _misfit(file, name, delta, tensor)
             strength = multiplier * file.strengths.get(name, 1.0)
-            change = delta.to(tensor.device).change(tensor).mul_(strength)
+            change = delta.to(tensor.device).change(tensor) * strength
             total = change if total is None else total.add_(change)
         return tensor if total is None else total.add_(tensor)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from musubi.errors import CheckpointError
+from musubi.untrusted import TextError, parse_json, read_text, reason
 
 CONFIG = "adapter_config.json"
 HEADER = "lora_adapter_metadata"
 """Where diffusers puts the same words: as JSON in the header, behind the name of the network."""
 _FILE = "adapter_model"
 _PREFIXES = ("transformer.", "unet.")
+_TERMS = "num_cayley_neumann_terms"
+_MOST = 1_000_000
 _DEFAULT_TERMS = 5  # of peft and OneTrainer
 
 
@@ -51,7 +53,8 @@ class PeftConfig:
         """Of OFT: terms of the series that stands for the inverse; 0 means the inverse."""
         if not self.given.get("use_cayley_neumann", True):
             return 0
-        return int(self.given.get("num_cayley_neumann_terms", _DEFAULT_TERMS))
+        said = self.given.get(_TERMS)
+        return int(_DEFAULT_TERMS if said is None else said)
 
     @property
     def block_share(self) -> bool:
@@ -61,8 +64,8 @@ class PeftConfig:
     def _of(self, patterns: str, stem: str, otherwise: Any) -> Any:
         """The value of the first pattern that ends the name, at a dot, as peft looks it up."""
         for pattern, value in (self.given.get(patterns) or {}).items():
-            with contextlib.suppress(re.error):
-                if re.search(rf"(^|\.)(?:{pattern.removeprefix('^')})$", stem):
+            with contextlib.suppress(re.error, RecursionError):
+                if _quick(pattern) and re.search(rf"(^|\.)(?:{pattern.removeprefix('^')})$", stem):
                     return value
         return otherwise
 
@@ -84,17 +87,59 @@ def config_of(path: Path, names: tuple[str, ...], header: Mapping[str, str]) -> 
         beside = folder / CONFIG
         if beside.is_file():
             try:
-                return PeftConfig(given=json.loads(beside.read_text(encoding="utf-8")))
+                return PeftConfig(given=_checked(parse_json(read_text(beside))))
             except (ValueError, OSError) as error:
                 raise CheckpointError(
-                    f"{beside} cannot be read: {error}.",
+                    f"{beside} cannot be read: {reason(error)}.",
                     fix="It says how strong the LoRA is; download it again.",
                 ) from error
     given: dict[str, Any] = {}
-    with contextlib.suppress(ValueError):
-        said = json.loads(header.get(HEADER, "{}"))
+    try:
+        said = parse_json(header.get(HEADER, "{}"))
         for name, value in said.items() if isinstance(said, dict) else ():
             for prefix in _PREFIXES:
                 name = name.removeprefix(prefix)
             given[name] = value
-    return PeftConfig(given=given)
+        return PeftConfig(given=_checked(given))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: {HEADER} in its header cannot be read: {reason(error)}.",
+            fix="It says how strong the LoRA is; download it again.",
+        ) from error
+
+
+def _checked(given: Any) -> dict[str, Any]:
+    """The words whose kinds are what they should be.
+
+    Raises:
+        TextError: They are not.
+    """
+    if not isinstance(given, dict):
+        raise TextError("it is no table")
+    for key, most in (("r", _MOST), ("lora_alpha", None), ("alpha", None), (_TERMS, 1000)):
+        value = given.get(key)
+        if value is not None and not _is_number(value, most):
+            raise TextError(f"{key} is {value!r:.40}")
+    for key in ("alpha_pattern", "rank_pattern"):
+        table = given.get(key) or {}
+        if not isinstance(table, dict):
+            raise TextError(f"{key} is no table")
+        for name, value in table.items():
+            if not _is_number(value, None):
+                raise TextError(f"{key} gives {name!r:.40} the value {value!r:.40}")
+    return given
+
+
+def _is_number(value: object, most: int | None) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value) and (0 if most else -1e30) <= value <= (most or 1e30)
+
+
+def _quick(pattern: str) -> bool:
+    """Whether looking for a pattern ends soon: a file may hold one that takes years."""
+    return (
+        len(pattern) <= 300
+        and len(re.findall(r"[*+{]", pattern)) <= 3
+        and re.search(r"\)[*+{]", pattern) is None
+    )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from musubi.lora.names import KOHYA, WEIGHT
+from musubi.lora.names import KOHYA, WEIGHT, known_parameters
 from musubi.plugin import Component
 
 PAIR = frozenset({"down", "up", "alpha"})
@@ -76,10 +76,14 @@ class Row:
         has: A layer, ours, by which the network is known; with `{n}` for the number of a block.
         readings: In the order in which the program tries them; it reads a file by the first whose
             prefix occurs.
+        lacks: Programs that have no such network.
+        native: Whether the released names are those of diffusers.
     """
 
     has: str
     readings: tuple[Reading, ...] = field(default=())
+    lacks: tuple[str, ...] = ()
+    native: bool = False
 
 
 def _diffusers(**more: object) -> Reading:
@@ -172,19 +176,30 @@ TABLE: tuple[Row, ...] = (
             _diffusers(),
         ),
     ),
+    # The same blocks under the names of diffusers, with an embedder for clean latents beside them.
+    Row(
+        has="clean_x_embedder.proj",
+        readings=(_diffusers(dialect=""),),
+        lacks=("ComfyUI",),
+        native=True,
+    ),
 )
 
 
-def readings(component: Component, layers: Iterable[str]) -> list[Reading]:
+def is_native(component: Component) -> bool:
+    """Whether a network's released names are those of diffusers, without a dialect that says so."""
+    return any(row.native for row in _rows(component))
+
+
+def readings(component: Component) -> list[Reading]:
     """How programs read adapters of a network.
 
     Args:
         component: Its denoiser.
-        layers: Dotted names of its layers.
     """
     dialects = {d.name for d in component.dialects}
     comfy = "comfyui" if "comfyui" in dialects else ""
-    rows = [row for row in TABLE if _has(row, layers)]
+    rows = _rows(component)
     renames = any(d.name == "comfyui" and d.rules for d in component.dialects)
     old = _OLD_NAMES if renames and rows else ".*"
     found = [
@@ -195,12 +210,19 @@ def readings(component: Component, layers: Iterable[str]) -> list[Reading]:
     found += [reading for row in rows for reading in row.readings]
     if "diffusers" in dialects and not any(r.program == "diffusers" for r in found):
         found.append(_diffusers())
-    return found
+    lacking = {program for row in rows for program in row.lacks}
+    return [reading for reading in found if reading.program not in lacking]
 
 
-def _has(row: Row, layers: Iterable[str]) -> bool:
-    pattern = re.compile(re.escape(row.has).replace(re.escape("{n}"), r"\d+"))
-    return any(pattern.fullmatch(layer) for layer in layers)
+def _rows(component: Component) -> list[Row]:
+    """The rows for a network, by its layers at the toy's size."""
+    layers = [name.removesuffix(WEIGHT) for name in known_parameters(component)]
+    patterns = {row: re.escape(row.has).replace(re.escape("{n}"), r"\d+") for row in TABLE}
+    return [
+        row
+        for row, pattern in patterns.items()
+        if any(re.fullmatch(pattern, layer) for layer in layers)
+    ]
 
 
 @dataclass(frozen=True)
@@ -313,7 +335,7 @@ class Judge:
         """Why a tensor is not read; None when it is."""
         found = [(rule, names[stem]) for rule, names in rules if stem in names]
         if not found:
-            return f"{self.program} calls no layer so."
+            return f"No layer has this name in {self.program}."
         for rule, layer in found:
             if name_field not in rule.fields:
                 continue
@@ -330,8 +352,8 @@ class Judge:
             elif not (_diffused_norm(rule, name) and name_field == "diff"):
                 return None
         if any(name_field in rule.fields for rule, _ in found):
-            return f"{self.program} calls such a tensor otherwise."
-        return f"{self.program} does not read tensors called .{name.rpartition('.')[2]} here."
+            return f"{self.program} has other words for this tensor."
+        return f"{self.program} reads no .{name.rpartition('.')[2]} of this layer."
 
     def _refuses(self, rules: Sequence[tuple[Reading, Mapping[str, str]]], name: str) -> bool:
         return any(r.unread == "refused" and not re.fullmatch(r.passed, name) for r, _ in rules[:1])

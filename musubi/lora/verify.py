@@ -82,7 +82,7 @@ def judge(architecture: Architecture, names: Sequence[str]) -> tuple[Verdict, ..
     }
     # Rows of the table are chosen by layers, of which the file may have few.
     ours = sorted({hit[0] for hit in hits.values()} | known_parameters(component, linear=True))
-    rules = readings(component, [p.removesuffix(WEIGHT) for p in ours])
+    rules = readings(component)
     return tuple(
         Judge(
             program,
@@ -97,14 +97,17 @@ def judge(architecture: Architecture, names: Sequence[str]) -> tuple[Verdict, ..
 
 
 def best_form(
-    architecture: Architecture, deltas: Mapping[str, Delta], order: Sequence[str] = FORMS
+    architecture: Architecture,
+    deltas: Mapping[str, Delta],
+    order: Sequence[str] = ("kohya", "comfy"),
 ) -> tuple[str, float]:
     """The form of names that the programs load most of, and how much the worst of them loads.
 
     Args:
         architecture: Whose network.
         deltas: Our names → changes.
-        order: The forms; the first of equal ones is taken.
+        order: The forms; the first of equal ones is taken. By default those with the released names,
+            which the tools around a network know best.
     """
     meta = {
         name: delta.mapped(lambda t: torch.empty(t.shape, device="meta"))
@@ -123,7 +126,7 @@ def best_form(
 
 
 def summary(verdict: Verdict) -> str | None:
-    """One sentence about what a program leaves out; None when it loads everything."""
+    """One or two sentences about what a program leaves out; None when it loads everything."""
     if not verdict.ignores:
         return None
     count = _count(verdict)

@@ -87,8 +87,16 @@ class Lora:
             for name, delta in self.adapters.tensors().items()
         }
         names = list(laid_out(shapes, self.form, self.architecture.dit))
-        lines = [summary(verdict) for verdict in judge(self.architecture, names)]
-        return [f"The LoRA in another program: {line}" for line in lines if line is not None]
+        verdicts = judge(self.architecture, names)
+        lines = [
+            f"In another program: {line}" for v in verdicts if (line := summary(v)) is not None
+        ]
+        best = best_form(self.architecture, shapes, ("comfy", "diffusers", "kohya"))
+        if lines and best[0] != self.form and best[1] == 1:
+            lines.append(
+                f"The form {best[0]} loads everywhere: `musubi lora convert --target {best[0]}`."
+            )
+        return lines
 
     def groups(self, lr: float) -> list[dict[str, Any]]:
         return list(self.adapters.param_groups(lr, self.plus))

@@ -27,7 +27,7 @@ Rescued = Callable[[Literal["sample", "decode"], Recipe], AbstractContextManager
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PreviewPrompt:
     """One preview, and whether its prompt named a seed, which then stands in the file name."""
 
     recipe: Recipe
@@ -42,13 +42,13 @@ def read_prompts(
     *,
     seed: int,
     report: Report,
-) -> list[Prompt]:
+) -> list[PreviewPrompt]:
     """The prompts of `--sample_prompts`; those without a seed get one that stays for the run.
 
     Raises:
         ConfigError: The file cannot be read, or a prompt asks for what cannot be made.
     """
-    prompts: list[Prompt] = []
+    prompts: list[PreviewPrompt] = []
     for index, given in enumerate(_asked(path, architecture, report)):
         seeded = given.get("seed") is not None
         own = seed if seeded else derive(seed, "preview", index) % 2**32
@@ -60,7 +60,7 @@ def read_prompts(
             report,
             size_of=size_of,
         )
-        prompts.append(Prompt(recipe, seeded))
+        prompts.append(PreviewPrompt(recipe, seeded))
     return prompts
 
 
@@ -80,7 +80,7 @@ class Gallery:
     def __init__(
         self,
         pipeline: Pipeline,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[PreviewPrompt],
         folder: Path,
         name: str,
         *,
@@ -107,7 +107,7 @@ class Gallery:
             else:
                 self.report.note(f"Preview {path}.")
 
-    def _draw(self, index: int, prompt: Prompt, moment: str) -> Path:
+    def _draw(self, index: int, prompt: PreviewPrompt, moment: str) -> Path:
         recipe = prompt.recipe
         time = datetime.now().strftime("%Y%m%d%H%M%S")
         stem = f"{self.name}_{moment}_{index:02d}_{time}"
@@ -121,7 +121,7 @@ class Gallery:
                 return write_images(pictures, self.folder, stem, words)[0]
             return write_video(pictures, self.folder / f"{stem}.mp4", recipe.fps, words)
 
-    def _failed(self, prompt: Prompt, step: int, error: Exception) -> None:
+    def _failed(self, prompt: PreviewPrompt, step: int, error: Exception) -> None:
         text = str(error) if isinstance(error, MusubiError) else repr(error)
         size = f"{prompt.recipe.width}x{prompt.recipe.height}x{prompt.recipe.frames}"
         self.report.warn(

@@ -62,6 +62,7 @@ def test_settings_are_those_of_training(tmp_path: Path) -> None:
         "streamed": [1],
         "recompute": "attention",
         "offload_activations": True,
+        "offload_8bit": False,
         "ffn_chunks": 2,
         "compile": False,
     }

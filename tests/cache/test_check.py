@@ -67,3 +67,10 @@ def test_nothing_but_records_is_enough(cached):
     model = for_architecture(CachePreviewConfig, toy_cache.ARCHITECTURE, "cache latents")
     with pytest.raises(DataError, match=r"nothing to show: the files .* are gone"):
         preview.run(model(dataset_config=str(cached.data)), toy_cache.ARCHITECTURE, cached.report)
+
+
+def test_a_decoder_that_gives_other_pixels_makes_records_of_videos_stale(cached, monkeypatch):
+    monkeypatch.setattr("musubi.cache.survey.DECODING_VERSION", 0)
+    found = states(cached)
+    assert found[1, "latents", "fresh"] == 2
+    assert found[2, "latents", f"stale: {OTHER_SETTINGS}"] == 2

@@ -130,6 +130,8 @@ def test_chroma_lies_on_a_line_between_its_samples():
     step = 10 * 255 / 224 * 2 * (1 - 0.299)  # of half the way
     grey = (126 - 16) * 255 / 219
     assert np.abs(red - (grey + step * np.array([0, 1, 2, 2, 2, 1, 0, 0]))).max() <= 1
+    red = colours.to_rgb(frame, centred=True)[0, :, 0].astype(int)
+    assert np.abs(red - (grey + step / 2 * np.array([0, 1, 3, 4, 4, 3, 1, 0]))).max() <= 1
 
 
 def test_pixels_are_the_same_with_every_decoder():
@@ -143,11 +145,12 @@ def test_pixels_are_the_same_with_every_decoder():
             rows = values[: width * plane.height].reshape(plane.height, width)
             y, x = np.mgrid[0 : plane.height, 0:width]
             rows[:] = (37 * x + 11 * y * y) % (1 << bits)
-        digest.update(colours.to_rgb(frame, matrix=1).tobytes())
+        for centred in (False, True):
+            digest.update(colours.to_rgb(frame, matrix=1, centred=centred).tobytes())
     assert digest.hexdigest() == DIGEST
 
 
-DIGEST = "6868e4d826b8c116317ed38d31b395d87cf8ead84ccba64aad3c2e915c8a58d5"
+DIGEST = "c8aa6f230f62de75dbf83ba5faad279ec7c47fb0d289331dbe273f61e0b755eb"
 
 
 # high dynamic range

@@ -39,9 +39,8 @@ def ask() -> Iterator[Callable[..., dict]]:
         process.stdin.flush()
         return json.loads(process.stdout.readline())
 
-    yield call
-    process.stdin.close()  # type: ignore[union-attr]
-    process.wait(timeout=60)
+    with process:  # which closes its ends
+        yield call
 
 
 @pytest.fixture(scope="session")
@@ -64,8 +63,7 @@ def finished(ask, tmp_path_factory) -> World:
 
 
 def honest(found: dict) -> None:
-    """What holds for every failure: words, no traceback, in time, within bounds."""
+    """What holds for every failure: words, no traceback, within bounds. (One that hangs has no code.)"""
     assert found["code"] in (0, 1, 2), found
     assert "Traceback" not in found["said"] and "unexpected" not in found["said"], found["said"]
-    assert found["seconds"] < 10, found
     assert found["memory"] < 1024, found

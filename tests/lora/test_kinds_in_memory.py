@@ -24,7 +24,7 @@ KINDS = {
 }
 POLICIES = {
     "streamed": Policy(streamed=(2,), recompute="attention", offload_activations=True),
-    "sliced": Policy(slices=2),
+    "sliced": Policy(ffn_chunks=2),
 }
 
 
@@ -114,9 +114,12 @@ def test_a_fresh_one_changes_nothing(subject, records, kind, policy):
         assert torch.equal(found, subject.prediction(task, dit, records))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_eight_bits_are_expanded_where_the_kind_looks_at_the_weight(subject, records, kind):
-    policy = Policy(storage="fp8_scaled", streamed=(1,))
+@pytest.mark.parametrize("kind", ["lora", "dora", "dora of lokr", "oft"])
+@pytest.mark.parametrize("storage", ["fp8_scaled", "int8"])
+def test_eight_bits_are_expanded_where_the_kind_looks_at_the_weight(
+    subject, records, kind, storage
+):
+    policy = Policy(storage=storage, streamed=(1,))
     found = outcome(subject, records, KINDS[kind], policy)
     plain = outcome(subject, records, KINDS[kind], Policy())
     error = (found[0] - plain[0]).norm() / plain[0].norm()

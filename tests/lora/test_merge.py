@@ -124,6 +124,23 @@ def test_eight_bits_with_scales_are_written(tmp_path, lora, dialect):
     assert {t.dtype for t in back.values()} <= {torch.bfloat16, torch.float32}
 
 
+def test_a_large_difference_is_read_when_it_is_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("musubi.lora.files._LARGE", 1)
+    dit = twins.write_twin(DIT, tmp_path)
+    change = torch.randn(load_file(dit)[Q].shape)
+    save_file(
+        {f"diffusion_model.{Q.removesuffix('.weight')}.diff": change}, tmp_path / "d.safetensors"
+    )
+    file = read_lora(tmp_path / "d.safetensors", WAN)
+    assert type(file.deltas[Q]).__name__ == "StoredDifference"
+    out, _ = merged(tmp_path, dit, tmp_path / "d.safetensors", lora_multiplier=[0.5])
+    torch.testing.assert_close(load_file(out)[Q], load_file(dit)[Q] + 0.5 * change)
+    kept = {n: d.mapped(lambda t: t * 2) for n, d in file.deltas.items()}
+    assert torch.equal(kept[Q].value, 2 * change)
+    made = Adapters.from_deltas(twins.build_twin(DIT), file.deltas)
+    assert torch.equal(made.tensors()[Q].value, change)
+
+
 def test_pickled_input(tmp_path, lora):
     dit = twins.write_twin(DIT, tmp_path, suffix=".pth")
     out, _ = merged(tmp_path, dit, lora)

@@ -63,7 +63,9 @@ def test_a_table_says_what_does_not_load_and_why(pairs, tmp_path):
     with pytest.raises(CheckpointError, match="--target comfy"):
         run(LoraVerifyConfig(files=[str(path)], arch="wan"), report)
     (line,) = [n for n in report.notes if n.startswith("does not load")]
-    assert "| 40 | transformer.blocks.0." in line and line.endswith("ComfyUI calls no layer so.")
+    assert "| 40 | transformer.blocks.0." in line and line.endswith(
+        "No layer has this name in ComfyUI."
+    )
 
 
 def test_alpha_in_the_metadata_alone(pairs, tmp_path):

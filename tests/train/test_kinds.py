@@ -7,11 +7,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from musubi import registry
 from musubi.config.lora import LoraEmaConfig
 from musubi.errors import MusubiError
 from musubi.lora import ema, info
+from musubi.lora.adapter import Adapters
 from musubi.lora.files import read_lora
 from musubi.plugin import Quiet
+from musubi.testing import twins
+from musubi.train.adapters import Lora
 
 KINDS = {
     "lora": {"rank_stabilized": True, "network_reg_dims": [r"blocks\.1\..*=3:6"]},
@@ -129,3 +133,17 @@ def test_metadata_in_the_words_of_the_tools_that_know_the_kind(toy) -> None:
 def test_what_contradicts_itself_is_refused(toy, options, sentence) -> None:
     with pytest.raises(MusubiError, match=sentence):
         toy.train(**options)
+
+
+def test_the_end_says_what_other_programs_would_leave_out() -> None:
+    hunyuan = registry.find("hunyuan_video")
+    made = Adapters.create(
+        twins.build_twin(hunyuan.dit), hunyuan.dit.traits.lora, rank=2, alpha=1.0
+    )
+    common = {"kind": "lora", "rank": 2, "alpha": 1.0, "plus": None, "max_norm": None}
+    lora = Lora(made, hunyuan, form="kohya", save_dtype=torch.float32, **common)
+    comfyui, diffusers, advice = lora.remarks()
+    assert "ComfyUI leaves out 24 of its 60 tensors" in comfyui
+    assert "diffusers loads none of its 60 tensors" in diffusers
+    assert "`musubi lora convert --target comfy`" in advice
+    assert not Lora(made, hunyuan, form="comfy", save_dtype=torch.float32, **common).remarks()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from musubi.encoders.sizes import all_there, depth
-from musubi.encoders.tokens import tokenized
+from musubi.encoders.tokens import check_ids, tokenized
 from musubi.errors import CheckpointError
 from musubi.plugin import Shapes
 from musubi.weights.meta import cpu_device
@@ -129,6 +129,7 @@ def encode(
     start = template_length(tokenizer)
     tokens = tokenized(tokenizer, [f"{BEFORE}{c}{AFTER}" for c in captions], length=start + TOKENS)
     device = next(encoder.parameters()).device
+    check_ids(tokens.ids, encoder.get_parameter("model.embed_tokens.weight").shape[0])
     hidden = encoder(tokens.ids.to(device), tokens.mask.to(device))
     return [
         (one[start:].clone(), mask[start:].clone())

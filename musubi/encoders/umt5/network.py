@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from musubi.encoders.sizes import all_there, depth
+from musubi.encoders.tokens import check_ids
 from musubi.errors import CheckpointError
 from musubi.plugin import Shapes
 from musubi.weights.meta import cpu_device
@@ -114,6 +115,7 @@ def encode(encoder: nn.Module, tokenizer: Any, captions: list[str]) -> list[torc
         return_tensors="pt",
     )
     mask = tokens["attention_mask"]
+    check_ids(tokens["input_ids"], encoder.get_parameter("shared.weight").shape[0])
     hidden = encoder(tokens["input_ids"].to(device), mask.to(device))
     return [one[:n].clone() for one, n in zip(hidden, mask.sum(1).tolist(), strict=True)]
 
