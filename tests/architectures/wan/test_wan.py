@@ -234,7 +234,8 @@ class Tokenizer:
 def test_text_records_have_their_own_length():
     nets = Nets(t5=fill(T5.build(**T5.tiny)))
     runtime = WanRuntime(ARCHITECTURE, ARCHITECTURE.tasks[0], {})
-    records = runtime.encode_text(nets, "t5", [Prompt(text=t) for t in ("a cat", "", "x" * 600)])
+    prompts = [Prompt(text=text) for text in ("a cat", "", "x" * 600)]
+    records = runtime.encode_text(nets, "t5", prompts)
     assert [tuple(r["t5"].shape) for r in records] == [(6, 32), (1, 32), (512, 32)]
 
 
