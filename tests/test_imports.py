@@ -4,12 +4,15 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 
 import musubi
+from musubi import registry
+from musubi.config.commands import COMMANDS
 
 ROOT = Path(musubi.__file__).parent
 ROOMS = {
@@ -165,3 +168,37 @@ def test_help_leaves_what_it_does_not_need_alone():
 def test_the_package_registers_the_architectures_of_its_folder():
     points = distribution("musubi-diffusion").entry_points.select(group="musubi.architectures")
     assert sorted(p.name for p in points) == _architecture_names()
+
+
+@cache
+def _declared_options() -> frozenset[str]:
+    """Names that architectures give to options, inputs and keys of datasets, and the engine does not."""
+    engine = {"strength"}  # a field of the plugin surface: `Section.strength`
+    for command in COMMANDS:
+        engine |= set(command.options(None).model_fields) | {r.name for r in command.retired()}
+    names: set[str | None] = set()
+    for name in registry.names():
+        architecture = registry.find(name)
+        names |= {o.name for o in (*architecture.options, *architecture.dataset_options)}
+        for one in architecture.inputs:
+            names |= {one.flag, one.directory, one.column}
+    return frozenset({name for name in names if name} - engine)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in SOURCES if p.relative_to(ROOT).parts[0] not in ("architectures", "encoders")],
+    ids=lambda p: p.relative_to(ROOT).as_posix(),
+)
+def test_the_engine_names_no_option_of_an_architecture(path):
+    declared = _declared_options()
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        said = {
+            ast.Constant: lambda n: n.value,
+            ast.Attribute: lambda n: n.attr,
+            ast.keyword: lambda n: n.arg,
+        }.get(type(node), lambda n: None)(node)
+        if isinstance(said, str) and said in declared:
+            found.add(said)
+    assert not found

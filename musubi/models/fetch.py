@@ -109,7 +109,7 @@ def choose(
     Raises:
         ConfigError: A component that the task does not have, or no file is published for it.
     """
-    names = list(dict.fromkeys((architecture.dit.name, *choice.task.components)))
+    names = list(dict.fromkeys((*choice.task.denoisers, *choice.task.components)))
     for name in only or ():
         if name not in names:
             raise ConfigError(

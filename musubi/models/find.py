@@ -169,6 +169,8 @@ def _recognised(
             for component in architecture.components:
                 if components is not None and component.name not in components:
                     continue
+                if component.role == "dit" and component is not architecture.dit:
+                    continue  # a file does not say which of several experts it is
                 try:
                     contents = examine(component, weights)
                 except CheckpointError:

@@ -35,12 +35,13 @@ def filled(config: Options, architecture: Architecture, place: Command, report: 
     choice = choose_task(architecture, getattr(config, "task", None))
     given = paths(config, architecture)
     roles = ROLES[place]
-    names = dict.fromkeys((architecture.dit.name, *choice.task.components))
+    # A file does not say which of several experts it is: these have to be given.
+    denoisers = choice.task.denoisers if len(choice.task.denoisers) == 1 else ()
     wanted = [
         name
-        for name in names
+        for name in (*denoisers, *choice.task.components)
         if name not in given and architecture.component(name).role in roles
-        and name in type(config).model_fields
+        and architecture.component(name).option in type(config).model_fields
     ]  # fmt: skip
     if not wanted:
         return config
@@ -50,8 +51,9 @@ def filled(config: Options, architecture: Architecture, place: Command, report: 
         fitting = [one for one in found if one.component.name == name and _fits(one, choice)]
         if fitting:
             one = _best(fitting, choice, architecture, name)
-            chosen[name] = str(one.path)
-            report.note(f"--{name} {one.path}")
+            option = architecture.component(name).option
+            chosen[option] = str(one.path)
+            report.note(f"--{option} {one.path}")
     return config.model_copy(update=chosen)
 
 
