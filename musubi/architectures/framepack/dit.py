@@ -272,7 +272,7 @@ class PackedDiT(nn.Module):
     def forward(  # noqa: PLR0913 - what conditions this model is many things
         self,
         x: torch.Tensor,
-        t: torch.Tensor,
+        timestep: torch.Tensor,
         text: torch.Tensor,
         mask: torch.Tensor,
         pooled: torch.Tensor,
@@ -289,7 +289,7 @@ class PackedDiT(nn.Module):
 
         Args:
             x: Noisy latents, B C F H W, H and W even.
-            t: (B,), 0 clean to 1 noise.
+            timestep: (B,), 0 clean to 1000 noise.
             text: Hidden states of the language model, B T text_dim.
             mask: Which of them are real, (B, T), bool or numbers, on the host.
             pooled: Pooled text, (B, pooled_dim).
@@ -309,7 +309,6 @@ class PackedDiT(nn.Module):
         dtype = self.context_embedder.proj_in.weight.dtype
         text, real = trimmed(text, mask.bool())
         img, (cos, sin) = self._packed(x, indices, (clean_4x, clean_2x, clean), dtype, rope_scale)
-        timestep = t.float() * 1000
         vec = self.time_text_embed(timestep, pooled, guidance)
         words = self.context_embedder(text, timestep, real, dtype)
         txt, counts = kept(self.image_projection(image, dtype), words, real)

@@ -45,7 +45,7 @@ def example(size=(3, 6, 4), lengths=(9, 9)):
         row[:length] = True
     return {
         "x": randn(n, 16, f, h, w, seed=1),
-        "t": torch.linspace(0.9545, 0.25, n),
+        "timestep": torch.linspace(954.5, 250.0, n),
         "text": randn(n, 12, 48, seed=2),
         "mask": mask,
         "pooled": randn(n, 24, seed=3),
@@ -71,7 +71,7 @@ def theirs_of(model, given):
 
     return model(
         given["x"],
-        given["t"] * 1000,
+        given["timestep"],
         given["text"],
         given["mask"].long(),
         given["pooled"],
