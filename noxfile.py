@@ -7,6 +7,7 @@ pip chooses one. `NOX_DEFAULT_VENV_BACKEND=virtualenv` installs with pip where u
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,19 @@ nox.options.sessions = ["lint", "types", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 CODE = ("musubi", "tests", "examples", "noxfile.py")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+# What the versions of other packages decide: reading and writing media, weights, the command line, and a
+# tiny model that is cached for, trained and generated with.
+VERSIONS = (
+    "tests/data",
+    "tests/weights",
+    "tests/config",
+    "tests/cli",
+    "tests/generate/test_write.py",
+)
+WHICH = "from importlib.metadata import *; print(*sorted(f'{d.name}=={d.version}' for d in distributions()))"
+PIPELINE = ("tests/pipelines/test_wan.py", "-k", "caching_writes or generating_with")
 
 
 def install(session: nox.Session, *groups: str, extras: str = "") -> None:
@@ -54,6 +68,46 @@ def tests(session: nox.Session) -> None:
     install(session, "test")
     workers = ("--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal")
     session.run("pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(default=False)
+def faults(session: nox.Session) -> None:
+    """Kill every command, let the disk fail, damage every kind of file: minutes."""
+    install(session, "test")
+    env = {"OMP_NUM_THREADS": "1", "MUSUBI_FAULTS": "all"}
+    session.run("pytest", "tests/faults", *session.posargs, env=env)
+
+
+def lowest() -> list[str]:
+    """Each package that musubi needs, in the lowest version that pyproject.toml allows."""
+    return [
+        re.sub(r">=([\w.]+)[^;]*", r"==\1", line) for line in PROJECT["project"]["dependencies"]
+    ]
+
+
+def versions(session: nox.Session, *packages: str) -> None:
+    """Run the tests that versions decide, and say which versions these were."""
+    needed = nox.project.dependency_groups(PROJECT, "versions")
+    session.install(".", *needed, *packages)
+    session.run("python", "-c", WHICH)
+    env = {"OMP_NUM_THREADS": "1"}
+    workers = ("--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal")
+    session.run("pytest", *workers, *(session.posargs or VERSIONS), env=env)
+    if not session.posargs:
+        session.run("pytest", *PIPELINE, env=env)
+
+
+@nox.session(python=PYTHONS[0], default=False)
+def minimums(session: nox.Session) -> None:
+    """Run on the lowest version of each package that pyproject.toml allows."""
+    versions(session, *lowest())
+
+
+@nox.session(python=PYTHONS, default=False)
+def newest(session: nox.Session) -> None:
+    """Run on the newest version of each package that there is for a Python."""
+    torch = os.environ.get("MUSUBI_TORCH")
+    versions(session, *([torch] if torch else []))
 
 
 @nox.session

@@ -49,6 +49,16 @@ class StoppedError(MusubiError):
     exit_code = 130
 
 
+def line_of(error: Exception) -> str:
+    """An exception of a library as one line: its kind, and the beginning of what it says.
+
+    >>> line_of(ValueError("a"))
+    'ValueError: a'
+    """
+    first = next(iter(str(error).strip().splitlines()), "").rstrip(".")
+    return f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like `name`, or None when nothing is close.
 

@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from musubi.errors import system_reason
+
 try:
     import tomllib  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
+
+_NO_NAME = frozenset('/\\:*?"<>|')
+_DEVICES = frozenset(
+    ("CON", "PRN", "AUX", "NUL", *(f"{p}{n}" for p in ("COM", "LPT") for n in range(1, 10)))
+)
+_NAME_BYTES = 180  # a file name has 255, and numbers and endings are added
+
+_LARGEST = 2**64  # seeds are that large, and nothing else is
+_LARGEST_FLOAT = 3e38  # of float32
 
 TEXT_LIMIT = 16 << 20
 """Bytes of the largest text file that is read whole."""
@@ -27,7 +39,7 @@ class TextError(ValueError):
     """A text that cannot be read; the message says why."""
 
 
-def read_text(path: Path, *, limit: int = TEXT_LIMIT) -> str:
+def read_text(path: Path | str, *, limit: int = TEXT_LIMIT) -> str:
     """A text file whole, without the mark that some editors put in front.
 
     Raises:
@@ -37,7 +49,7 @@ def read_text(path: Path, *, limit: int = TEXT_LIMIT) -> str:
     return decoded(read_bytes(path, limit=limit))
 
 
-def read_bytes(path: Path, *, limit: int = TEXT_LIMIT) -> bytes:
+def read_bytes(path: Path | str, *, limit: int = TEXT_LIMIT) -> bytes:
     """A file whole, when it is a regular file of no more than `limit` bytes.
 
     Raises:
@@ -52,7 +64,7 @@ def read_bytes(path: Path, *, limit: int = TEXT_LIMIT) -> bytes:
     return found
 
 
-def open_regular(path: Path) -> Any:
+def open_regular(path: Path | str) -> Any:
     """Open a file for reading bytes; a pipe or a device, which may never answer, is refused.
 
     Raises:
@@ -83,7 +95,7 @@ def decoded(data: bytes) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise TextError(f"it is not UTF-8 (byte {error.start})") from error
+        raise TextError(f"it is not UTF-8 text (at byte {error.start})") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -101,6 +113,62 @@ def check_path(path: Path | str) -> None:
     except UnicodeEncodeError:
         pass
     raise OSError(errno.EINVAL, "the path holds characters that no path can hold", repr(text))
+
+
+def text_fault(text: str) -> str | None:
+    """Why a text cannot be written as UTF-8; None when it can.
+
+    >>> text_fault("a cat")
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"it holds {text[error.start]!r}, which is half of a character"
+    return None
+
+
+def value_fault(value: object) -> str | None:
+    """Why no option can have a value; None when one can.
+
+    >>> value_fault(float("nan"))
+    'it is no finite number'
+    """
+    if isinstance(value, (str, os.PathLike)):
+        text = str(value)
+        return "it holds a NUL" if "\0" in text else text_fault(text)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "it is no finite number"
+    if isinstance(value, (int, float)):
+        most = _LARGEST if isinstance(value, int) else _LARGEST_FLOAT
+        return None if -most <= value <= most else "it is too large"
+    return None
+
+
+def reason(error: Exception) -> str:
+    """Why something could not be read, as the end of a sentence."""
+    return system_reason(error) if isinstance(error, OSError) else str(error).rstrip(".")
+
+
+def name_fault(name: str) -> str | None:
+    """Why a text cannot be the first part of file names on every system; None when it can.
+
+    >>> name_fault("cat-v2"), name_fault("..")
+    (None, "'..' is a folder's name")
+    """
+    if not name.strip():
+        return "it is empty"
+    if set(name) == {"."}:
+        return f"{name!r} is a folder's name"
+    odd = next((c for c in name if c in _NO_NAME or ord(c) < 32 or 0xD800 <= ord(c) < 0xE000), None)
+    if odd is not None:
+        return f"it holds {odd!r}"
+    if name[-1] in " ." or name[0] == " ":
+        return "it begins or ends with a space, or ends with a full stop"
+    if name.partition(".")[0].rstrip().upper() in _DEVICES:
+        return "Windows keeps it for a device"
+    if len(name.encode()) > _NAME_BYTES:
+        return f"it has more than {_NAME_BYTES} bytes"
+    return None
 
 
 def parse_json(text: str | bytes, *, unique: bool = False) -> Any:

@@ -466,6 +466,9 @@ def test_latents_that_are_not_finite(say, models, ready, tmp_path):
 
     with safe_open(str(record), "pt") as file:
         metadata = file.metadata()
+    header = json.loads(metadata["musubi"])
+    del header["digest"]  # as in records of earlier versions; with it, the record is just damaged
+    metadata["musubi"] = json.dumps(header)
     tensors = {n: torch.full_like(t, float("nan")) for n, t in load_file(record).items()}
     save_file(tensors, record, metadata)
     said = say(*train(ready, models, tmp_path / "out"))

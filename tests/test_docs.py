@@ -12,7 +12,8 @@ from musubi.config.commands import COMMANDS, typed
 from musubi.config.dataset import read_dataset_config
 from musubi.config.fields import flags
 from musubi.config.reference import reference
-from musubi.config.resolve import resolve, tomllib
+from musubi.config.resolve import resolve
+from musubi.untrusted import tomllib
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md"),

@@ -14,19 +14,19 @@ from torch import nn
 from musubi.config.bench import BenchConfig
 from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
+from musubi.estimate.example import example_batch
 from musubi.lora.adapter import Adapters
-from musubi.memory.example import example_batch
 from musubi.plugin import Architecture, Clip, Component, Variant
 from musubi.plugin.architecture import Role
 from musubi.testing.twins import write_tokenizer
 from musubi.train import optim, schedule
 from musubi.train.offload import Mirror
-from musubi.train.step import Objective, move
+from musubi.train.step import FlowMatchingLoss, move
 from musubi.train.update import Update
 from musubi.weights.nets import Nets
 
 
-class Case:
+class BenchCase:
     """The step that is measured, made of the same parts as a run's."""
 
     def __init__(
@@ -90,7 +90,9 @@ class Case:
     def loss(self, dit: nn.Module) -> Callable[[], torch.Tensor]:
         """The loss of a training step, with its graph: the same noise each time."""
         settings = TrainConfig(timestep_sampling="shift", discrete_flow_shift=3.0)
-        objective = Objective(self.runtime, dit, settings, self.device, self._autocast, seed=0)
+        objective = FlowMatchingLoss(
+            self.runtime, dit, settings, self.device, self._autocast, seed=0
+        )
         batch = self._batch()
         return lambda: objective.training_loss(batch, 1, 0)
 

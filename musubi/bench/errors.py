@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from musubi.bench.case import Case
+from musubi.bench.case import BenchCase
 from musubi.bench.network import random_network
-from musubi.memory.apply import Placement
+from musubi.memory.apply import PolicyPlacement
 from musubi.plugin import Policy, Report
 
 
 def tell(
-    case: Case,
+    case: BenchCase,
     numbers: Mapping[str, Any],
     policy: Policy,
-    placement: Placement,
+    placement: PolicyPlacement,
     dtype: torch.dtype,
     report: Report,
 ) -> dict[str, float]:
@@ -34,7 +34,7 @@ def tell(
     Returns:
         "velocity", "loss" and "gradients": ‖found - expected‖ / ‖expected‖.
     """
-    plain = Placement(placement.traits, Policy(recompute=policy.recompute), placement.device)
+    plain = PolicyPlacement(placement.traits, Policy(recompute=policy.recompute), placement.device)
     expected = _answers(case, numbers, plain, dtype)
     found = _answers(case, numbers, placement, dtype)
     errors = {
@@ -50,7 +50,7 @@ def tell(
 
 
 def _answers(
-    case: Case, numbers: Mapping[str, Any], placement: Placement, dtype: torch.dtype
+    case: BenchCase, numbers: Mapping[str, Any], placement: PolicyPlacement, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     network = random_network(case.component(), numbers, placement, dtype=dtype)
     velocity = case.prediction(network)().float().cpu()

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from musubi.memory.apply import Placement
+from musubi.memory.apply import PolicyPlacement
 from musubi.plugin import Component
-from musubi.weights.blank import finished, on_meta
+from musubi.weights.meta import finished, on_meta
 
 
 def random_network(
     component: Component,
     numbers: Mapping[str, Any],
-    placement: Placement,
+    placement: PolicyPlacement,
     *,
     dtype: torch.dtype = torch.bfloat16,
 ) -> nn.Module:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from musubi.bench import errors
-from musubi.bench.case import Case
+from musubi.bench import card, errors
+from musubi.bench.case import BenchCase
 from musubi.bench.network import random_network
 from musubi.cache.tasks import device_of
 from musubi.config.bench import BenchConfig
@@ -21,7 +21,7 @@ from musubi.config.memory import compiler_words, dit_policy
 from musubi.config.sizes import gibibytes, parse_bytes
 from musubi.config.task import published
 from musubi.errors import ConfigError
-from musubi.memory.apply import Placement
+from musubi.memory.apply import PolicyPlacement
 from musubi.memory.compiled import Compiler
 from musubi.plugin import Architecture, Component, Policy, Report, Variant
 from musubi.weights.dtypes import parse_dtype
@@ -35,17 +35,20 @@ def run(config: BenchConfig, architecture: Architecture, report: Report) -> None
     Raises:
         ConfigError: No such size, or options that contradict each other.
     """
-    variant = _variant(architecture, config.size)
     device = device_of(config.device)
+    if config.calibrate:
+        card.tell(device, report)
+        return
+    variant = _variant(architecture, config.size)
     if config.cap is not None and device.type == "cuda":
         number = torch.cuda.current_device() if device.index is None else device.index
         total = torch.cuda.get_device_properties(number).total_memory
         torch.cuda.set_per_process_memory_fraction(parse_bytes(config.cap) / total, number)
-    case = Case(config, architecture, variant, device)
+    case = BenchCase(config, architecture, variant, device)
     component = case.component()
     policy = dit_policy(config, component)
     started = time.perf_counter()
-    placement = Placement(
+    placement = PolicyPlacement(
         component.traits,
         policy,
         device,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from musubi.cache.freshness import Wanted
 from musubi.cache.header import Kind
-from musubi.cache.shelf import Shelf, read_shelf
+from musubi.cache.index import CacheIndex, read_index
 from musubi.cache.survey import (
     NO_RECORD,
     OTHER_SETTINGS,
@@ -61,12 +61,12 @@ def record_states(
     rows: list[tuple[int, str, str, int]] = []
     dataset = read_dataset_config(config.dataset_config, architecture)
     for number, entry in enumerate(dataset.datasets, start=1):
-        shelf = read_shelf(entry.cache_directory, architecture)
+        cache_index = read_index(entry.cache_directory, architecture, whole=True)
         settings = settings_of(entry, architecture, task)
         if entry.place.exists():
-            found = list(_judged(scan(entry).sources, shelf, wanted, settings, architecture))
+            found = list(_judged(scan(entry).sources, cache_index, wanted, settings, architecture))
         else:
-            found = list(_alone(shelf, wanted, settings, architecture))
+            found = list(_alone(cache_index, wanted, settings, architecture))
         for place, what in enumerate(("latents", "text")):
             counts = Counter(_state(pair[place]) for pair in found)
             rows += [(number, what, state, count) for state, count in counts.most_common()]
@@ -75,28 +75,31 @@ def record_states(
 
 def _judged(
     sources: Iterable[Source],
-    shelf: Shelf,
+    cache_index: CacheIndex,
     wanted: Mapping[Kind, Wanted],
     settings: Settings,
     architecture: Architecture,
 ) -> Iterator[tuple[str | None, str | None]]:
     """Why the latents and the text of each source are not fresh."""
     for source in sources:
-        media = judge_media(source, Origin(source), shelf, wanted["media"], settings)
-        head = text_head(source.stem, shelf, architecture)
+        media = judge_media(source, Origin(source), cache_index, wanted["media"], settings)
+        head = text_head(source.stem, cache_index, architecture)
         yield media.reason, judge_text(head, source.caption, wanted["text"])
 
 
 def _alone(
-    shelf: Shelf, wanted: Mapping[Kind, Wanted], settings: Settings, architecture: Architecture
+    cache_index: CacheIndex,
+    wanted: Mapping[Kind, Wanted],
+    settings: Settings,
+    architecture: Architecture,
 ) -> Iterator[tuple[str | None, str | None]]:
     """The same of sources that are gone, known by their records."""
-    for stem, names in shelf.by_stem.items():
-        headers = [h.header for name in names if (h := shelf.media[name]) and h.header]
+    for stem, names in cache_index.by_stem.items():
+        headers = [h.header for name in names if (h := cache_index.media[name]) and h.header]
         reasons = {judge_alone(header, wanted["media"], settings) for header in headers}
         current = reasons - {OTHER_SETTINGS}  # beside what is left over from other settings
         media = next(filter(None, current), None) if current else OTHER_SETTINGS
-        yield media, judge_text(text_head(stem, shelf, architecture), None, wanted["text"])
+        yield media, judge_text(text_head(stem, cache_index, architecture), None, wanted["text"])
 
 
 def _state(reason: str | None) -> str:

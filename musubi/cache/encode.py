@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from musubi.cache.freshness import Wanted, recorded
+from musubi.cache.caching_run import CachingRun, Summary, Told
+from musubi.cache.freshness import Wanted, cache_options
 from musubi.cache.header import Kind
-from musubi.cache.job import Job, Summary
 from musubi.cache.media import cache_media
 from musubi.cache.tasks import choose_task, device_of, encoders_of, threads
 from musubi.cache.text import cache_captions
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from musubi.config.dataset import DatasetFile
 
 __all__ = ["Summary", "cache_latents", "cache_text", "ensure", "run_latents", "run_text"]
-
-CAPTIONS = 16
-"""Captions of one encoder call when nobody says otherwise."""
 
 
 def run_latents(config: CacheLatentsConfig, architecture: Architecture, report: Report) -> None:
@@ -71,7 +68,7 @@ def cache_text(config: CacheTextConfig, architecture: Architecture, report: Repo
     task = choose_task(architecture, config.task, paths(config, architecture))
     request = _request(config, architecture, task, report)
     dtypes = {c.name: config.text_encoder_dtype for c in architecture.components}
-    return _run("text", replace(request, dtypes=dtypes, batch_size=config.batch_size or CAPTIONS))
+    return _run("text", replace(request, dtypes=dtypes))
 
 
 def ensure(
@@ -84,7 +81,7 @@ def ensure(
     options: Mapping[str, Any] | None = None,
     tokenizers: Mapping[str, Path] | None = None,
     device: torch.device | None = None,
-) -> None:
+) -> Told:
     """Make missing and stale records before training, as far as the encoders' files are given.
 
     Where one of the encoders has no file, its kind of record is left alone. dtypes that records
@@ -99,6 +96,9 @@ def ensure(
         options: The architecture's own options.
         tokenizers: Component name to its tokenizer.
         device: Where to encode; cuda when there is one.
+
+    Returns:
+        The files that were left out, each of which was told once.
 
     Raises:
         MusubiError: As `cache_latents` and `cache_text`.
@@ -116,12 +116,16 @@ def ensure(
         keep=True,
         training=True,
     )
-    kinds: tuple[tuple[Kind, str, int], ...] = (("media", "Latents", 1), ("text", "Text", CAPTIONS))
-    for kind, title, size in kinds:
+    kinds: tuple[tuple[Kind, str], ...] = (("media", "Latents"), ("text", "Text"))
+    told: Told = frozenset()
+    for kind, title in kinds:
         if all(c.name in files for c in encoders_of(architecture, task, kind)):
-            summary = _run(kind, replace(request, batch_size=size))
-            if summary.usable != summary.fresh or summary.failed:
-                summary.tell(report, title)
+            summary = _run(kind, request)
+            failed = {(p.name, p.reason) for p in summary.failed}
+            if summary.usable != summary.fresh or failed - told:
+                summary.tell(report, title, told=told)
+            told |= failed
+    return told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,10 +192,10 @@ def _run(kind: Kind, request: _Request) -> Summary:
     }
     dtypes = {c.name: dtype_name(asked[c.name]) if c.name in asked else c.dtype for c in encoders}
     for name, policy in request.policies.items():
-        if name in dtypes and policy.storage != "kept":
+        if name in dtypes and policy.storage != "native":
             dtypes[name] += " from 8 bits"  # what they encode differs from what they did in full
-    options = recorded(architecture, request.options, command)
-    shared = recorded(architecture, request.options, command, "train")
+    options = cache_options(architecture, request.options, command)
+    shared = cache_options(architecture, request.options, command, "train")
     nets = Nets(
         architecture,
         request.files,
@@ -201,7 +205,7 @@ def _run(kind: Kind, request: _Request) -> Summary:
         place=placer(request.policies, request.device, report=request.report),
         report=request.report,
     )
-    job = Job(
+    caching = CachingRun(
         dataset=request.dataset,
         architecture=architecture,
         runtime=architecture.runtime(architecture, task, request.options),
@@ -222,6 +226,6 @@ def _run(kind: Kind, request: _Request) -> Summary:
         strict=request.strict,
     )
     try:
-        return cache_media(job) if kind == "media" else cache_captions(job)
+        return cache_media(caching) if kind == "media" else cache_captions(caching)
     finally:
         nets.free_all()

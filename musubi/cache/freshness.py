@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from musubi.cache.header import Header
+from musubi.cache.header import RecordHeader
 from musubi.plugin.architecture import Architecture, Task
 from musubi.plugin.option import Command
 from musubi.plugin.record import Field
@@ -49,7 +49,7 @@ class Wanted:
         )
 
 
-def recorded(
+def cache_options(
     architecture: Architecture, options: Mapping[str, Any], *commands: Command
 ) -> dict[str, Any]:
     """The options that shape records, as far as they are given.
@@ -62,7 +62,7 @@ def recorded(
     return {
         o.name: options[o.name]
         for o in architecture.options
-        if o.recorded and o.name in options and set(commands) <= set(o.commands)
+        if o.affects_cache and o.name in options and set(commands) <= set(o.commands)
     }
 
 
@@ -98,6 +98,19 @@ def signature(paths: Iterable[Path]) -> str:
     return "; ".join(rows)
 
 
+def stamp(paths: Iterable[Path]) -> tuple[tuple[str, int, int, int, int], ...]:
+    """What tells whether files were touched while they were read: more than a record can keep.
+
+    Each file's path, size, modification time, change time and number.
+    """
+    return tuple(
+        (str(file), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
+        for path in paths
+        for file in files_of(path)
+        for s in (file.stat(),)
+    )
+
+
 def content_digest(paths: Iterable[Path]) -> str:
     """Of every byte of files, and of what directories hold, in this order."""
     digest = hashlib.blake2b(digest_size=16)
@@ -117,7 +130,7 @@ def _row(name: str, status: os.stat_result) -> str:
 # comparisons: a phrase that says why not, or None
 
 
-def made_otherwise(header: Header, wanted: Wanted, fields: Sequence[Field]) -> str | None:
+def made_otherwise(header: RecordHeader, wanted: Wanted, fields: Sequence[Field]) -> str | None:
     """Why a record was not made as wanted, whatever its source; None when it was."""
     if header.schema != wanted.task.schema.version:
         return "a record of an older layout"
@@ -139,7 +152,7 @@ def made_otherwise(header: Header, wanted: Wanted, fields: Sequence[Field]) -> s
     return None
 
 
-def odd_ones(headers: Sequence[Header]) -> dict[int, str]:
+def odd_ones(headers: Sequence[RecordHeader]) -> dict[int, str]:
     """Records that disagree with most of the others about encoder or options: index to reason.
 
     For when no encoder file is given to compare with: a set must at least be of one piece.

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic_core import from_json
 
+from musubi.weights.digest import is_digest
+
 VERSION = 1
 """Layout of the header itself; a record with another one is stale."""
 
@@ -16,7 +18,7 @@ Kind = Literal["media", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Header:
+class RecordHeader:
     """What a record was made of. It travels as JSON under the metadata key `musubi`.
 
     Args:
@@ -41,6 +43,8 @@ class Header:
         part: Which section of the clip, from 0.
         parts: How many sections the clip has.
         caption: Digest of the caption, for text records.
+        digest: Of everything the file holds, itself apart; empty in records of older versions. See
+            `store.write_record`.
         adopted: Made by a tool that writes no such header, and accepted as it is.
         version: Of this header.
     """
@@ -65,6 +69,7 @@ class Header:
     part: int = 0
     parts: int = 1
     caption: str = ""
+    digest: str = field(default="", compare=False)  # says nothing of what a record was made of
     adopted: bool = False
     version: int = VERSION
 
@@ -73,22 +78,52 @@ class Header:
         return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
-_KNOWN = frozenset(f.name for f in fields(Header))
+_KNOWN = frozenset(f.name for f in fields(RecordHeader))
+_TEXTS = (
+    "kind",
+    "stem",
+    "source",
+    "signature",
+    "content",
+    "plan",
+    "preprocessing",
+    "caption",
+    "digest",
+)
+_COUNTS = ("schema", "start", "length", "clip", "clips", "part", "parts")
+_MOST = 10_000_000
+_MOST_PARTS = 10_000  # a name is made for each of them
 
 
-def parse(text: str) -> Header | None:
+def parse(text: str) -> RecordHeader | None:
     """The header in a metadata value, or None when it is of another version or not ours."""
     try:
         values = from_json(text)
         if values["version"] != VERSION:
             return None
+        values.setdefault("digest", "")
         width, height = values["bucket"]
         values["bucket"] = (width, height)
         values["fields"] = tuple(values["fields"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    if values.keys() != _KNOWN:
+    if values.keys() != _KNOWN or not _plausible(values):
         return None
-    header = object.__new__(Header)
+    header = object.__new__(RecordHeader)
     header.__dict__.update(values)  # 20,000 frozen __init__ calls take a third of a second
     return header
+
+
+def _plausible(values: Mapping[str, Any]) -> bool:
+    """Whether every value is of its kind, so that nothing that a file says is believed blindly."""
+    return (
+        all(type(values[name]) is str for name in _TEXTS)
+        and all(type(values[name]) is int and 0 <= values[name] < _MOST for name in _COUNTS)
+        and values["parts"] <= _MOST_PARTS
+        and type(values["adopted"]) is bool
+        and all(type(side) is int and 0 <= side < _MOST for side in values["bucket"])
+        and all(type(values[name]) is dict for name in ("encoders", "dtypes", "options"))
+        and all(type(name) is str for name in values["fields"])
+        and all(type(v) is str for d in ("encoders", "dtypes") for v in values[d].values())
+        and (not values["digest"] or is_digest(values["digest"]))
+    )

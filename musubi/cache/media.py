@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from musubi.cache.failures import write_failures
-from musubi.cache.job import DeviceFullError, Job, Summary
-from musubi.cache.leftovers import delete_leftovers, sweep
+from musubi.cache.caching_run import CachingRun, DeviceFullError, Summary
+from musubi.cache.index import delete_leftovers, write_failures
+from musubi.cache.stale_clips import CachedDataset, StaleClip, StaleClips, named_size
 from musubi.cache.store import check_record, metadata_of, write_record
 from musubi.cache.threads import WriteBehind, read_ahead
-from musubi.cache.worklist import Place, Work, Worklist, named_size
 from musubi.data import clips as data_clips
-from musubi.errors import DataError, RunError
+from musubi.errors import DataError, MusubiError, RunError, line_of
 from musubi.plugin.report import Progress
 from musubi.plugin.runtime import Clip, Record
+from musubi.weights.temporary import sweep
 
 if TYPE_CHECKING:
     from musubi.data.clips import ClipPlan
+
+_ATTEMPTS = 3
+"""How often a source is encoded whose files change meanwhile."""
 
 _PENDING = 4
 """Batches' worth of clips that may wait for others of their size before a short batch is encoded."""
@@ -31,60 +34,74 @@ _PENDING = 4
 class _Decoded:
     """One clip on its way to the encoder."""
 
-    work: Work
+    work: StaleClip
     index: int
     plan: ClipPlan
     clip: Clip
 
 
-def cache_media(job: Job) -> Summary:
+def cache_media(caching: CachingRun) -> Summary:
     """Make every media record that is missing or stale.
 
     Raises:
         DataError: A file cannot be used and the run is strict, or no file at all gave a record.
         RunError: The disk is full, or (a DeviceFullError) the device is too small for one clip.
     """
-    return _MediaRun(job).run()
+    return _MediaRun(caching).run()
 
 
 class _MediaRun:
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, caching: CachingRun) -> None:
+        self.caching = caching
         self.summary = Summary()
-        self.list = Worklist(job, self.summary)
+        self.list = StaleClips(caching, self.summary)
+        self.changed: set[int] = set()  # ids of work whose files changed while they were read
 
     def run(self) -> Summary:
         places, pending = self.list.survey()
-        work = self.list.plan(pending)
-        if work:
-            self.encode(work)
+        for _ in range(_ATTEMPTS):
+            work = self.list.plan(pending)
+            if work:
+                self.encode(work)
+            pending = [self.list.again(one) for one in work if id(one) in self.changed]
+            self.changed.clear()
+            if not pending:
+                break
+        for one in pending:
+            self.list.failed(one, DataError("it changes while it is read"))
         for place in places:
             self.finish(place)
         if not self.summary.usable:
             raise self.summary.nothing("latents")
         return self.summary
 
-    def encode(self, work: Sequence[Work]) -> None:
+    def encode(self, work: Sequence[StaleClip]) -> None:
         """Decode, encode and write what is left."""
-        job = self.job
+        caching = self.caching
 
-        def decode(one: Work) -> Iterator[_Decoded]:
-            _ = one.origin.content  # read here, in the thread, before the header asks for it
-            found = data_clips.decode(one.source, [plan for _, plan in one.plans])
-            for (index, plan), clip in zip(one.plans, found, strict=True):
-                yield _Decoded(work=one, index=index, plan=plan, clip=clip)
+        def decode(one: StaleClip) -> Iterator[_Decoded]:
+            # Read here, in the thread, before the header asks for it.
+            _ = one.origin.content
+            try:
+                found = data_clips.decode(one.source, [plan for _, plan in one.plans])
+                for (index, plan), clip in zip(one.plans, found, strict=True):
+                    yield _Decoded(work=one, index=index, plan=plan, clip=clip)
+            finally:
+                # What is recorded must be what was decoded.
+                if one.origin.touched():
+                    self.changed.add(id(one))
 
         total = sum(len(one.plans) for one in work)
         waiting: dict[Any, list[_Decoded]] = {}
         with (
-            job.report.progress("Encoding clips", total, unit="clip") as bar,
+            caching.report.progress("Encoding clips", total, unit="clip") as bar,
             WriteBehind() as writer,
             contextlib.closing(
                 read_ahead(
                     work,
                     decode,
-                    workers=job.workers,
-                    ahead=max(2, job.batch_size),
+                    workers=caching.workers,
+                    ahead=max(2, caching.batch_size),
                     stalled=self.list.stalled,
                 )
             ) as decoded,
@@ -92,12 +109,13 @@ class _MediaRun:
             self.bar, self.writer = bar, writer
             for one, found in decoded:
                 if isinstance(found, Exception):
-                    self.list.failed(one, found)
+                    if id(one) not in self.changed:
+                        self.list.failed(one, found)
                     continue
                 group = waiting.setdefault(_shape(found.clip), [])
                 group.append(found)
-                if len(group) < job.batch_size:
-                    if sum(map(len, waiting.values())) < _PENDING * job.batch_size:
+                if len(group) < caching.batch_size:
+                    if sum(map(len, waiting.values())) < _PENDING * caching.batch_size:
                         continue
                     group = max(waiting.values(), key=len)
                 self.send(waiting.pop(_shape(group[0].clip)))
@@ -132,10 +150,10 @@ class _MediaRun:
 
         When memory runs out or one of several clips is refused, halves are tried.
         """
-        job = self.job
+        caching = self.caching
         try:
             with torch.no_grad():
-                found = job.runtime.encode_media(job.nets, [one.clip for one in batch])
+                found = caching.runtime.encode_media(caching.nets, [one.clip for one in batch])
                 return [
                     tuple({k: t.detach().cpu() for k, t in record.items()} for record in records)
                     for records in found
@@ -143,7 +161,7 @@ class _MediaRun:
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 plan = batch[0].plan
-                (vae,) = job.architecture.of_role("vae", job.wanted.task)
+                (vae,) = caching.architecture.of_role("vae", caching.wanted.task)
                 raise DeviceFullError(
                     f"{batch[0].clip.name}: the device has too little memory to encode it.",
                     fix="Lower the resolution or the frames in the dataset file, or use the options "
@@ -154,6 +172,11 @@ class _MediaRun:
         except DataError as error:
             if len(batch) == 1:
                 return [error]
+        except MusubiError:
+            raise
+        except Exception as error:  # what a network raises for one clip is that one's
+            if len(batch) == 1:
+                return [DataError(f"{batch[0].clip.name} cannot be encoded: {line_of(error)}")]
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         middle = len(batch) // 2
@@ -162,7 +185,7 @@ class _MediaRun:
     def write(self, one: _Decoded, record: Record, part: int, parts: int) -> None:
         """Queue one record for writing."""
         name = self.list.name(one.plan, part)
-        path = one.work.place.shelf.path(name)
+        path = one.work.place.cache_index.path(name)
         header = replace(
             self.list.header(one.work, one.index, one.plan),
             fields=tuple(sorted(record)),
@@ -172,24 +195,29 @@ class _MediaRun:
         )
         video = one.work.source.kind == "video"
         metadata = metadata_of(
-            self.job.architecture,
+            self.caching.architecture,
             header,
             size=named_size(one.plan),
             frames=one.plan.length if video else None,
         )
         self.writer.put(lambda: write_record(path, record, self.list.fields, metadata))
         one.work.place.named.add(name)
+        one.work.written.append(name)
         self.summary.encoded += 1
 
-    def finish(self, place: Place) -> None:
+    def finish(self, place: CachedDataset) -> None:
         """Delete leftovers, and remember what failed."""
-        shelf = place.shelf
-        sweep(shelf.directory)
-        if not self.job.keep:
+        cache_index = place.cache_index
+        sweep(cache_index.directory, again=True)
+        if not self.caching.keep:
             self.summary.removed += delete_leftovers(
-                shelf, shelf.media, place.named, place.failures
+                cache_index,
+                cache_index.media,
+                place.named,
+                place.failures,
+                report=self.caching.report,
             )
-        write_failures(shelf.directory, self.job.architecture, "media", place.failures)
+        write_failures(cache_index.directory, self.caching.architecture, "media", place.failures)
 
     bar: Progress
     writer: WriteBehind

@@ -6,23 +6,27 @@ metadata key. No batch axis is stored.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from pydantic_core import from_json
-from safetensors import SafetensorError, safe_open
 
-from musubi.cache.header import Header, parse
-from musubi.errors import DataError
+from musubi.cache.header import RecordHeader, parse
+from musubi.errors import CheckpointError, DataError, system_fix, system_reason
 from musubi.plugin.architecture import Architecture
 from musubi.plugin.record import Field, is_mask
 from musubi.plugin.runtime import Record
+from musubi.weights.digest import Digest
+from musubi.weights.dtypes import stored_code
+from musubi.weights.header import read_header as read_safetensors_header
 from musubi.weights.write import save
 
 FORMAT_VERSION = "1.0.1"
@@ -34,6 +38,7 @@ KEY = "musubi"
 _FIRST_READ = 4096
 _SPAN = re.compile(r"\d{5,}-\d{3,}(-\d{4,})?")
 _HEADER_LIMIT = 100_000_000
+_MOST = 2**40
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 
 
@@ -186,7 +191,7 @@ def check_record(
 
 def metadata_of(
     architecture: Architecture,
-    header: Header,
+    header: RecordHeader,
     *,
     size: tuple[int, int] = (0, 0),
     frames: int | None = None,
@@ -220,6 +225,8 @@ def write_record(
 ) -> None:
     """Write a record whole: a reader finds the old file or the new one, never a part.
 
+    Its typed header gets the digest of all that the file holds: see `_digest`.
+
     Args:
         path: Where; the directory is made when absent.
         record: Field name to tensor, without a batch axis.
@@ -235,17 +242,97 @@ def write_record(
         tensor_key(known[name], tensor, latents): tensor.detach().cpu().contiguous()
         for name, tensor in record.items()
     }
-    save(path, tensors, dict(metadata))
+    save(path, tensors, _sealed(metadata, tensors))
 
 
-def rewrite_header(path: Path, header: Header) -> None:
-    """Give a record another header; its tensors and its other metadata stay."""
-    with _opened(path) as file:
-        metadata = dict(file.metadata() or {})
-        # cloned: Windows does not replace a file that is mapped
-        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-    metadata[KEY] = header.to_json()
-    save(path, tensors, metadata)
+def rewrite_header(path: Path, header: RecordHeader) -> None:
+    """Give a record another header; its tensors and its other metadata stay.
+
+    Raises:
+        DataError: The record cannot be read, or is damaged.
+    """
+    tensors, metadata = _read_whole(path)
+    save(path, tensors, _sealed({**metadata, KEY: header.to_json()}, tensors))
+
+
+# digests
+
+
+def _sealed(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """The metadata of a record with the digest in its typed header, when it has one."""
+    header = parse(metadata[KEY]) if KEY in metadata else None
+    if header is None:
+        return dict(metadata)
+    sealed = replace(header, digest=_digest(header, metadata, tensors))
+    return {**metadata, KEY: sealed.to_json()}
+
+
+def _digest(
+    header: RecordHeader, metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]
+) -> str:
+    """Of all that a record holds: its metadata without the digest, each tensor's name, dtype, shape and bytes.
+
+    How the tensors lie in the file does not count, so that any writer of safetensors may copy it.
+    """
+    bare = {**metadata, KEY: replace(header, digest="").to_json()}
+    rows: list[Any] = [sorted(bare.items())]
+    for key in sorted(tensors):
+        tensor, digest = tensors[key], Digest()
+        digest.update(_bytes_of(tensor))
+        rows.append([key, stored_code(tensor.dtype), tuple(tensor.shape), digest.text])
+    digest = Digest()
+    digest.update(json.dumps(rows).encode())
+    return digest.text
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    flat = tensor.reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a record's content is what was written; True when it has no digest to compare with."""
+    try:
+        _read_whole(path)
+    except DataError:
+        return False
+    return True
+
+
+def _read_whole(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """All tensors of a record by their keys, and its metadata, compared with its digest.
+
+    Raises:
+        DataError: The file cannot be read, or is not what was written.
+    """
+    try:
+        known = read_safetensors_header(path)
+        tensors = {}
+        with path.open("rb", buffering=0) as file:
+            file.seek(len(known.raw))
+            for key, entry in known.entries.items():
+                if entry.dtype is None:
+                    raise _broken(str(path))
+                tensor = tensors[key] = torch.empty(entry.shape, dtype=entry.dtype)
+                room, done = _bytes_of(tensor), 0
+                while done < len(room):
+                    count = file.readinto(room[done:])  # type: ignore[attr-defined]
+                    if not count:
+                        raise _broken(str(path))
+                    done += count
+    except FileNotFoundError as error:
+        raise DataError(
+            f"The record {str(path)!r} does not exist.", fix="Cache the dataset again."
+        ) from error
+    except OSError as error:
+        raise _unreadable(str(path), error) from error
+    except (CheckpointError, RuntimeError, ValueError) as error:
+        raise _broken(str(path)) from error
+    metadata = dict(known.metadata)
+    header = parse(metadata[KEY]) if KEY in metadata else None
+    if header is not None and header.digest not in ("", _digest(header, metadata, tensors)):
+        raise _broken(str(path))
+    return tensors, metadata
 
 
 # reading
@@ -258,11 +345,13 @@ class Stored(NamedTuple):
         metadata: All of it, as text.
         shapes: Field name to shape.
         header: The typed header, or None when the record has none that we understand.
+        damaged: Its content was compared with its digest, and is not what was written.
     """
 
     metadata: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
-    header: Header | None = None
+    header: RecordHeader | None = None
+    damaged: bool = False
 
     def belongs_to(self, architecture: Architecture) -> bool:
         """Whether this is a record of that architecture, ours or musubi-tuner's, and not just any
@@ -294,17 +383,18 @@ def read_head(path: str | os.PathLike[str]) -> Stored:
         finally:
             os.close(file)
         entries: dict[str, Any] = from_json(text)
-        metadata: dict[str, str] = entries.pop("__metadata__", {})
+        metadata: dict[str, str] = entries.pop("__metadata__", None) or {}
         end = 0
         shapes: dict[str, tuple[int, ...]] = {}
         for key, entry in entries.items():
-            shapes[field_name(key)] = tuple(entry["shape"])
+            shape = shapes[field_name(key)] = tuple(entry["shape"])
+            if not all(type(side) is int and 0 <= side < _MOST for side in shape):
+                raise TypeError("a side is no natural number")
             end = max(end, entry["data_offsets"][1])
+        if not all(type(value) is str for value in metadata.values()):
+            raise TypeError("metadata that is no text")
     except OSError as error:
-        raise DataError(
-            f"The record {name!r} cannot be read: {error.strerror or error}.",
-            fix="Check that the file exists and may be read, or cache the dataset again.",
-        ) from error
+        raise _unreadable(name, error) from error
     except (ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
         raise _broken(name) from error
     if size != 8 + length + end:
@@ -312,12 +402,14 @@ def read_head(path: str | os.PathLike[str]) -> Stored:
     return Stored(metadata, shapes, parse(metadata[KEY]) if KEY in metadata else None)
 
 
-def read_header(path: str | os.PathLike[str]) -> Header | None:
+def read_header(path: str | os.PathLike[str]) -> RecordHeader | None:
     """The typed header of a record, or None when it has none that we understand."""
     return read_head(path).header
 
 
-def read_record(path: Path, names: Iterable[str] | None = None) -> tuple[Record, Header | None]:
+def read_record(
+    path: Path, names: Iterable[str] | None = None
+) -> tuple[Record, RecordHeader | None]:
     """Read a record's tensors, on the CPU, by field name.
 
     Args:
@@ -329,34 +421,29 @@ def read_record(path: Path, names: Iterable[str] | None = None) -> tuple[Record,
     """
     wanted = None if names is None else set(names)
     record: Record = {}
-    with _opened(path) as file:
-        metadata = file.metadata() or {}
-        for key in file.keys():  # noqa: SIM118 - not a mapping
-            name = field_name(key)
-            if wanted is not None and name not in wanted:
-                continue
-            if name in record:
-                raise DataError(
-                    f"The record {str(path)!r} holds {name!r} twice, in two dtypes.",
-                    fix="Delete it and cache the dataset again.",
-                )
-            record[name] = file.get_tensor(key).clone()  # else the file stays mapped
+    tensors, metadata = _read_whole(path)
+    for key, tensor in tensors.items():
+        name = field_name(key)
+        if wanted is not None and name not in wanted:
+            continue
+        if name in record:
+            raise DataError(
+                f"The record {str(path)!r} holds {name!r} twice, in two dtypes.",
+                fix="Delete it and cache the dataset again.",
+            )
+        record[name] = tensor
     return record, parse(metadata[KEY]) if KEY in metadata else None
 
 
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(str(path), framework="pt")
-    except FileNotFoundError as error:
-        raise DataError(
-            f"The record {str(path)!r} does not exist.", fix="Cache the dataset again."
-        ) from error
-    except (SafetensorError, OSError) as error:
-        raise _broken(str(path)) from error
+def _unreadable(name: str, error: OSError) -> DataError:
+    return DataError(
+        f"The record {name!r} cannot be read: {system_reason(error)}.",
+        fix=f"{system_fix(error)} Or cache the dataset again.",
+    )
 
 
 def _broken(name: str) -> DataError:
     return DataError(
-        f"The record {name!r} is truncated or damaged.",
-        fix="Delete it and cache the dataset again.",
+        f"The record {name!r} is truncated or damaged: its content is not what was written.",
+        fix="Cache the dataset again: damaged records are made anew.",
     )

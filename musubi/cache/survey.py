@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,13 @@ from musubi.cache.freshness import (
     made_otherwise,
     settings_digest,
     signature,
+    stamp,
     text_digest,
 )
-from musubi.cache.header import Header
-from musubi.cache.shelf import Shelf
+from musubi.cache.header import RecordHeader
+from musubi.cache.index import CacheIndex
 from musubi.cache.store import Stored, rewrite_header, text_name
+from musubi.data.frames import DECODING_VERSION
 from musubi.errors import MusubiError
 from musubi.plugin.architecture import Architecture, Task
 
@@ -25,8 +28,12 @@ if TYPE_CHECKING:
     from musubi.config.dataset import DatasetEntry
     from musubi.data.sources import Source
 
+_TICK = 3 * 10**9
+"""Nanoseconds, and more than the two seconds in which some disks count."""
+
 NO_RECORD = "no record"
-OTHER_SETTINGS = "made with other settings in the dataset file"
+OTHER_SETTINGS = "made with other settings in the dataset file, or by an older version of musubi"
+DAMAGED = "its record is damaged"
 FOREIGN = "a record that another tool wrote"
 
 
@@ -61,6 +68,7 @@ def settings_of(entry: DatasetEntry, architecture: Architecture, task: Task) -> 
     }
     if entry.kind == "video":
         shaping |= {"source_fps": entry.source_fps, "frame_rate": architecture.frame_rate}
+        shaping["decoding"] = DECODING_VERSION
         names = ("target_frames", "frame_extraction", "frame_stride", "frame_sample", "max_frames")
         choosing |= {name: getattr(entry, name) for name in names}
     return Settings(
@@ -74,12 +82,36 @@ def paths_of(source: Source) -> tuple[Path, ...]:
 
 
 class Origin:
-    """The signature and the content of a source, each found out at most once."""
+    """The signature and the content of a source, each found out at most once.
+
+    The signature is always taken before the content, so that a file that changes between them has
+    another signature from then on.
+    """
 
     def __init__(self, source: Source) -> None:
         self._paths = paths_of(source)
         self._signature: str | None = None
         self._content: str | None = None
+        self._stamp: tuple[Any, ...] = ()
+        self._recent = False
+
+    def begin(self) -> None:
+        """Note how the files are before they are opened."""
+        now = time.time_ns()
+        self._stamp = stamp(self._paths)
+        self._recent = any(changed > now - _TICK for _, _, changed, *_ in self._stamp)
+        self._signature = signature(self._paths)
+        self._content = None
+
+    def touched(self) -> bool:
+        """Whether the files are no longer as they were at `begin`."""
+        try:
+            if stamp(self._paths) != self._stamp:
+                return True
+            # A file that changed a moment ago can change again within one tick of the disk's clock.
+            return self._recent and content_digest(self._paths) != self.content
+        except OSError:
+            return True
 
     @property
     def signature(self) -> str:
@@ -92,16 +124,17 @@ class Origin:
     def content(self) -> str:
         """A digest of all bytes."""
         if self._content is None:
+            _ = self.signature
             self._content = content_digest(self._paths)
         return self._content
 
-    def same_as(self, header: Header) -> bool:
+    def same_as(self, header: RecordHeader) -> bool:
         """Whether the record was made of these bytes; they are read only when sizes or times differ."""
         return header.signature == self.signature or header.content == self.content
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class SourceState:
     """What is known of one source's records without opening the source.
 
     Args:
@@ -118,41 +151,43 @@ class Verdict:
 
 
 def judge_media(
-    source: Source, origin: Origin, shelf: Shelf, wanted: Wanted, settings: Settings
-) -> Verdict:
+    source: Source, origin: Origin, cache_index: CacheIndex, wanted: Wanted, settings: Settings
+) -> SourceState:
     """Whether all the media records that a source should have are there and fresh."""
     heads = {
         name: head
-        for name in shelf.by_stem.get(source.stem, ())
-        if (head := shelf.media[name]) is not None
+        for name in cache_index.by_stem.get(source.stem, ())
+        if (head := cache_index.media[name]) is not None
         and head.header is not None
         and head.header.source == source.path.name
     }
     if not heads:
-        foreign = source.stem in shelf.foreign
-        return Verdict(reason=FOREIGN if foreign else NO_RECORD, found=foreign)
+        foreign = source.stem in cache_index.foreign
+        return SourceState(reason=FOREIGN if foreign else NO_RECORD, found=foreign)
+    if any(head.damaged for head in heads.values()):
+        return SourceState(reason=DAMAGED, found=True)
     current = {n: h.header for n, h in heads.items() if h.header and h.header.plan == settings.plan}
     if not current:
-        return Verdict(reason=OTHER_SETTINGS, found=True)
+        return SourceState(reason=OTHER_SETTINGS, found=True)
     if not all(origin.same_as(header) for header in current.values()):
-        return Verdict(reason="the file has changed", found=True)
+        return SourceState(reason="the file has changed", found=True)
     for header in current.values():
         reason = made_otherwise(header, wanted, wanted.task.schema.media)
         if reason is not None:
-            return Verdict(reason=reason, found=True)
+            return SourceState(reason=reason, found=True)
     placed = {(h.clip, h.part): (n, h) for n, h in current.items()}
     names: list[str] = []
     for clip in range(next(iter(current.values())).clips):
         parts = placed[clip, 0][1].parts if (clip, 0) in placed else 1
         for part in range(parts):
             if (clip, part) not in placed:
-                return Verdict(reason="some of its clips have no record", found=True)
+                return SourceState(reason="some of its clips have no record", found=True)
             names.append(placed[clip, part][0])
     renewed = any(header.signature != origin.signature for header in current.values())
-    return Verdict(names=tuple(names), renewed=renewed, found=True)
+    return SourceState(names=tuple(names), renewed=renewed, found=True)
 
 
-def judge_alone(header: Header, wanted: Wanted, settings: Settings) -> str | None:
+def judge_alone(header: RecordHeader, wanted: Wanted, settings: Settings) -> str | None:
     """Why a media record whose source is gone cannot be used; None when it can."""
     if header.plan != settings.plan:
         return OTHER_SETTINGS
@@ -172,6 +207,8 @@ def judge_text(
     """
     if head is None:
         return NO_RECORD
+    if head.damaged:
+        return DAMAGED
     if head.header is None:
         return FOREIGN
     if caption is not None and head.header.caption != text_digest(caption):
@@ -180,17 +217,19 @@ def judge_text(
     return made_otherwise(head.header, wanted, fields)
 
 
-def text_head(stem: str, shelf: Shelf, architecture: Architecture) -> Stored | None:
+def text_head(stem: str, cache_index: CacheIndex, architecture: Architecture) -> Stored | None:
     """The head of the text record of the source with that stem."""
-    return shelf.text.get(text_name(stem, architecture.suffix))
+    return cache_index.text.get(text_name(stem, architecture.suffix))
 
 
-def renew(shelf: Shelf, names: tuple[str, ...], origin: Origin) -> None:
+def renew(cache_index: CacheIndex, names: tuple[str, ...], origin: Origin) -> None:
     """Let headers learn the times of files whose bytes are the same; failing costs only time."""
     for name in names:
-        head = shelf.media[name]
+        head = cache_index.media[name]
         if head is not None and head.header is not None:
             try:
-                rewrite_header(shelf.path(name), replace(head.header, signature=origin.signature))
+                rewrite_header(
+                    cache_index.path(name), replace(head.header, signature=origin.signature)
+                )
             except MusubiError:  # a cache that may only be read works all the same
                 return

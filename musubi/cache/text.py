@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from musubi.cache.failures import Failure, write_failures
+from musubi.cache.caching_run import CachingRun, DeviceFullError, Summary
 from musubi.cache.freshness import settings_digest, text_digest
-from musubi.cache.header import Header
-from musubi.cache.job import DeviceFullError, Job, Summary
-from musubi.cache.leftovers import delete_leftovers, sweep
-from musubi.cache.shelf import Shelf, read_shelf
+from musubi.cache.header import RecordHeader
+from musubi.cache.index import CacheIndex, Failure, delete_leftovers, read_index, write_failures
 from musubi.cache.store import (
     Stored,
     check_record,
     empty_caption_name,
+    is_whole,
     metadata_of,
     read_head,
     read_record,
@@ -29,9 +28,10 @@ from musubi.cache.store import (
 from musubi.cache.survey import judge_text
 from musubi.cache.threads import WriteBehind
 from musubi.data.sources import scan
-from musubi.errors import DataError
+from musubi.errors import DataError, MusubiError, line_of
 from musubi.plugin.report import Progress
 from musubi.plugin.runtime import Record
+from musubi.weights.temporary import sweep
 
 if TYPE_CHECKING:
     from musubi.config.dataset import DatasetEntry
@@ -73,12 +73,12 @@ class _Place:
     """One dataset while it is cached."""
 
     entry: DatasetEntry
-    shelf: Shelf
+    cache_index: CacheIndex
     named: set[str] = field(default_factory=set)
     failures: dict[str, Failure] = field(default_factory=dict)
 
 
-def cache_captions(job: Job) -> Summary:
+def cache_captions(caching: CachingRun) -> Summary:
     """Make every text record that is missing or stale, that of the empty caption included.
 
     Each encoder fills in its part of the files and is freed before the next is loaded, so that
@@ -88,17 +88,17 @@ def cache_captions(job: Job) -> Summary:
         DataError: A caption cannot be used and the run is strict, or there is none at all.
         RunError: The disk is full, or (a DeviceFullError) the device is too small for one caption.
     """
-    return _TextRun(job).run()
+    return _TextRun(caching).run()
 
 
 class _TextRun:
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, caching: CachingRun) -> None:
+        self.caching = caching
         self.summary = Summary()
         self.left_alone = 0
-        task = job.wanted.task
+        task = caching.wanted.task
         self.fields = task.schema.text
-        self.components = [c.name for c in job.architecture.of_role("text", task)]
+        self.components = [c.name for c in caching.architecture.of_role("text", task)]
 
     def run(self) -> Summary:
         places, captions = self.survey()
@@ -112,13 +112,15 @@ class _TextRun:
         total = sum(len(stale) for _, stale in todo)
         if todo:
             with (
-                self.job.report.progress("Encoding captions", total, unit="caption") as self.bar,
+                self.caching.report.progress(
+                    "Encoding captions", total, unit="caption"
+                ) as self.bar,
                 WriteBehind(64) as self.writer,
             ):
                 for component, stale in todo:
                     last = component == todo[-1][0]
                     self.encode(component, [c for c in stale if not c.failed], complete=last)
-                    self.job.nets.free(component)
+                    self.caching.nets.free(component)
         self.summary.encoded += sum(1 for c in captions if id(c) in made and not c.failed)
         for place in places:
             self.finish(place)
@@ -130,35 +132,39 @@ class _TextRun:
 
     def survey(self) -> tuple[list[_Place], list[_Caption]]:
         """Every caption of every dataset that may have to be encoded, once for each record file."""
-        job = self.job
+        caching = self.caching
         places: list[_Place] = []
         captions: list[_Caption] = []
-        for entry in job.dataset.datasets:
-            shelf = read_shelf(entry.cache_directory, job.architecture, media=False)
-            if job.gone(entry):
-                self.summary.fresh += len(shelf.text)
-                self.left_alone += len(shelf.text)
+        for entry in caching.dataset.datasets:
+            cache_index = read_index(
+                entry.cache_directory, caching.architecture, media=False, whole=True
+            )
+            if caching.gone(entry):
+                self.summary.fresh += len(cache_index.text)
+                self.left_alone += len(cache_index.text)
                 continue
             found = scan(entry)
-            place = _Place(entry=entry, shelf=shelf)
+            place = _Place(entry=entry, cache_index=cache_index)
             places.append(place)
             for skip in found.skipped:
-                job.failed(self.summary, skip.path.name, skip.reason)
+                caching.failed(self.summary, skip.path.name, skip.reason)
                 place.failures[skip.path.name] = Failure(reason=skip.reason, signature="", plan="")
             for source in found.sources:
-                name = text_name(source.stem, job.architecture.suffix)
+                name = text_name(source.stem, caching.architecture.suffix)
                 if name in place.named:
                     continue
                 place.named.add(name)
                 caption = _Caption(
-                    path=shelf.path(name),
+                    path=cache_index.path(name),
                     source=source.path.name,
                     stem=source.stem,
                     text=source.caption,
-                    head=shelf.text.get(name),
+                    head=cache_index.text.get(name),
                     place=place,
                 )
-                if job.skip_existing and caption.head is not None and self.left(caption):
+                if caption.head is not None and caption.head.damaged:
+                    caption.head = None  # nothing of it is taken over
+                if caching.skip_existing and caption.head is not None and self.left(caption):
                     self.left_alone += 1
                 else:
                     captions.append(caption)
@@ -166,9 +172,9 @@ class _TextRun:
         return places, captions
 
     def empty(self, place: _Place) -> _Caption:
-        path = place.shelf.path(empty_caption_name(self.job.architecture.suffix))
+        path = place.cache_index.path(empty_caption_name(self.caching.architecture.suffix))
         try:
-            head = read_head(path)
+            head = read_head(path) if is_whole(path) else None
         except DataError:
             head = None
         return _Caption(path=path, source="", stem="", text="", head=head, place=place)
@@ -191,7 +197,7 @@ class _TextRun:
 
     def stale(self, caption: _Caption, component: str) -> bool:
         """Whether one encoder has to run for a caption."""
-        wanted = self.job.wanted.only([component])
+        wanted = self.caching.wanted.only([component])
         if judge_text(caption.head, caption.text, wanted, complete=False) is not None:
             return True
         assert caption.head is not None and caption.head.header is not None
@@ -202,41 +208,33 @@ class _TextRun:
 
     def encode(self, component: str, captions: Sequence[_Caption], *, complete: bool) -> None:
         """Run one encoder over its stale captions."""
-        size = self.job.batch_size
-        for start in range(0, len(captions), size):
-            batch = captions[start : start + size]
-            for caption, record in self.encoded(component, batch):
-                try:
-                    check_record(record, self.fields, caption.name, complete=False)
-                except DataError as error:
-                    self.failed(caption, error)
-                    continue
+        for caption in captions:
+            try:
+                record = self.encoded(component, caption)
+                check_record(record, self.fields, caption.name, complete=False)
+            except DataError as error:
+                self.failed(caption, error)
+            except MusubiError:
+                raise
+            except Exception as error:  # what a network raises for one caption is that one's
+                self.failed(caption, DataError(f"{component} cannot encode it: {line_of(error)}"))
+            else:
                 self.write(caption, component, record, complete=complete)
-            self.bar.advance(len(batch))
+            self.bar.advance()
 
-    def encoded(
-        self, component: str, batch: Sequence[_Caption]
-    ) -> Iterator[tuple[_Caption, Record]]:
-        """Records on the CPU; halves are tried when memory runs out."""
-        job = self.job
+    def encoded(self, component: str, caption: _Caption) -> Record:
+        """A record on the CPU. Captions are encoded alone: in company a product rounds otherwise."""
+        caching = self.caching
         try:
             with torch.no_grad():
-                found = job.runtime.encode_text(job.nets, component, [c.text for c in batch])
-                found = [{k: t.detach().cpu() for k, t in r.items()} for r in found]
+                (found,) = caching.runtime.encode_text(caching.nets, component, [caption.text])
+                return {k: t.detach().cpu() for k, t in found.items()}
         except torch.OutOfMemoryError as error:
-            if len(batch) == 1:
-                raise DeviceFullError(
-                    f"The device has too little memory to encode {batch[0].name} with {component}.",
-                    fix="Use --device cpu, or a smaller dtype.",
-                    component=component,
-                ) from error
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            middle = len(batch) // 2
-            yield from self.encoded(component, batch[:middle])
-            yield from self.encoded(component, batch[middle:])
-            return
-        yield from zip(batch, found, strict=True)
+            raise DeviceFullError(
+                f"The device has too little memory to encode {caption.name} with {component}.",
+                fix="Use --device cpu, or a smaller dtype.",
+                component=component,
+            ) from error
 
     def write(self, caption: _Caption, component: str, record: Record, *, complete: bool) -> None:
         """Queue a record, joined with what other encoders wrote for the same caption."""
@@ -255,36 +253,36 @@ class _TextRun:
             encoders, dtypes = dict(old.encoders), dict(old.dtypes)
         else:
             kept, encoders, dtypes = (), {}, {}
-        wanted = self.job.wanted
+        wanted = self.caching.wanted
         header = replace(
             fresh,
             fields=tuple(sorted((*kept, *record))),
             encoders={**encoders, component: wanted.encoders.get(component, "")},
-            dtypes={**dtypes, component: self.job.dtypes.get(component, "")},
+            dtypes={**dtypes, component: self.caching.dtypes.get(component, "")},
         )
         absent = [f.name for f in self.fields if not f.optional and f.name not in header.fields]
         if complete and absent and len(header.encoders) == len(self.components):
             error = f"{caption.name}: no text encoder gave {absent[0]!r}, which the task declares."
             self.failed(caption, DataError(error))
             return
-        metadata = metadata_of(self.job.architecture, header, caption=caption.text)
+        metadata = metadata_of(self.caching.architecture, header, caption=caption.text)
         caption.head = Stored(metadata, {}, header)
 
-        def job() -> None:
+        def caching() -> None:
             old_part = read_record(caption.path, kept)[0] if kept else {}
             write_record(caption.path, {**old_part, **record}, self.fields, metadata)
 
-        self.writer.put(job)
+        self.writer.put(caching)
 
     # small things
 
-    def header(self, caption: _Caption) -> Header:
+    def header(self, caption: _Caption) -> RecordHeader:
         """The header of a caption's record before any encoder has run."""
-        wanted = self.job.wanted
-        return Header(
+        wanted = self.caching.wanted
+        return RecordHeader(
             kind="text",
             stem=caption.stem,
-            options=dict(self.job.options),
+            options=dict(self.caching.options),
             schema=wanted.task.schema.version,
             source=caption.source,
             caption=text_digest(caption.text),
@@ -293,7 +291,7 @@ class _TextRun:
     def failed(self, caption: _Caption, error: Exception) -> None:
         """Leave a caption out, and remember it."""
         caption.failed = True
-        self.job.failed(self.summary, caption.name, error)
+        self.caching.failed(self.summary, caption.name, error)
         if caption.source:
             caption.place.failures[caption.source] = Failure(
                 reason=self.summary.failed[-1].reason,
@@ -303,11 +301,17 @@ class _TextRun:
 
     def finish(self, place: _Place) -> None:
         """Delete leftovers, and remember what failed."""
-        shelf = place.shelf
-        sweep(shelf.directory)
-        if not self.job.keep:
-            self.summary.removed += delete_leftovers(shelf, shelf.text, place.named, place.failures)
-        write_failures(shelf.directory, self.job.architecture, "text", place.failures)
+        cache_index = place.cache_index
+        sweep(cache_index.directory, again=True)
+        if not self.caching.keep:
+            self.summary.removed += delete_leftovers(
+                cache_index,
+                cache_index.text,
+                place.named,
+                place.failures,
+                report=self.caching.report,
+            )
+        write_failures(cache_index.directory, self.caching.architecture, "text", place.failures)
 
     bar: Progress
     writer: WriteBehind

@@ -119,7 +119,7 @@ _END = _End()
 class WriteBehind:
     """One thread that does jobs in order. Used as a context manager: leaving it waits for all jobs.
 
-    The first error of a job is raised by the next `put`, or on leaving; later jobs are not begun.
+    The first error of a caching is raised by the next `put`, or on leaving; later jobs are not begun.
 
     Args:
         depth: Most jobs that wait at once.
@@ -131,10 +131,10 @@ class WriteBehind:
         self._thread = threading.Thread(target=self._serve, name="write", daemon=True)
         self._thread.start()
 
-    def put(self, job: Callable[[], None]) -> None:
-        """Queue a job; waits while the queue is full."""
+    def put(self, caching: Callable[[], None]) -> None:
+        """Queue a caching; waits while the queue is full."""
         self._raise()
-        self._jobs.put(job)
+        self._jobs.put(caching)
 
     def __enter__(self) -> WriteBehind:
         return self
@@ -150,10 +150,10 @@ class WriteBehind:
             raise self._error
 
     def _serve(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (caching := self._jobs.get()) is not None:
             if self._error is not None:
                 continue
             try:
-                job()
+                caching()
             except BaseException as error:  # raised again in the thread that queues
                 self._error = error

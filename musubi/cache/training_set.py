@@ -19,7 +19,7 @@ from musubi.plugin.runtime import Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
+class TrainingItem:
     """One thing to train on: a media record and its text record.
 
     Args:
@@ -91,7 +91,7 @@ class TrainingSet:
 
     architecture: Architecture
     task: Task
-    items: list[Item]
+    items: list[TrainingItem]
     caches: tuple[Path, ...] = ()
     missing: tuple[Problem, ...] = ()
     stale: tuple[Problem, ...] = ()

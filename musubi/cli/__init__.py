@@ -82,7 +82,7 @@ def _answered(words: list[str]) -> bool:
         raise ConfigError(
             f"`musubi` has no option {words[0]!r}.", fix="Options stand behind a command."
         )
-    elif words[0] == "models":
+    elif words[0] == "models" and command is None:
         _check_models(words[1:])
         return False
     else:
@@ -105,7 +105,7 @@ def _check_models(words: list[str]) -> None:
     if names and names[0] in registry.names():
         fix = f"Write `musubi models show {names[0]}`."
     elif names and names[0] != "show":
-        fix = did_you_mean(names[0], ["show"])
+        fix = did_you_mean(names[0], ["show", "fetch", "find"])
     else:
         return
     raise ConfigError(f"`musubi models` has no command {names[0]!r}.", fix=fix)

@@ -38,6 +38,7 @@ def build(
     app = typer.Typer(name="musubi", no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(_root)
     groups = {name: typer.Typer(help=text) for name, text in GROUPS.items()}
+    groups["models"] = _models(debug)
     args = list(words)
     chosen = typed(words)
     for command in COMMANDS:
@@ -50,7 +51,6 @@ def build(
         home.command(command.words[-1], help=command.help)(function)
     for name, group in groups.items():
         app.add_typer(group, name=name)
-    app.add_typer(_models(debug), name="models")
     return app, args
 
 

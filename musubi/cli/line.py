@@ -118,8 +118,14 @@ class CommandLine:
         report = terminal()
         for line in notes.lines:
             report.note(line)
-        architecture = () if self.command.place is None else (self.architecture,)
-        self.command.run(config, *architecture, report)
+        if self.command.place is None or self.architecture is None:
+            self.command.run(config, report)
+            return
+        if "models" in type(config).model_fields:
+            from musubi.models.pick import filled
+
+            config = filled(config, self.architecture, self.command.place, report)
+        self.command.run(config, self.architecture, report)
 
     def _demand(self, values: Mapping[str, Any]) -> None:
         """What no default can stand for: the architecture, and the bare words of some commands."""

@@ -84,8 +84,7 @@ def _files(architecture: Architecture, report: Report) -> None:
             report.note(f"  --{file.component}  {file.repo}  ({file.licence})")
         whose = f"  [{', '.join(file.variants)}]" if file.variants else ""
         report.note(f"    {file.size:6.2f} GB  {file.file}{whose}")
-    first = architecture.publications[0]
-    report.note(f"  To fetch one: hf download {first.repo} {first.file}")
+    report.note(f"  To fetch those of a task: musubi models fetch {architecture.name} --task NAME")
 
 
 def _place(architecture: Architecture, file: Publication) -> tuple[int, int]:

@@ -39,6 +39,11 @@ class BenchConfig(TrainMemoryOptions):
     cap: str | None = option(
         None, "Device memory that PyTorch may use, such as 12GiB.", group=_CASE, metavar="SIZE"
     )
+    calibrate: bool = option(
+        False,
+        "Measure the card itself for some seconds, and show and keep its rates: plans take them.",
+        group=_CASE,
+    )
     profile: bool = option(False, "Show where a step's time goes, kernel by kernel.", group=_CASE)
     json_file: str | None = option(
         None,

@@ -72,9 +72,6 @@ class CacheTextConfig(EncoderMemoryOptions, EncodingOptions):
         "dtype of the text encoders: bf16, fp16, fp32; their own defaults when not given.",
         group=_ENCODING,
     )
-    batch_size: int | None = option(
-        None, "Most captions encoded at once; 16 when not given.", group=_ENCODING, ge=1
-    )
 
 
 class CacheCheckConfig(DatasetOptions):
@@ -88,9 +85,10 @@ class CacheCheckConfig(DatasetOptions):
 class CachePreviewConfig(DatasetOptions):
     """The model of `musubi cache preview`."""
 
-    mode: Literal["image", "console", "video"] = option(
+    mode: Literal["image", "html", "console", "video"] = option(
         "image",
-        "Contact sheets, coloured text in the terminal, or clips as video files.",
+        "Contact sheets, one page for the browser, coloured text in the terminal, or clips as video "
+        "files.",
         group="Preview",
         aliases=("debug_mode",),
     )
@@ -107,6 +105,10 @@ class CachePreviewConfig(DatasetOptions):
 
 
 RETIRED: tuple[Retired, ...] = (
+    Retired(
+        "batch_size",
+        "captions are encoded one by one, so that a record depends on its caption alone.",
+    ),
     Retired(
         "debug_mode",
         "`musubi cache preview --mode` shows what will be trained; this command encodes.",

@@ -7,9 +7,7 @@ own directory. A cache directory that does not exist yet is made where the data 
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,11 +27,7 @@ from musubi.config.dataset_values import (
 )
 from musubi.errors import ConfigError, MusubiError, did_you_mean
 from musubi.plugin.architecture import Architecture
-
-if sys.version_info >= (3, 11):
-    import tomllib  # pyright: ignore[reportMissingImports]
-else:
-    import tomli as tomllib
+from musubi.untrusted import TextError, parse_json, parse_toml, read_text, reason, value_fault
 
 Extraction = Literal["head", "chunk", "slide", "uniform", "full"]
 
@@ -58,14 +52,14 @@ class _Keys(BaseModel):
     enable_bucket: bool | None = None
     bucket_no_upscale: bool | None = None
     caption_extension: str | None = None
-    batch_size: int | None = Field(None, ge=1)
-    num_repeats: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1, le=100_000)
+    num_repeats: int | None = Field(None, ge=1, le=100_000)
     target_frames: list[int] | None = None
     frame_extraction: Extraction | None = None
     frame_stride: int | None = Field(None, ge=1)
     frame_sample: int | None = Field(None, ge=1)
     max_frames: int | None = Field(None, ge=1)
-    source_fps: float | None = Field(None, gt=0, allow_inf_nan=False)
+    source_fps: float | None = Field(None, ge=0.001, le=100_000, allow_inf_nan=False)
 
 
 class _Paths(_Keys):
@@ -203,26 +197,25 @@ def read_dataset_config(
 
 
 def _content(path: Path) -> dict[str, Any]:
+    kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+        text = read_text(path)
     except FileNotFoundError as error:
         raise ConfigError(
             f"The dataset file {path} does not exist.", fix=near(path, "Check --dataset_config.")
         ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text.", fix="Save it as UTF-8.") from error
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
+    except (OSError, TextError) as error:
         raise ConfigError(
-            f"{path} is not {kind}: {str(error).rstrip('.')}.",
+            f"{path} cannot be read: {reason(error)}.", fix="Give a file in UTF-8."
+        ) from error
+    try:
+        content = parse_json(text) if kind == "JSON" else parse_toml(text)
+    except TextError as error:
+        raise ConfigError(
+            f"{path} is not {kind}: {error}.",
             fix="Texts stand in quotes, lists in brackets; a Windows path stands in 'single' quotes."
             if kind == "TOML"
             else "Texts and keys stand in double quotes.",
-        ) from error
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error.strerror}.", fix="Check --dataset_config."
         ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not a table.", fix='Write {"datasets": [...]}.')
@@ -253,13 +246,17 @@ def _checked(model: type[_Keys], table: Any, where: str) -> _Keys:
             raise ConfigError(
                 f"{where}: {key!r} is not a known key.", fix=did_you_mean(key, model.model_fields)
             )
+    for key, value in table.items():
+        faults = map(value_fault, value if isinstance(value, list) else [value])
+        if fault := next(filter(None, faults), None):
+            raise ConfigError(f"{where}: {key} = {value!r:.100} cannot be used: {fault}.")
     try:
         return model.model_validate(table)
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
         raise ConfigError(
-            f"{where}: {key} = {table[key]!r} cannot be used.", fix=_advice(key, first["msg"])
+            f"{where}: {key} = {table[key]!r:.100} cannot be used.", fix=_advice(key, first["msg"])
         ) from error
 
 

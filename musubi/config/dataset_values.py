@@ -11,6 +11,11 @@ from musubi.plugin.architecture import Architecture
 
 Kind = Literal["image", "video"]
 RESOLUTION = (960, 544)
+MOST_PIXELS = 65_536
+"""Of one side."""
+
+MOST_FRAMES = 100_000
+MOST_LENGTHS = 1000
 
 
 def extension_of(text: str | None, listed: bool, where: str, notes: list[str]) -> str | None:
@@ -34,10 +39,11 @@ def resolution_of(
     """Width and height in pixels."""
     value, multiple = given.get("resolution", RESOLUTION), architecture.spatial_multiple
     sides = (value, value) if isinstance(value, int) else tuple(value)
-    if len(sides) != 2 or min(sides) < multiple:
+    if len(sides) != 2 or min(sides) < multiple or max(sides) > MOST_PIXELS:
         raise ConfigError(
-            f"{where}: resolution = {value!r} cannot be used.",
-            fix=f"Write a number or [width, height], each at least {multiple}.",
+            f"{where}: resolution = {value!r:.100} cannot be used.",
+            fix=f"Write a number or [width, height], each at least {multiple} and at most"
+            f" {MOST_PIXELS}.",
         )
     if not given.get("enable_bucket", False) and any(side % multiple for side in sides):
         whole = [side // multiple * multiple for side in sides]
@@ -56,10 +62,10 @@ def lengths_of(
     if kind == "image":
         return (1,)
     asked = list(given.get("target_frames", [1]))
-    if not asked or min(asked) < 1:
+    if not asked or min(asked) < 1 or max(asked) > MOST_FRAMES or len(asked) > MOST_LENGTHS:
         raise ConfigError(
-            f"{where}: target_frames = {asked} cannot be used.",
-            fix="Write a list of numbers from 1 up, such as [1, 25, 49].",
+            f"{where}: target_frames = {asked!r:.100} cannot be used.",
+            fix=f"Write a list of numbers from 1 to {MOST_FRAMES}, such as [1, 25, 49].",
         )
     step = architecture.temporal_multiple
     rounded = {n: (n - 1) // step * step + 1 for n in asked}

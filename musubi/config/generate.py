@@ -12,7 +12,7 @@ from musubi.config.memory import GenerateMemoryOptions, RoomOptions
 from musubi.config.options import Options, Retired, option
 from musubi.errors import ConfigError
 
-Solver = Literal["unipc", "dpm++", "vanilla"]
+Solver = Literal["unipc", "dpm++", "vanilla", "lcm"]
 OutputType = Literal["video", "images", "latent", "both", "latent_images"]
 AttentionMode = Literal[
     "torch", "sdpa", "flash", "flash2", "flash3", "xformers", "sageattn", "sage"
@@ -61,7 +61,7 @@ class VideoOptions(Options):
     )
     size: str | None = option(None, "Width x height, such as 832x480.", group=_VIDEO, metavar="WxH")
     video_length: int | None = option(
-        None, "Frames; the task's own length when not given.", group=_VIDEO, ge=1
+        None, "Frames; the task's own length when not given.", group=_VIDEO, ge=1, le=100_000
     )
     fps: float | None = option(
         None, "Frames per second of the file; the model's when not given.", group=_VIDEO, gt=0
@@ -72,7 +72,7 @@ class VideoOptions(Options):
 class SamplingOptions(Options):
     """How it is sampled; the task's defaults where nothing is given."""
 
-    infer_steps: int | None = option(None, "Denoising steps.", group=_SAMPLING, ge=1)
+    infer_steps: int | None = option(None, "Denoising steps.", group=_SAMPLING, ge=1, le=10_000)
     sample_solver: Solver | None = option(None, "The solver.", group=_SAMPLING)
     flow_shift: float | None = option(
         None, "Shift of the noise levels; larger spends more steps on noise.", group=_SAMPLING, gt=0
@@ -100,7 +100,7 @@ class SamplingOptions(Options):
     )
 
 
-class LoraOptions(Options):
+class LoraFileOptions(Options):
     """LoRA files to generate with."""
 
     lora_weight: list[str] | None = option(None, "LoRA files.", group=_LORA, metavar="PATH")
@@ -112,6 +112,13 @@ class LoraOptions(Options):
     )
     exclude_patterns: list[str] | None = option(
         None, "For each LoRA, a pattern of the modules to leave out.", group=_LORA, metavar="REGEX"
+    )
+    lora_block_weights: list[str] | None = option(
+        None,
+        "For each LoRA, strengths by block: STACK.N=VALUE, STACK.N-M=VALUE or STACK=VALUE with commas "
+        "between, or a number for each block.",
+        group=_LORA,
+        metavar="WEIGHTS",
     )
     lora_mode: LoraMode = option(
         "merge",
@@ -131,6 +138,22 @@ class OutputOptions(Options):
         "video",
         "both: video and latents; latent_images: images and latents.",
         group=_OUTPUT,
+    )
+    crf: float | None = option(
+        None,
+        "Quality of videos, 0 to 51: less is better and larger; 16 when not given.",
+        group=_OUTPUT,
+        ge=0,
+        le=51,
+    )
+    bit_depth: int = option(
+        8,
+        "Bits a colour in videos; fewer players show 10.",
+        group=_OUTPUT,
+        metavar="8|10",
+    )
+    lossless: bool = option(
+        False, "Keep every pixel of videos, as H.264 in RGB; few browsers play it.", group=_OUTPUT
     )
     no_metadata: bool = option(
         False, "Write no prompt, seed or other setting into the files.", group=_OUTPUT
@@ -157,7 +180,7 @@ class GenerateConfig(
     GenerateMemoryOptions,
     MachineOptions,
     OutputOptions,
-    LoraOptions,
+    LoraFileOptions,
     SamplingOptions,
     VideoOptions,
     PromptOptions,
@@ -170,6 +193,7 @@ class GenerateConfig(
         if self.save_merged_model is None:
             _check_request(self)
         _check_sampling(self)
+        _check_video(self)
         return self
 
     @property
@@ -220,9 +244,29 @@ def _check_sampling(config: GenerateConfig) -> None:
         )
 
 
+def _check_video(config: GenerateConfig) -> None:
+    given = {"crf": config.crf is not None, "bit_depth": config.bit_depth != 8}
+    given["lossless"] = config.lossless
+    said = [f"--{name}" for name, there in given.items() if there]
+    if said and config.output_type not in ("video", "both"):
+        raise ConfigError(
+            f"{said[0]} is about videos, and --output_type {config.output_type} writes none.",
+            fix=f"Leave out {said[0]}, or give --output_type video or both.",
+        )
+    if config.bit_depth not in (8, 10):
+        raise ConfigError(
+            f"--bit_depth {config.bit_depth} is not written.", fix="Give --bit_depth 8 or 10."
+        )
+    if config.lossless and len(said) > 1:
+        raise ConfigError(
+            f"--lossless keeps every pixel as it is, so {said[0]} would change nothing.",
+            fix=f"Give --lossless or {said[0]}, not both.",
+        )
+
+
 def _check_lora(config: GenerateConfig) -> None:
     files = len(config.lora_weight or ())
-    for name in ("lora_multiplier", "include_patterns", "exclude_patterns"):
+    for name in ("lora_multiplier", "include_patterns", "exclude_patterns", "lora_block_weights"):
         count = len(getattr(config, name) or ())
         if count > files:
             raise ConfigError(

@@ -145,8 +145,44 @@ class LoraOptions(Options):
         "Train the DiT itself instead of a LoRA; its weights are held in float32 unless --dit_dtype says otherwise.",
         group=_LORA,
     )
+    network_type: Literal["lora", "loha", "lokr", "dora", "oft", "full"] | None = option(
+        None,
+        "What is trained: lora, two small matrices for each layer; loha, their product number by number; "
+        "lokr, a Kronecker product; dora, a LoRA with magnitudes; oft, rotations of rows; or full, a "
+        "difference of the layer's size. lora when not given.",
+        group=_LORA,
+    )
+    network_module: str | None = option(
+        None,
+        "The same in the words of older tools: networks.lora…, networks.loha, networks.lokr, or "
+        "lycoris.kohya with algo=… in --network_args.",
+        group=_LORA,
+        metavar="NAME",
+    )
     network_dim: int | None = option(
-        None, "Rank of the LoRA; 4 when not given.", group=_LORA, ge=1, metavar="RANK"
+        None,
+        "Rank of the LoRA; 4 when not given. Of oft it is the size of a block.",
+        group=_LORA,
+        ge=1,
+        le=1_000_000,
+        metavar="RANK",
+    )
+    network_reg_dims: list[str] | None = option(
+        None,
+        "Another rank, and alpha, for layers whose whole name a pattern matches; the first one counts.",
+        group=_LORA,
+        metavar="PATTERN=RANK[:ALPHA]",
+    )
+    rank_stabilized: bool = option(
+        False,
+        "Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA), so that a high rank is not weak.",
+        group=_LORA,
+    )
+    network_init: Literal["default", "pissa"] = option(
+        "default",
+        "Where a LoRA starts: default, from noise and zeros; or pissa, from the largest singular vectors "
+        "of each weight. Both change nothing before the first step.",
+        group=_LORA,
     )
     network_alpha: float = option(
         1.0,
@@ -159,8 +195,9 @@ class LoraOptions(Options):
     )
     network_args: list[str] | None = option(
         None,
-        "Further arguments of the LoRA as key=value: loraplus_lr_ratio, rank_dropout, module_dropout, "
-        "include_patterns, exclude_patterns, groups, verbose.",
+        "Further arguments as key=value: loraplus_lr_ratio, rank_dropout, module_dropout, "
+        "include_patterns, exclude_patterns, groups, conv_dim, conv_alpha; and of LyCORIS: algo, factor, "
+        "decompose_both, full_matrix, use_tucker, dora_wd, rs_lora, constraint, rescaled.",
         group=_LORA,
         metavar="KEY=VALUE",
     )
@@ -187,11 +224,11 @@ class LoraOptions(Options):
     base_weights_multiplier: list[float] | None = option(
         None, "Multipliers of --base_weights, in order; 1.0 for those missing.", group=_LORA
     )
-    lora_format: Literal["kohya", "comfy", "diffusion_model", "diffusers"] = option(
-        "kohya",
+    lora_format: Literal["kohya", "comfy", "diffusion_model", "diffusers"] | None = option(
+        None,
         "Names in the LoRA file: kohya (lora_unet_…, alpha kept); comfy, also called diffusion_model "
-        "(lora_A/lora_B, alpha folded in), which ComfyUI and diffusers load for every model; or the "
-        "names of diffusers.",
+        "(lora_A/lora_B, alpha folded in); or the names of diffusers. The form that ComfyUI and "
+        "diffusers load most of when not given.",
         group=_LORA,
     )
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator
 
 from musubi.plugin.architecture import Architecture
 from musubi.plugin.option import Command
+from musubi.untrusted import value_fault
 
 ROLES: Mapping[str, tuple[str, ...]] = {
     "cache latents": ("vae", "image"),
@@ -36,6 +37,18 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
     own: ClassVar[frozenset[str]] = frozenset()
     """Which of the fields `for_architecture` took from the architecture's own options."""
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _plausible(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what no option can mean, whatever its own limits."""
+        if info.field_name and value == cls.model_fields[info.field_name].default:
+            return value
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            fault = value_fault(one)
+            if fault is not None:
+                raise ValueError(fault)
+        return value
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,17 @@ def for_architecture(
                     group="Memory and speed",
                 ),
             )
+    if ROLES[command] and "models" not in model.model_fields:
+        fields["models"] = (
+            str | None,
+            option(
+                None,
+                "Folder in which model files that are not given are found by their content, such as "
+                "ComfyUI's `models`; MUSUBI_MODELS, or the settings file's, when not given.",
+                group="Models",
+                metavar="DIR",
+            ),
+        )
     taken = _own(model, architecture, command)
     for own in architecture.options:
         if own.name in taken:
@@ -145,7 +169,7 @@ def tokenizers(config: Options, architecture: Architecture) -> dict[str, Path]:
 def spared(config: Options, architecture: Architecture) -> tuple[str, ...]:
     """Patterns of the layers that the architecture's own flags keep from LoRA files."""
     own = own_options(config, architecture)
-    return tuple(o.spares for o in architecture.options if o.spares and own[o.name])
+    return tuple(o.lora_exclude for o in architecture.options if o.lora_exclude and own[o.name])
 
 
 def own_options(config: Options, architecture: Architecture) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class PlanConfig(
     LengthOptions,
     generate.MachineOptions,
     generate.OutputOptions,
-    generate.LoraOptions,
+    generate.LoraFileOptions,
     SamplingOptions,
     VideoOptions,
     PromptOptions,

@@ -7,14 +7,13 @@ use, and embedded guidance in the prompts of training previews.
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from musubi.errors import ConfigError, did_you_mean
+from musubi.untrusted import TextError, parse_json, parse_toml, read_text, reason
 
 Grammar = Literal["batch", "preview"]
 # What a preview is when its prompt does not say; the rest are the task's own defaults.
@@ -167,8 +166,8 @@ def _from_toml(content: Mapping[str, Any], path: Path, grammar: Grammar) -> list
 
 def _from_json(text: str, path: Path, grammar: Grammar) -> list[dict[str, Any]]:
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
+        content = parse_json(text)
+    except TextError as error:
         raise ConfigError(f"{path} is not JSON: {error}.", fix="Mend it at that place.") from error
     if not isinstance(content, list):
         raise ConfigError(f"{path} is not a list of prompts.", fix='Write ["a cat", …].')
@@ -219,33 +218,26 @@ def _value(kind: type, word: str, name: str) -> Any:
     except ValueError as error:
         article = "a whole number" if kind is int else "a number"
         raise ConfigError(
-            f"{name} of a prompt takes {article}, not {word!r}.", fix=f"Write {name} 16, say."
+            f"{name} of a prompt takes {article}, not {word!r:.60}.", fix=f"Write {name} 16, say."
         ) from error
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path)
     except FileNotFoundError as error:
         raise ConfigError(
             f"The prompt file {path} does not exist.", fix="Check its path."
         ) from error
-    except UnicodeDecodeError as error:
+    except (OSError, TextError) as error:
         raise ConfigError(
-            f"The prompt file {path} is not UTF-8 text.", fix="Save it as UTF-8."
-        ) from error
-    except OSError as error:
-        raise ConfigError(
-            f"The prompt file {path} cannot be read: {error.strerror}.", fix="Check its path."
+            f"The prompt file {path} cannot be read: {reason(error)}.",
+            fix="Give a file in UTF-8.",
         ) from error
 
 
 def _toml(path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        return tomllib.loads(_text(path))
-    except tomllib.TOMLDecodeError as error:
+        return parse_toml(_text(path))
+    except TextError as error:
         raise ConfigError(f"{path} is not TOML: {error}.", fix="Mend it at that place.") from error

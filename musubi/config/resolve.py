@@ -15,11 +15,7 @@ from musubi.config.fields import Flag, flags, names, shown
 from musubi.config.options import Options, Retired
 from musubi.errors import ConfigError, did_you_mean, nearest
 from musubi.plugin.architecture import Architecture
-
-try:
-    import tomllib  # pyright: ignore[reportMissingImports]
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
+from musubi.untrusted import TextError, parse_toml, read_text, reason
 
 Model = TypeVar("Model", bound=Options)
 Elsewhere = Callable[[str], "str | None"]
@@ -55,16 +51,18 @@ def read_file(path: str | Path) -> ConfigFile:
     """
     path = _existing(Path(path))
     try:
-        content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text.", fix="Save it as UTF-8.") from error
-    except tomllib.TOMLDecodeError as error:
+        text = read_text(path)
+    except (OSError, TextError) as error:
         raise ConfigError(
-            f"{path} is not TOML: {str(error).rstrip('.')}.",
+            f"{path} cannot be read: {reason(error)}.", fix="Give a file in UTF-8."
+        ) from error
+    try:
+        content = parse_toml(text)
+    except TextError as error:
+        raise ConfigError(
+            f"{path} is not TOML: {error}.",
             fix="Texts stand in quotes, lists in brackets; a Windows path stands in 'single' quotes.",
         ) from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
     values: dict[str, Any] = {}
     where: dict[str, str] = {}
     for key, value, section in _flat(content, ""):
@@ -284,8 +282,8 @@ def _example(flag: Flag) -> str:
 
 def _said(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return " ".join(str(v) for v in value) or "empty"
-    return repr(value)
+        return f"{' '.join(str(v) for v in value):.200}" or "empty"
+    return f"{value!r:.200}"
 
 
 def _sentence(text: str) -> str:

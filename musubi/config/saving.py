@@ -110,8 +110,13 @@ class PreviewOptions(Options):
 
 
 class LoggingOptions(Options):
-    """Trackers; `metrics.jsonl` is always written."""
+    """Trackers; `metrics.jsonl` and `report.html` are always written."""
 
+    watch: bool = option(
+        False,
+        "Serve the page of the run live on this machine while it trains, as `musubi watch` does.",
+        group=_LOGGING,
+    )
     logging_dir: str | None = option(
         None,
         "Where trackers write; the run's own folder when not given.",

@@ -23,6 +23,7 @@ from musubi.config.saving import (
     SavingOptions,
 )
 from musubi.errors import ConfigError
+from musubi.untrusted import name_fault
 
 _TRAINING = "Training"
 _ATTENTION = "Attention"
@@ -46,14 +47,16 @@ class LengthOptions(Options):
         "The task or published variant; the architecture's first when not given.",
         group=_TRAINING,
     )
-    max_train_steps: int = option(1600, "Optimizer steps.", group=_TRAINING, ge=1)
+    max_train_steps: int = option(1600, "Optimizer steps.", group=_TRAINING, ge=1, le=1_000_000_000)
     max_train_epochs: int | None = option(
         None, "Epochs; counts instead of --max_train_steps.", group=_TRAINING, ge=1
     )
     gradient_accumulation_steps: int = option(
         1, "Batches for each optimizer step.", group=_TRAINING, ge=1
     )
-    seed: int | None = option(None, "Seed; a random one when not given.", group=_TRAINING, ge=0)
+    seed: int | None = option(
+        None, "Seed; a random one when not given.", group=_TRAINING, ge=0, le=2**63 - 1
+    )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
         None, "Autocast; what accelerate is configured for when not given.", group=_TRAINING
     )
@@ -195,14 +198,18 @@ def _check_lora(config: TrainConfig) -> None:
         )
     if config.full:
         names = ("network_dim", "network_dropout", "network_args", "network_weights")
-        check_full(config, *names, "scale_weight_norms")
+        more = ["network_type", "network_reg_dims"]
+        more += ["rank_stabilized"] if config.rank_stabilized else []
+        more += ["network_init"] if config.network_init != "default" else []
+        check_full(config, *names, *more, "scale_weight_norms")
 
 
 def _check_names(config: TrainConfig) -> None:
     name = config.output_name
-    if name is not None and (not name.strip() or any(c in name for c in '/\\:*?"<>|')):
+    fault = None if name is None else name_fault(name)
+    if fault is not None:
         raise ConfigError(
-            f"--output_name {name!r} cannot be part of a file name.",
+            f"--output_name {name!r} cannot be part of a file name: {fault}.",
             fix="Give a plain name, and folders with --output_dir.",
         )
     if config.resume_from_huggingface and config.resume in (None, "auto"):
@@ -220,7 +227,6 @@ def _check_names(config: TrainConfig) -> None:
 
 
 RETIRED: tuple[Retired, ...] = (
-    Retired("network_module", "the LoRA module follows from --arch."),
     Retired("persistent_data_loader_workers", "the threads that read records always stay.", 0),
     Retired("ddp_gradient_as_bucket_view", "gradients are averaged without a wrapper.", 0),
     Retired("ddp_static_graph", "gradients are averaged without a wrapper.", 0),

@@ -2,7 +2,7 @@
 
 Order comes from BLAKE2 of names and numbers, so it is the same on every machine, in every version
 of Python, and whatever order the items are listed in. An epoch's batches are listed for all
-processes together; `musubi.train.feed` deals them out in turn, so that processes make the batches that
+processes together; `musubi.train.loader` deals them out in turn, so that processes make the batches that
 one process would make, and no batch is dropped or made twice.
 """
 
@@ -16,7 +16,7 @@ Batch = tuple[int, ...]
 
 
 class Item(Protocol):
-    """What the order needs to know; `musubi.cache.open.Item` is one."""
+    """What the order needs to know; `musubi.cache.match.TrainingItem` is one."""
 
     @property
     def key(self) -> str:

@@ -19,6 +19,9 @@ from musubi.errors import DataError
 from musubi.plugin.architecture import Architecture, Task
 from musubi.plugin.runtime import Clip
 
+_NAMED = 3
+"""Files of one kind that a sentence names."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -179,18 +182,30 @@ def ahead(
 
 
 def conversions(plans: Iterable[ClipPlan], entry: DatasetEntry, rate: float) -> list[str]:
-    """What was done about frame rates, one sentence for each rate that was met."""
+    """What was done about frame rates and odd pictures, one sentence for each kind that was met."""
+    plans = list(plans)
     videos = {id(p.video): p.video for p in plans if p.video is not None and not p.video.images}
+    said = _rates(list(videos.values()), entry, rate)
+    remarked: dict[str, dict[str, None]] = {}
+    for video in (*videos.values(), *(c for p in plans for c in p.control_videos)):
+        for remark in video.remarks:
+            remarked.setdefault(remark, {})[video.path.name] = None
+    for remark, names in sorted(remarked.items()):
+        first = ", ".join(list(names)[:_NAMED])
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        said.append(f"{first}{more}: {remark}.")
+    return said
+
+
+def _rates(videos: Sequence[VideoInfo], entry: DatasetEntry, rate: float) -> list[str]:
     if entry.source_fps is not None:
-        return (
-            [
-                f"{len(videos)} videos taken at source_fps = {entry.source_fps:g}, converted to {rate:g} fps."
-            ]
-            if videos
-            else []
+        said = (
+            f"{_videos(len(videos))} taken at source_fps = {entry.source_fps:g}, converted to "
+            f"{rate:g} fps."
         )
+        return [said] if videos else []
     counts: dict[str, int] = {}
-    for video in videos.values():
+    for video in videos:
         fps = video.fps or rate
         if video.varies:
             said = f"a varying rate (about {fps:.3g} fps)"
@@ -202,9 +217,13 @@ def conversions(plans: Iterable[ClipPlan], entry: DatasetEntry, rate: float) -> 
                 said += " (slower: frames are repeated)"
         counts[said] = counts.get(said, 0) + 1
     return [
-        f"{n} video{'s' if n > 1 else ''} at {said} converted to {rate:g} fps by time stamps."
+        f"{_videos(n)} at {said} converted to {rate:g} fps by time stamps."
         for said, n in sorted(counts.items())
     ]
+
+
+def _videos(count: int) -> str:
+    return f"{count} video{'s' if count != 1 else ''}"
 
 
 def _result(task: T, future: Future[R]) -> tuple[T, R | Exception]:
@@ -260,13 +279,14 @@ def _too_short(
     if cut:
         return DataError(
             f"{name} gives no clip that is long enough for the task {task.name!r}: it has {total} "
-            f"frames at {rate} fps.",
+            f"frame{'s' if total != 1 else ''} at {rate} fps.",
             fix="Raise target_frames, or use a longer video.",
         )
     least = min(entry.target_frames)
     fits = (total - 1) // entry.temporal_multiple * entry.temporal_multiple + 1
     return DataError(
-        f"{name} has {total} frames at {rate} fps, and the smallest of target_frames is {least}.",
+        f"{name} has {total} frame{'s' if total != 1 else ''} at {rate} fps, and the smallest of "
+        f"target_frames is {least}.",
         fix=f"Add {fits} to target_frames, or use a longer video." if total else "Remove it.",
     )
 

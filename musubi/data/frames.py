@@ -7,6 +7,14 @@ from typing import Protocol
 
 import numpy as np
 
+from musubi.errors import DataError
+
+MOST_FRAMES = 4_000_000
+"""Of one video at the model's rate: two days. A file may say that it lasts for years."""
+
+DECODING_VERSION = 1
+"""Raise it when the pixels that are read from videos change: their records are then made anew."""
+
 SAME_RATE = 0.005
 """Rates that differ by less than this share count as one: 23.976 is 24."""
 
@@ -49,6 +57,8 @@ def windows(total: int, entry: Extraction) -> list[tuple[int, int]]:
             starts = range(0, last + 1, length)
         elif mode == "slide":
             starts = range(0, last + 1, entry.frame_stride)
+        elif entry.frame_sample > last:
+            starts = range(last + 1)  # every place, however many are asked for
         else:
             starts = np.linspace(0, last, entry.frame_sample).astype(int).tolist()
         found |= {(start, length) for start in starts}
@@ -84,7 +94,13 @@ def by_timestamps(times: np.ndarray, end: float, rate: float, tick: float) -> np
         return np.arange(len(times))
     # rounding moves a time, and the first one, by half a tick each
     slack = min(1.01 * tick, gap / 4)
-    count = max(int(np.ceil(end * rate - 0.01)), 1)
+    frames = end * rate
+    if not 0 <= frames <= MOST_FRAMES:
+        raise DataError(
+            f"It says that it lasts {end:.6g} seconds, which is more than can be meant.",
+            fix="Write its time stamps anew, with `ffmpeg -i OLD -c copy NEW`, or cut it.",
+        )
+    count = max(int(np.ceil(frames - 0.01)), 1)
     shown = np.arange(count) / rate
     return np.maximum(np.searchsorted(times, shown + slack, side="right") - 1, 0)
 

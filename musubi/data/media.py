@@ -1,135 +1,44 @@
-"""Pictures and videos from disk as uint8 RGB arrays, or a sentence that says why not."""
+"""Videos from disk as uint8 RGB arrays, or a sentence that says why not."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
-from PIL import Image, ImageOps
+from av.stream import Disposition
+from av.video.stream import VideoStream
 
+from musubi.data import colours, shown
 from musubi.data.frames import varies
+from musubi.data.images import (
+    ANIMATED,
+    animation_times,
+    image_extensions,
+    image_size,
+    read_animation,
+    read_image,
+)
 from musubi.errors import DataError
 
 VIDEO_EXTENSIONS = frozenset(
-    (".mp4", ".webm", ".avi", ".mkv", ".mov", ".flv", ".wmv", ".m4v", ".mpg", ".mpeg")
+    (
+        *(".mp4", ".webm", ".avi", ".mkv", ".mov", ".flv", ".wmv", ".m4v", ".mpg", ".mpeg"),
+        *(".ts", ".mts", ".m2ts", ".gif", ".webp", ".apng"),
+    )
 )
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_WITH_PLUGINS = (".avif", ".jxl")
-
-BACKGROUND = (255, 255, 255)
-"""What shows through transparent pixels: cut-outs and drawings are made to be seen on a page."""
-
-_TURNED = (5, 6, 7, 8)
-"""EXIF orientations that exchange width and height."""
 
 _SEEK = 24
 """Frames that are sooner decoded than sought past."""
 
 _REORDERED = 32
 """Frames are stored out of order, by no more than this."""
-
-
-@lru_cache(maxsize=1)
-def image_extensions() -> frozenset[str]:
-    """Endings of images that can be read here, lower case; avif and jxl where Pillow reads them."""
-    with contextlib.suppress(ImportError):
-        importlib.import_module("pillow_jxl")  # registers itself
-    readable = Image.registered_extensions()
-    return frozenset((*_IMAGES, *(e for e in _WITH_PLUGINS if readable.get(e) in Image.OPEN)))
-
-
-# images
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height as seen, from the head of the file.
-
-    Raises:
-        DataError: It is not an image.
-    """
-    with _opened(path) as image:
-        width, height = image.size
-        turned = image.getexif().get(0x0112) in _TURNED
-    return (height, width) if turned else (width, height)
-
-
-def read_image(path: Path, *, alpha: bool = False) -> np.ndarray:
-    """An image as it is meant to be seen: uint8, H W 3.
-
-    EXIF orientation is applied, 16-bit greys are scaled to 8, palettes, greys and CMYK become RGB, and what
-    is transparent is laid over white.
-
-    Args:
-        path: The file.
-        alpha: Keep transparency: H W 4 when there is any. Control images mean something by it.
-
-    Raises:
-        DataError: It cannot be read, or only a part of it can.
-    """
-    with _opened(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I") or upright.mode == "F":
-            upright = _eight_bits(upright)
-        if "A" in upright.getbands() or "a" in upright.getbands() or "transparency" in upright.info:
-            upright = upright.convert("RGBA")
-            if not alpha:
-                page = Image.new("RGBA", upright.size, (*BACKGROUND, 255))
-                upright = Image.alpha_composite(page, upright).convert("RGB")
-        else:
-            upright = upright.convert("RGB")
-        return np.array(upright)  # a copy: what Pillow lends may not be written to
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    try:
-        if path.stat().st_size == 0:
-            raise DataError(f"{path.name} is empty (0 bytes).", fix="Remove it, or copy it again.")
-        with Image.open(path) as image:
-            yield image
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(
-            f"{path.name} has more pixels than any picture needs: {str(error).split(', could')[0]}.",
-            fix="Make it smaller.",
-        ) from error
-    except Image.UnidentifiedImageError as error:
-        raise DataError(
-            f"{path.name} is not an image, whatever its name says.", fix="Remove it."
-        ) from error
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist.", fix="Check the path.") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        IndexError,
-        EOFError,
-    ) as error:  # Pillow raises all these
-        reason = str(error).rstrip(".") or type(error).__name__
-        raise DataError(
-            f"{path.name} cannot be read as an image: {reason}.",
-            fix="It is damaged or truncated; copy it again, or remove it.",
-        ) from error
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """A grey image of 16 or 32 bits, or of floats from 0 to 1, with 8."""
-    values = np.asarray(image).astype(np.float64)
-    # mode "I" is how older Pillow opens greys of 16 bits
-    floats = 255.0 if values.max(initial=0) <= 1 else 1.0
-    scale = floats if image.mode == "F" else 255 / 65535
-    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
-
-
-# videos
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -148,6 +57,7 @@ class VideoInfo:
             none that are usable.
         keyframes: Indices of frames that decoding can begin at.
         images: The files of a directory, in order; else empty.
+        remarks: What is odd about its pictures, a phrase each, for the user to know.
     """
 
     path: Path
@@ -160,6 +70,7 @@ class VideoInfo:
     stamps: np.ndarray | None = None
     keyframes: np.ndarray
     images: tuple[Path, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -168,8 +79,8 @@ class VideoInfo:
 
     @property
     def fps(self) -> float | None:
-        """Frames per second on average; None for a directory of images."""
-        return None if self.images else self.frames / self.end
+        """Frames per second on average; None for a directory of images, and for one frame alone."""
+        return None if self.images or self.frames < 2 else self.frames / self.end
 
     @property
     def varies(self) -> bool:
@@ -192,6 +103,8 @@ def probe_video(
     """
     if path.is_dir():
         return _folder(path)
+    if path.suffix.lower() in ANIMATED:
+        return _animation(path, seconds, frames)
     with _container(path) as container:
         return _probe(path, container, seconds, frames)
 
@@ -208,11 +121,17 @@ def read_frames(info: VideoInfo, indices: Sequence[int]) -> Iterator[tuple[int, 
             yield index, read_image(info.images[index])
         return
     found = 0
+    if info.path.suffix.lower() in ANIMATED:
+        for index, picture in read_animation(info.path, wanted):
+            yield index, picture
+            found += 1
     for by_stamp in (True, False):  # some files cannot be entered at every keyframe they name
         if found < len(wanted):
             with _container(info.path) as container:
+                stream = _stream(container)
+                assert stream is not None
                 for index, frame in _decoded(info, container, wanted[found:], by_stamp=by_stamp):
-                    yield index, _upright(frame)
+                    yield index, as_shown(frame, stream)
                     found += 1
     if found < len(wanted):
         raise DataError(
@@ -240,15 +159,35 @@ def _folder(path: Path) -> VideoInfo:
     )
 
 
+def _animation(path: Path, seconds: float | None, frames: int | None) -> VideoInfo:
+    size, times, end, complete = animation_times(path, seconds=seconds, frames=frames)
+    return VideoInfo(
+        path=path,
+        width=size[0],
+        height=size[1],
+        times=np.asarray(times, np.float64),
+        end=end,
+        tick=0.001,
+        complete=complete,
+        keyframes=np.zeros(1, np.int64),
+    )
+
+
 @contextlib.contextmanager
 def _container(path: Path) -> Iterator[InputContainer]:
     try:
         if path.stat().st_size == 0:
             raise DataError(f"{path.name} is empty (0 bytes).", fix="Remove it, or copy it again.")
-        # the name is an address to FFmpeg: "file:" keeps it from seeing a protocol before a colon
-        with av.open(f"file:{path}", "r", metadata_errors="ignore") as container:
-            if not container.streams.video:
-                raise DataError(f"{path.name} has no pictures in it.", fix="Remove it.")
+        with _open(path) as container:
+            if _stream(container) is None:
+                kinds = {
+                    "sound": container.streams.audio,
+                    "a cover picture": container.streams.video,
+                }
+                held = " and ".join(kind for kind, streams in kinds.items() if streams)
+                raise DataError(
+                    f"{path.name} has no video in it{held and f', only {held}'}.", fix="Remove it."
+                )
             yield container
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist.", fix="Check the path.") from error
@@ -260,13 +199,31 @@ def _container(path: Path) -> Iterator[InputContainer]:
         ) from error
 
 
+def _open(path: Path) -> InputContainer:
+    # the name is an address to FFmpeg: "file:" keeps it from seeing a protocol before a colon
+    address = f"file:{path}"
+    try:
+        return av.open(address, "r", metadata_errors="ignore")
+    except TypeError:  # from PyAV 19 on: words in another encoding are never an error
+        return av.open(address, "r")
+
+
+def _stream(container: InputContainer) -> VideoStream | None:
+    """The first stream of moving pictures: a cover is one of a single picture."""
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    return None
+
+
 def _probe(
     path: Path,
     container: InputContainer,
     seconds: float | None,
     most: int | None,
 ) -> VideoInfo:
-    stream = container.streams.video[0]
+    stream = _stream(container)
+    assert stream is not None
     base = float(stream.time_base or 0)
     stamps: list[int | None] = []
     keys: list[int | None] = []
@@ -296,7 +253,7 @@ def _probe(
             f"{path.name} has no frame that can be decoded.",
             fix="It is damaged or truncated; copy it again, or convert it anew.",
         )
-    size = _upright(first).shape
+    size = as_shown(first, stream).shape
     known = [s for s in stamps if s is not None]
     usable = base > 0 and len(set(known)) == len(stamps)
     if usable:
@@ -307,7 +264,7 @@ def _probe(
         gap = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
         rate = float(stream.average_rate or 0)
         # a last frame without a duration lasts as long as the others
-        end = float(times[-1]) + (gap or last or (1 / rate if rate else 1.0))
+        end = float(times[-1]) + (gap or max(last, 1 / rate if rate else 0.0) or 1.0)
     else:
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         if rate <= 0:
@@ -346,7 +303,17 @@ def _probe(
         complete=complete,
         stamps=order,
         keyframes=np.asarray(keyframes, np.int64),
+        remarks=_remarks(first, stream),
     )
+
+
+def _remarks(frame: av.VideoFrame, stream: VideoStream) -> tuple[str, ...]:
+    out: list[str] = []
+    if (curve := _transfer(frame, stream)) in colours.HDR:
+        out.append(f"HDR ({colours.HDR[curve]}), tone-mapped to BT.709")
+    if frame.interlaced_frame:
+        out.append("interlaced, so what moves has combed edges: deinterlace it first")
+    return tuple(out)
 
 
 def _decoded(
@@ -356,7 +323,8 @@ def _decoded(
 
     By their stamps, with what lies between passed over; or by counting from the beginning.
     """
-    stream = container.streams.video[0]
+    stream = _stream(container)
+    assert stream is not None
     if info.stamps is None or not by_stamp:
         left = set(wanted)
         for index, frame in enumerate(container.decode(stream)):
@@ -384,8 +352,21 @@ def _decoded(
             return
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """RGB, turned as the file says it should be shown."""
-    picture = frame.to_ndarray(format="rgb24")
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4  # counter-clockwise, as np.rot90
-    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+def as_shown(frame: av.VideoFrame, stream: VideoStream) -> np.ndarray:
+    """A frame as a player shows it: uint8 RGB, H W 3, with square pixels, mirrored and turned as the file says."""
+    codec = stream.codec_context
+    picture = colours.to_rgb(
+        frame,
+        matrix=int(codec.colorspace),
+        full=int(codec.color_range) == colours.FULL,
+        transfer=_transfer(frame, stream),
+        centred=codec.name in ("mjpeg", "mpeg1video"),
+    )
+    aspect = stream.sample_aspect_ratio or codec.sample_aspect_ratio
+    return shown.upright(frame, shown.square(picture, Fraction(aspect) if aspect else None))
+
+
+def _transfer(frame: av.VideoFrame, stream: VideoStream) -> int:
+    """The transfer curve; PyAV before 17 knows that of a stream only."""
+    said = int(getattr(frame, "color_trc", 2))
+    return said if said != 2 else int(stream.codec_context.color_trc)

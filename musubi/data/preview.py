@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from PIL import Image, ImageDraw
 
-from musubi.data import buckets, check, clips
+from musubi.data import buckets, check, clips, fonts
 from musubi.data.clips import ClipPlan
 from musubi.data.survey import Surveyed, survey_of, threads_by_default
+from musubi.data.video_writer import write_video
 from musubi.errors import DataError, RunError
 from musubi.plugin.architecture import Architecture
 from musubi.plugin.report import Report
@@ -27,16 +26,41 @@ CELL = 160
 """Pixels that the longer side of a picture has on a sheet."""
 ROWS = 12
 """Clips on one sheet."""
-_LABEL = 30
+_LABEL = 34
+_LETTER = 12
 
 
 def run(config: Any, architecture: Architecture, report: Report) -> None:
     """Show every clip as the encoder will get it: resized, cropped, at the model's frame rate.
 
     Args:
-        config: A `CachePreviewConfig`.
+        config: A `CachePreviewConfig`, of another mode than "html".
         architecture: Whose sizes and frame rate are meant.
         report: Is told what was written; gets the pictures in console mode.
+
+    Raises:
+        ConfigError: The dataset file cannot be used.
+        DataError: It gives nothing to train on.
+        RunError: The directory cannot be written.
+    """
+    found = surveyed(config, architecture, report)
+    workers = config.num_workers or threads_by_default()
+    for one in found:
+        for said in clips.conversions(one.plans, one.entry, architecture.frame_rate):
+            report.note(f"Dataset {one.entry.index + 1}: {said}")
+        shown = decoded(one, workers, report, config.console_num_images)
+        if config.mode == "image":
+            written = _sheets(shown, one, Path(config.output))
+        elif config.mode == "video":
+            written = _videos(shown, one, Path(config.output), architecture.frame_rate)
+        else:
+            _console(shown, report, config.console_width)
+            continue
+        report.note(f"Dataset {one.entry.index + 1}: files written to {config.output}: {written}.")
+
+
+def surveyed(config: Any, architecture: Architecture, report: Report) -> list[Surveyed]:
+    """What there is to show, after the folder for it was made.
 
     Raises:
         ConfigError: The dataset file cannot be used.
@@ -61,24 +85,19 @@ def run(config: Any, architecture: Architecture, report: Report) -> None:
                 f"The directory {folder} cannot be made: {error.strerror}.",
                 fix="Give another --output.",
             ) from error
-    workers = config.num_workers or threads_by_default()
-    for one in found:
-        for said in clips.conversions(one.plans, one.entry, architecture.frame_rate):
-            report.note(f"Dataset {one.entry.index + 1}: {said}")
-        decoded = _decoded(one, workers, report, config.console_num_images)
-        if config.mode == "image":
-            written = _sheets(decoded, one, folder)
-        elif config.mode == "video":
-            written = _videos(decoded, one, folder, architecture.frame_rate)
-        else:
-            _console(decoded, report, config.console_width)
-            continue
-        report.note(f"Dataset {one.entry.index + 1}: files written to {folder}: {written}.")
+    captions = {p.source.caption for one in found for p in one.plans}
+    if config.mode == "image" and any(fonts.for_text(c, _LETTER) is None for c in captions):
+        report.warn(
+            "No font of this system has all letters of the captions: the sheets show '?' for them. "
+            "`--mode html` shows every letter."
+        )
+    return found
 
 
-def _decoded(
+def decoded(
     one: Surveyed, workers: int, report: Report, most: int | None
 ) -> Iterator[tuple[ClipPlan, Clip]]:
+    """The clips of a dataset, one after the other; one that cannot be decoded is warned of."""
     plans = one.plans if most is None else one.plans[:most]
     with report.progress(f"Dataset {one.entry.index + 1}", len(plans), unit="clip") as bar:
         for plan, clip in clips.decode_all(plans, workers):
@@ -122,14 +141,25 @@ def _row(plan: ClipPlan, clip: Clip) -> Image.Image:
         "RGB", (max(s.width for s in strips), _LABEL + sum(s.height for s in strips)), "white"
     )
     text = described(plan, clip)
-    # Pillow's own font knows Latin letters only; what it lacks is written as "?"
-    latin = text.encode("latin-1", "replace").decode("latin-1")
-    ImageDraw.Draw(row).text((4, 2), "\n".join(textwrap.wrap(latin, 100)[:2]), fill="black")
+    font = fonts.for_text(text, _LETTER)
+    words = text if font is not None else fonts.drawable(text)
+    lines = _lines(words, font or fonts.for_text("", _LETTER), row.width - 8)
+    ImageDraw.Draw(row).text((4, 2), "\n".join(lines), fill="black", font=font)
     top = _LABEL
     for strip in strips:
         row.paste(strip, (0, top))
         top += strip.height
     return row
+
+
+def _lines(text: str, font: fonts.Font | None, width: int) -> list[str]:
+    """The first two lines of a text, as wide as a row; also of scripts that have no spaces."""
+    lines = [""]
+    for letter in text:
+        if font is not None and font.getlength(lines[-1] + letter) > width:
+            lines.append("")
+        lines[-1] += letter
+    return [line.strip() for line in lines[:2]]
 
 
 def _strip(frames: np.ndarray) -> Image.Image:
@@ -169,29 +199,13 @@ def _videos(
             with atomic(folder / f"{name}.png") as temporary:
                 Image.fromarray(_beside(clip)[0]).save(temporary, format="PNG")
         else:
-            _write_clip(_beside(clip), folder / f"{name}.mp4", rate)
+            write_video(_beside(clip), folder / f"{name}.mp4", rate)
     return count
 
 
 def _beside(clip: Clip) -> np.ndarray:
     """The clip and its controls side by side."""
     return np.concatenate([clip.frames, *(c[..., :3] for c in clip.controls)], axis=2)
-
-
-def _write_clip(frames: np.ndarray, path: Path, rate: float) -> None:
-    # yuv420p has no odd sides
-    frames = np.pad(
-        frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge"
-    )
-    with atomic(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "18"}
-        for picture in frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
 
 
 # the terminal

@@ -6,20 +6,36 @@ script are letters like others.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from musubi.config.dataset import DatasetEntry
+from musubi.data.images import is_animated_webp
 from musubi.data.media import VIDEO_EXTENSIONS, image_extensions
-from musubi.errors import DataError, nearest
+from musubi.errors import DataError, nearest, system_reason
+from musubi.untrusted import (
+    TextError,
+    check_path,
+    decoded,
+    parse_json,
+    read_bytes,
+    read_text,
+    reason,
+    text_fault,
+)
 
-_NUMBERED = re.compile(r"(.+)_(\d+)")
-_CONTROL = re.compile(r"control_path(?:_(\d+))?")
+CAPTION_LIMIT = 1 << 20
+"""Bytes of the longest caption; encoders read a few thousand."""
+
+LIST_LIMIT = 1 << 30
+"""Bytes of the longest list of a dataset."""
+
+_NUMBERED = re.compile(r"(.+)_(\d{1,9})")
+_CONTROL = re.compile(r"control_path(?:_(\d{1,9}))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +88,7 @@ class Scan:
 
 
 def scan(entry: DatasetEntry) -> Scan:
-    """Find a dataset's files. Captions are read; images and videos are not opened.
+    """Find a dataset's files. Captions are read; of images and videos only the first bytes of a WebP.
 
     Raises:
         DataError: The directory or the list cannot be read, or a line of the list cannot be understood.
@@ -92,10 +108,14 @@ def stem_of(name: str) -> str:
 def _from_directory(entry: DatasetEntry) -> Scan:
     directory, extension = entry.directory, entry.caption_extension
     assert directory is not None and extension is not None
-    files, folders = _listed(directory)
     known = VIDEO_EXTENSIONS if entry.kind == "video" else image_extensions()
     found = Scan(sources=[])
-    media = [name for name in sorted(files) if _ending(name) in known]
+    files, folders = _listed(directory, known, found.skipped)
+    media = [
+        name
+        for name in sorted(files)
+        if _ending(name) in known and _of_kind(directory / name, entry.kind)
+    ]
     if entry.kind == "video":  # a folder of frames is meant when it has a caption
         media += [name for name in sorted(folders) if stem_of(name) + extension in files]
     stems = [stem_of(name) for name in media]
@@ -135,19 +155,54 @@ def _from_directory(entry: DatasetEntry) -> Scan:
     return found
 
 
-def _listed(directory: Path) -> tuple[set[str], set[str]]:
+def _listed(
+    directory: Path, known: Collection[str] = (), skipped: list[Skipped] | None = None
+) -> tuple[set[str], set[str]]:
+    """The names of files and of folders.
+
+    What has the ending of a file that is `known`, and is none (a pipe, a link that leads nowhere or in a
+    circle, a name that is not UTF-8), is not among them: `skipped` says why.
+    """
     files: set[str] = set()
     folders: set[str] = set()
     try:
         with os.scandir(directory) as rows:
             for row in rows:
-                (folders if row.is_dir() else files).add(row.name)
+                fault = _fault_of(row) if _ending(row.name) in known else None
+                if fault is not None:
+                    if skipped is not None:
+                        what = f"{row.name} {fault}."
+                        skipped.append(Skipped(path=directory / row.name, reason=what))
+                elif _is_folder(row):
+                    folders.add(row.name)
+                else:
+                    files.add(row.name)
     except OSError as error:
         raise DataError(
-            f"The directory {directory} cannot be read: {error.strerror}.",
+            f"The directory {directory} cannot be read: {system_reason(error)}.",
             fix="Check its permissions.",
         ) from error
     return files, folders
+
+
+def _is_folder(row: os.DirEntry[str]) -> bool:
+    try:
+        return row.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False
+
+
+def _fault_of(row: os.DirEntry[str]) -> str | None:
+    fault = text_fault(row.name)
+    if fault is not None:
+        return f"has a name that is not UTF-8: {fault}"
+    try:
+        if row.is_file() or row.is_dir():
+            return None
+        row.stat()
+    except OSError as error:
+        return f"cannot be read: {system_reason(error)}"
+    return "is a pipe or a device and no file"
 
 
 def _say_what_else(entry: DatasetEntry, files: set[str], folders: set[str], found: Scan) -> None:
@@ -159,7 +214,7 @@ def _say_what_else(entry: DatasetEntry, files: set[str], folders: set[str], foun
         if name.startswith(".") or _ending(name) == ".safetensors":
             continue
         reason = f"{name} is not one of the {mine} that can be read."
-        if _ending(name) in wrong:
+        if _ending(name) in wrong and _of_kind(directory / name, other[:-1]):
             reason = f"{name} is one of the {other}: give {other[:-1]}_directory for these."
         elif name.endswith(entry.caption_extension or ".txt"):
             reason = f"{name} is the caption of nothing."
@@ -175,12 +230,9 @@ def _say_what_else(entry: DatasetEntry, files: set[str], folders: set[str], foun
 def _caption(path: str) -> tuple[str, str | None]:
     """The text, or what is wrong with it."""
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - twice as fast as Path.open
-            text = file.read().decode("utf-8-sig").strip()
-    except UnicodeDecodeError:
-        return "", "is not UTF-8"
-    except OSError as error:
-        return "", f"cannot be read: {error.strerror}"
+        text = decoded(read_bytes(path, limit=CAPTION_LIMIT)).strip()
+    except (OSError, TextError) as error:
+        return "", f"cannot be read: {reason(error)}"
     return text, None if text else "is empty"
 
 
@@ -270,8 +322,13 @@ def _from_list(entry: DatasetEntry) -> Scan:
                 f"{where} has no {key!r}.",
                 fix=f"It has {close!r}." if close else f'Write {{"{key}": "…", "caption": "…"}}.',
             )
-        path = _located(row[key], entry.jsonl_file)
-        controls = _controls_of(row, entry)
+        try:
+            path = _located(row[key], entry.jsonl_file)
+            controls = _controls_of(row, entry)
+        except (OSError, RuntimeError) as error:  # the latter for "~nobody"
+            what = f"The path {row[key]!r:.200} of {where} cannot be used: {reason(error)}."
+            found.skipped.append(Skipped(path=Path(entry.jsonl_file), reason=what))
+            continue
         source = Source(
             kind=entry.kind,
             path=path,
@@ -280,17 +337,19 @@ def _from_list(entry: DatasetEntry) -> Scan:
             controls=controls,
             dataset=entry.index,
         )
-        reason = None
+        why = None
         if absent := next((p for p in (path, *controls) if not p.exists()), None):
-            reason = f"{absent} of {where} does not exist."
+            why = f"{absent} of {where} does not exist."
         elif "caption" in row and not isinstance(row["caption"], str):
-            reason = f"The caption of {path.name} ({where}) is not a text."
+            why = f"The caption of {path.name} ({where}) is not a text."
         elif not source.caption:
-            reason = f"{path.name} has no caption, or an empty one ({where})."
-        elif reason := _of_another_kind(path, entry):
-            reason = f"{reason} ({where})."
-        if reason:
-            found.skipped.append(Skipped(path=path, reason=reason))
+            why = f"{path.name} has no caption, or an empty one ({where})."
+        elif fault := text_fault(source.caption) or text_fault(path.name):
+            why = f"{path.name} or its caption cannot be used ({where}): {fault}."
+        elif other := _of_another_kind(path, entry):
+            why = f"{other} ({where})."
+        if why:
+            found.skipped.append(Skipped(path=path, reason=why))
         else:
             found.sources.append(source)
     found.sources.sort(key=lambda s: (s.path.name, str(s.path)))
@@ -299,19 +358,17 @@ def _from_list(entry: DatasetEntry) -> Scan:
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text.", fix="Save it as UTF-8.") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+        lines = read_text(path, limit=LIST_LIMIT).split("\n")
+    except (OSError, TextError) as error:
+        raise DataError(f"{path} cannot be read: {reason(error)}.") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = parse_json(line)
+        except TextError as error:
             raise DataError(
-                f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}.",
+                f"{path}, line {number} is not JSON: {error}.",
                 fix="Each line is one object in braces; a Windows path needs double backslashes.",
             ) from error
         if not isinstance(row, dict):
@@ -323,6 +380,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _located(text: str, listing: Path) -> Path:
     """From the working directory, or, when there is nothing, from the directory of the list."""
+    check_path(text)
     path = Path(text).expanduser()
     if path.is_absolute() or path.exists() or not (listing.parent / path).exists():
         return path
@@ -343,13 +401,22 @@ def _controls_of(row: Mapping[str, Any], entry: DatasetEntry) -> tuple[Path, ...
 def _of_another_kind(path: Path, entry: DatasetEntry) -> str | None:
     if path.is_dir():
         return f"{path.name} is a directory" if entry.kind == "image" else None
+    if not path.is_file():
+        return f"{path.name} is a pipe or a device and no file"
     known = VIDEO_EXTENSIONS if entry.kind == "video" else image_extensions()
-    if _ending(path.name) in known:
+    if _ending(path.name) in known and _of_kind(path, entry.kind):
         return None
     return f"{path.name} is not one of the {entry.kind}s that can be read"
 
 
 # both
+
+
+def _of_kind(path: Path, kind: str) -> bool:
+    """A WebP that moves is a video, and one that does not is an image; other endings tell."""
+    if _ending(path.name) != ".webp":
+        return True
+    return is_animated_webp(path) == (kind == "video")
 
 
 def _one_of_a_stem(found: Scan) -> Scan:
@@ -362,6 +429,8 @@ def _one_of_a_stem(found: Scan) -> Scan:
             reason = (
                 f"{source.path.name} has the same name as {other} up to the ending; rename one."
             )
+            if kept.path.resolve() == source.path.resolve():
+                reason = f"{source.path.name} is listed more than once; its first line is used."
             found.skipped.append(Skipped(path=source.path, reason=reason))
     return Scan(sources=list(first.values()), skipped=found.skipped, others=found.others)
 

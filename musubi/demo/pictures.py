@@ -7,10 +7,10 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import av
 import numpy as np
 from PIL import Image
 
+from musubi.data.media import probe_video, read_frames
 from musubi.testing import media
 
 GAP = 4
@@ -19,8 +19,8 @@ PAPER = 250
 
 def read_clip(path: Path) -> np.ndarray:
     """Every frame, uint8 F H W 3."""
-    with av.open(str(path)) as container:
-        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+    info = probe_video(path)
+    return np.stack([picture for _, picture in read_frames(info, range(info.frames))])
 
 
 def contact_sheet(rows: Sequence[np.ndarray], path: Path, *, columns: int = 6) -> None:

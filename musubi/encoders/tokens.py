@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from musubi.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -28,3 +30,21 @@ def tokenized(tokenizer: Any, texts: list[str], *, length: int) -> Tokens:
         return_tensors="pt",
     )
     return Tokens(found["input_ids"], found["attention_mask"].long())
+
+
+def check_ids(ids: torch.Tensor, count: int) -> None:
+    """Refuse numbers of tokens that an encoder does not have: the tokenizer is another model's.
+
+    Args:
+        ids: Numbers of tokens, on the host.
+        count: How many tokens the encoder knows; 0 when that cannot be told.
+
+    Raises:
+        ConfigError: A number is out of range.
+    """
+    if count and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < count:
+        raise ConfigError(
+            f"The tokenizer gives a token the number {int(ids.max())}, and the text encoder knows "
+            f"{count} tokens.",
+            fix="Give the tokenizer that was published with the text encoder.",
+        )

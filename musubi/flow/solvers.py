@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -102,7 +103,35 @@ def unipc(
     return x
 
 
-SOLVERS: dict[str, Solver] = {"unipc": unipc, "dpm++": dpmpp_2m, "vanilla": euler}
+def lcm(
+    predict: Predict,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    timesteps: torch.Tensor,
+    callback: Callback | None = None,
+    *,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Sampling of consistency models (Luo et al. 2023, arXiv:2310.04378): each step goes all the
+    way to the clean sample, and then back to the next level with new noise.
+
+    For networks that were distilled to few steps. The noise is drawn on the CPU, from `seed`.
+    """
+    # Not the seed itself: the noise that denoising starts from may have been drawn from that.
+    generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + 1) % 2**63)
+    levels = sigmas.tolist()
+    for i in range(len(levels) - 1):
+        s, t = levels[i], levels[i + 1]
+        x = x - s * called(predict, x, timesteps, i)
+        if t > 0:
+            noise = torch.randn(x.shape, generator=generator, dtype=torch.float32)
+            x = (1 - t) * x + t * noise.to(x)
+        if callback is not None:
+            callback(i, x)
+    return x
+
+
+SOLVERS: dict[str, Solver] = {"unipc": unipc, "dpm++": dpmpp_2m, "vanilla": euler, "lcm": lcm}
 NAMES: tuple[str, ...] = tuple(SOLVERS)
 
 
@@ -113,15 +142,21 @@ def solve(
     sigmas: torch.Tensor,
     timesteps: torch.Tensor,
     callback: Callback | None = None,
+    *,
+    seed: int = 0,
 ) -> torch.Tensor:
     """Run the solver of that name from the noise `x` down to the last level; returns float32.
+
+    The levels are rounded to float32, as the states they belong to; the timesteps are not.
+    `seed` decides the noise of a solver that draws some.
 
     Raises:
         ConfigError: There is no solver of that name.
     """
     if name not in SOLVERS:
         raise ConfigError(f"There is no solver {name!r}.", fix=did_you_mean(name, NAMES))
-    return SOLVERS[name](predict, x.float(), sigmas, timesteps, callback)
+    solver = partial(lcm, seed=seed) if name == "lcm" else SOLVERS[name]
+    return solver(predict, x.float(), sigmas.float(), timesteps, callback)
 
 
 def called(predict: Predict, x: torch.Tensor, timesteps: torch.Tensor, i: int) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -14,9 +14,13 @@ from musubi.config.lora import LoraMergeConfig
 from musubi.config.options import for_architecture, spared
 from musubi.errors import ConfigError
 from musubi.lora.adapter import Adapters
+from musubi.lora.blocks import weighted
+from musubi.lora.delta import Delta, Difference, Pair, Replacement
 from musubi.lora.files import LoraFile, read_lora
+from musubi.lora.kinds import Decomposed
 from musubi.lora.merge import merging_transform
 from musubi.lora.merge import run as run_merge
+from musubi.lora.names import WEIGHT
 from musubi.plugin import Architecture, Report
 from musubi.weights.load import Transform
 
@@ -24,7 +28,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenLora:
     """One LoRA file, narrowed to the modules that are wanted, and its strength."""
 
     file: LoraFile
@@ -32,51 +36,77 @@ class Chosen:
 
 
 def choose(
-    config: GenerateConfig, architecture: Architecture, modules: Iterable[str], report: Report
-) -> list[Chosen]:
+    config: GenerateConfig,
+    architecture: Architecture,
+    shapes: Mapping[str, tuple[int, ...]],
+    report: Report,
+) -> list[ChosenLora]:
     """Read the files of `--lora_weight`; multipliers and patterns go by position.
 
     Args:
         config: The options.
         architecture: Whose modules the files are for.
-        modules: Dotted names of the DiT's modules.
+        shapes: Name of each parameter of the DiT's checkpoint → its shape.
         report: Told what in a file was not understood.
 
     Raises:
-        CheckpointError: A file is no LoRA of this architecture.
+        CheckpointError: A file is no LoRA of this architecture, or of another size.
         ConfigError: A pattern is no regular expression, or leaves nothing of its file.
     """
-    names = list(modules)
-    chosen: list[Chosen] = []
+    chosen: list[ChosenLora] = []
     for i, name in enumerate(config.lora_weight or ()):
-        whole = read_lora(Path(name), architecture, names)
-        complaint = whole.complaint()
-        if complaint is not None:
-            report.warn(complaint)
+        whole = read_lora(Path(name), architecture, shapes)
+        for line in filter(None, (whole.complaint(), *whole.notes)):
+            report.warn(line)
         file = whole.selected(_at(config.include_patterns, i), _at(config.exclude_patterns, i))
         file = file.sparing(spared(config, architecture))
-        if not file.pairs:
+        file = weighted(file, _at(config.lora_block_weights, i), architecture, shapes)
+        if not file.deltas:
             raise ConfigError(
-                f"The patterns leave none of the {len(whole.pairs)} modules of {name}.",
+                f"The patterns leave none of the {len(whole.deltas)} modules of {name}.",
                 fix="Widen --include_patterns, or exclude less.",
             )
         multiplier = _at(config.lora_multiplier, i)
-        chosen.append(Chosen(file, 1.0 if multiplier is None else multiplier))
+        chosen.append(ChosenLora(file, 1.0 if multiplier is None else multiplier))
     return chosen
 
 
-def merging(chosen: Sequence[Chosen]) -> Transform:
+def merging(chosen: Sequence[ChosenLora]) -> Transform:
     """What merges the files into the DiT's tensors while they load."""
     return merging_transform([(one.file, one.multiplier) for one in chosen])
 
 
-def attach(dit: nn.Module, chosen: Sequence[Chosen]) -> None:
+def merging_rest(chosen: Sequence[ChosenLora]) -> Transform | None:
+    """What merges those changes that `attach` cannot put beside a layer, or None.
+
+    These are differences of norms, modulations and the like: small tensors, and no layer's product.
+    """
+    rest = [
+        ChosenLora(replace(one.file, deltas=kept), one.multiplier)
+        for one in chosen
+        if (kept := {n: d for n, d in one.file.deltas.items() if not _attachable(n, d)})
+    ]
+    return merging(rest) if rest else None
+
+
+def attach(dit: nn.Module, chosen: Sequence[ChosenLora]) -> None:
     """Put the files beside the DiT's layers, which stay as they are."""
     for one in chosen:
-        adapters = Adapters.from_pairs(dit, one.file.pairs)
+        beside = {n: d for n, d in one.file.deltas.items() if _attachable(n, d)}
+        if not beside:
+            continue
+        adapters = Adapters.from_deltas(dit, beside, strengths=one.file.strengths)
         adapters.multiplier = one.multiplier
         adapters.eval().requires_grad_(False)
         adapters.attach()
+
+
+def _attachable(name: str, delta: Delta) -> bool:
+    """Whether a change is of a linear layer's weight; what else there is, is merged."""
+    plain = delta.inner if isinstance(delta, Decomposed) else delta
+    matrix = not isinstance(plain, (Difference, Replacement)) or plain.value.ndim == 2
+    convolution = isinstance(plain, Pair) and (plain.down.ndim > 2 or plain.mid is not None)
+    return name.endswith(WEIGHT) and matrix and not convolution
 
 
 def save_merged(config: GenerateConfig, architecture: Architecture, report: Report) -> None:

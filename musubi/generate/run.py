@@ -17,19 +17,20 @@ from musubi.config import prompts
 from musubi.config.generate import GenerateConfig
 from musubi.config.memory import compiler_words
 from musubi.config.options import own_options, paths, tokenizers
+from musubi.config.recipe import ENGINE_OPTIONS, build_recipe
 from musubi.config.task import Choice, choose_task
-from musubi.errors import ConfigError, MusubiError, RunError
+from musubi.data.video_writer import CRF, Quality
+from musubi.errors import ConfigError, MusubiError, RunError, line_of, system_reason
 from musubi.generate import loras, write
 from musubi.generate.inputs import has_media
 from musubi.generate.interactive import ask
-from musubi.generate.loras import Chosen
-from musubi.generate.recipes import ENGINE_OPTIONS, build_recipe
-from musubi.generate.session import Session
+from musubi.generate.loras import ChosenLora
+from musubi.generate.pipeline import Pipeline
 from musubi.memory.apply import placer
 from musubi.memory.compiled import Compiler
 from musubi.nn import attention
 from musubi.plan.fit import encoders_for, policy_for
-from musubi.plan.rescue import rescued
+from musubi.plan.out_of_memory import explained
 from musubi.plugin import Architecture, Policy, Recipe, Report, Task
 from musubi.weights.dtypes import parse_dtype
 from musubi.weights.load import inspect
@@ -60,18 +61,24 @@ def run(config: GenerateConfig, architecture: Architecture, report: Report) -> N
 
 
 @dataclass
-class _Job:
+class _Generation:
     config: GenerateConfig
     architecture: Architecture
     choice: Choice
-    session: Session
+    pipeline: Pipeline
     nets: Nets
-    chosen: Sequence[Chosen]
+    chosen: Sequence[ChosenLora]
     folder: Path
     facts: Mapping[str, Any]
     policy: Policy
     report: Report
     adapted: weakref.ref[nn.Module] | None = None  # a strong one would keep it in memory
+
+    @property
+    def quality(self) -> Quality:
+        """How videos are encoded, as the options say."""
+        crf = CRF if self.config.crf is None else self.config.crf
+        return Quality(crf=crf, bit_depth=self.config.bit_depth, lossless=self.config.lossless)
 
     def recipe(self, asked: Mapping[str, Any]) -> Recipe:
         """What the command line says, with `asked` laid over it, and every gap filled."""
@@ -103,15 +110,15 @@ class _Job:
         """
         failed: list[str] = []
         made: list[tuple[Recipe, Path]] = []
-        with rescued(self.config, self.architecture, "text", policy=self.policy):
-            self.session.prepare(recipes)
-        with rescued(self.config, self.architecture, "load", policy=self.policy):
+        with explained(self.config, self.architecture, "text", policy=self.policy):
+            self.pipeline.prepare(recipes)
+        with explained(self.config, self.architecture, "load", policy=self.policy):
             self._adapt()
         for i, recipe in enumerate(recipes):
             self.report.note(_announce(recipe, i, len(recipes)))
             with _Collected(failed, recipe.prompt, self.report, len(recipes) > 1):
                 made.append((recipe, self._denoise(recipe)))
-        self.session.free()
+        self.pipeline.free()
         for recipe, path in made:
             with _Collected(failed, recipe.prompt, self.report, len(recipes) > 1):
                 self._finish(recipe, path)
@@ -125,7 +132,7 @@ class _Job:
                 found = write.read_latents(path)
                 _check_channels(found.latents, self.architecture, path)
                 name = write.stem(self.folder, found.seed, original=path.stem)
-                fps = self.config.fps or found.recipe.get("fps") or self.architecture.frame_rate
+                fps = self.config.fps or found.fps or self.architecture.frame_rate
                 notes = {} if self.config.no_metadata else found.metadata
                 self._write(found.latents, name, float(fps), notes)
         _raise(failed, len(files))
@@ -151,7 +158,7 @@ class _Job:
 
     def converse(self) -> None:
         """Ask for prompt after prompt until the input ends."""
-        self.session.park = True
+        self.pipeline.park = True
         self.report.note(
             "One prompt a line, with --w --h --f --d --s --g --fs --n. Ctrl+D (Windows: Ctrl+Z) ends."
         )
@@ -162,8 +169,8 @@ class _Job:
                 self.report.warn(str(error))
 
     def _denoise(self, recipe: Recipe) -> Path:
-        with rescued(self.config, self.architecture, "sample", policy=self.policy):
-            latents = self.session.latents(recipe)
+        with explained(self.config, self.architecture, "sample", policy=self.policy):
+            latents = self.pipeline.latents(recipe)
         name = write.stem(self.folder, recipe.seed)
         return write.write_latents(
             latents, self.folder / f"{name}_latent.safetensors", self._notes(recipe)
@@ -181,8 +188,8 @@ class _Job:
     def _write(
         self, latents: torch.Tensor, name: str, fps: float, notes: Mapping[str, str]
     ) -> None:
-        with rescued(self.config, self.architecture, "decode", policy=self.policy):
-            frames = self.session.frames(latents)
+        with explained(self.config, self.architecture, "decode", policy=self.policy):
+            frames = self.pipeline.frames(latents, deep=self.quality.bit_depth > 8)
         kept = len(frames) - self.config.trim_tail_frames
         if kept < 1:
             raise ConfigError(
@@ -194,7 +201,9 @@ class _Job:
         if self.config.output_type in ("images", "latent_images"):
             written = write.write_images(frames, self.folder, name, notes)[0]
         else:
-            written = write.write_video(frames, self.folder / f"{name}.mp4", fps, notes)
+            written = write.write_video(
+                frames, self.folder / f"{name}.mp4", fps, notes, self.quality
+            )
         self.report.note(
             f"Wrote {written if len(frames) == 1 or written.suffix == '.mp4' else written.parent}."
         )
@@ -222,6 +231,13 @@ class _Collected:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        told = (MusubiError, MemoryError, torch.OutOfMemoryError, OSError)
+        if isinstance(error, Exception) and not isinstance(error, told):
+            # What a library raises for one prompt or file is that one's failure.
+            failure = RunError(f"{self.name[:60]!r} failed: {line_of(error)}.", fix="See --debug.")
+            if not self.several:
+                raise failure from error
+            error = failure
         if not isinstance(error, MusubiError) or not self.several:
             return False
         self.report.warn(f"{self.name}: {error}")
@@ -229,7 +245,7 @@ class _Collected:
         return True
 
 
-def _open(config: GenerateConfig, architecture: Architecture, report: Report) -> _Job:
+def _open(config: GenerateConfig, architecture: Architecture, report: Report) -> _Generation:
     given = paths(config, architecture)
     dit = architecture.dit
     if config.latent_path:
@@ -238,13 +254,14 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
         path = _path(architecture, dit.name, given)
         found = inspect(dit, path)
         choice = choose_task(architecture, config.task, found.numbers, path)
-        modules = (name.removesuffix(".weight") for name in found.shapes)
-        chosen = loras.choose(config, architecture, modules, report)
+        chosen = loras.choose(config, architecture, found.shapes, report)
     for name in _needed(config, architecture, choice.task):
         _path(architecture, name, given)
     assert config.save_path is not None  # the config's own check
     folder = _writable(Path(config.save_path))
-    merged = bool(chosen) and config.lora_mode == "merge"
+    merged = loras.merging(chosen) if chosen else None
+    if config.lora_mode == "attach":
+        merged = loras.merging_rest(chosen)
     device = device_of(config.device)
     policy = policy_for(config, architecture, trains=False, buckets=(), report=report)
     nets = Nets(
@@ -253,7 +270,7 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
         device=device,
         dtypes=_dtypes(config, architecture),
         tokenizers=tokenizers(config, architecture),
-        transforms={dit.name: loras.merging(chosen)} if merged else {},
+        transforms={} if merged is None else {dit.name: merged},
         place=placer(
             {**encoders_for(config, architecture), dit.name: policy},
             device,
@@ -263,14 +280,16 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
         report=report,
     )
     own = own_options(config, architecture)
-    session = Session(architecture, choice.task, own, nets, device=device, report=report)
+    pipeline = Pipeline(architecture, choice.task, own, nets, device=device, report=report)
     facts = {
         "architecture": architecture.name,
         "task": choice.variant.name if choice.variant else choice.task.name,
         "files": {name: path.name for name, path in given.items()},
         "loras": [{"file": c.file.path.name, "multiplier": c.multiplier} for c in chosen],
     }
-    return _Job(config, architecture, choice, session, nets, chosen, folder, facts, policy, report)
+    return _Generation(
+        config, architecture, choice, pipeline, nets, chosen, folder, facts, policy, report
+    )
 
 
 def _needed(config: GenerateConfig, architecture: Architecture, task: Task) -> list[str]:
@@ -300,7 +319,7 @@ def _writable(folder: Path) -> Path:
             return folder
     except OSError as error:
         raise ConfigError(
-            f"The folder {folder} of --save_path cannot be written: {error.strerror}.",
+            f"The folder {folder} of --save_path cannot be written: {system_reason(error)}.",
             fix="Give another folder.",
         ) from error
 

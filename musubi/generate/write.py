@@ -8,25 +8,27 @@ file carries that file's stem behind the seed.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from musubi.data import video_writer
+from musubi.data.video_writer import Quality
 from musubi.errors import CheckpointError, DataError
 from musubi.plugin import Recipe
+from musubi.untrusted import TextError, parse_json
 from musubi.weights.files import open_weights
 from musubi.weights.write import atomic, save
 
-BIT_RATE = 4_000_000
+_LONGEST = 120  # bytes of another file's name that are taken over into a name
 RECIPE = "musubi"  # the metadata key of the whole recipe, as JSON
 
 
@@ -54,9 +56,18 @@ def metadata(recipe: Recipe, **facts: Any) -> dict[str, str]:
     return {**{key: str(value) for key, value in entries.items()}, RECIPE: whole}
 
 
-def stem(folder: Path, seed: int | str, *, original: str | None = None) -> str:
-    """A name for what is made now: `{time}_{seed}[_{original}]`, free in `folder`."""
-    name = f"{datetime.now():%Y%m%d-%H%M%S}_{seed}" + (f"_{original}" if original else "")
+def stem(folder: Path, seed: int, *, original: str | None = None) -> str:
+    """A name for what is made now: `{time}_{seed}[_{original}]`, free in `folder`.
+
+    Args:
+        folder: Where it will be written.
+        seed: A number, and nothing that a file says.
+        original: The stem of the file it is made of.
+    """
+    name = f"{datetime.now():%Y%m%d-%H%M%S}_{int(seed)}"
+    if original:
+        short = Path(original).name.encode(errors="ignore")[:_LONGEST]
+        name += f"_{short.decode(errors='ignore')}"
     taken = {path.name for path in folder.glob(f"{name[:15]}*")} if folder.is_dir() else set()
     free, count = name, 1
     while any(other == free or other.startswith((f"{free}.", f"{free}_")) for other in taken):
@@ -65,28 +76,15 @@ def stem(folder: Path, seed: int | str, *, original: str | None = None) -> str:
 
 
 def write_video(
-    frames: np.ndarray, path: Path, fps: float, metadata: Mapping[str, str] | None = None
+    frames: np.ndarray,
+    path: Path,
+    fps: float,
+    metadata: Mapping[str, str] | None = None,
+    quality: Quality | None = None,
 ) -> Path:
-    """Write uint8 F H W 3 as H.264, yuv420p, 4 Mbit/s; the recipe goes into the comment.
-
-    An odd side, which yuv420p cannot hold, gains one line that repeats its last.
-    """
-    height, width = frames.shape[1:3]
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        if metadata:
-            container.metadata["comment"] = metadata.get(RECIPE) or json.dumps(dict(metadata))
-        rate = Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream("libx264", rate=rate)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.bit_rate = BIT_RATE
-        for picture in frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
+    """Write uint8 or uint16 F H W 3 as mp4; the recipe goes into the comment."""
+    tags = {"comment": metadata.get(RECIPE) or json.dumps(dict(metadata))} if metadata else None
+    return video_writer.write_video(frames, path, fps, quality=quality, tags=tags)
 
 
 def write_images(
@@ -128,15 +126,24 @@ class LatentFile:
     def recipe(self) -> dict[str, Any]:
         """The whole recipe when the file carries one, else empty."""
         try:
-            found = json.loads(self.metadata.get(RECIPE, "{}"))
-        except json.JSONDecodeError:
+            found = parse_json(self.metadata.get(RECIPE, "{}"))
+        except TextError:
             return {}
         return found if isinstance(found, dict) else {}
 
     @property
-    def seed(self) -> str:
-        """The seed, as text; "0" when the file does not say."""
-        return self.metadata.get("seeds", "0")
+    def seed(self) -> int:
+        """The seed; 0 when the file does not say, or says what is no seed."""
+        text = self.metadata.get("seeds", "0")
+        return int(text) if re.fullmatch(r"[0-9]{1,19}", text) else 0
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second, when the file says a number that can be meant."""
+        given = self.recipe.get("fps")
+        if isinstance(given, bool) or not isinstance(given, (int, float)):
+            return None
+        return float(given) if 0 < given <= 1000 else None
 
 
 def read_latents(path: Path) -> LatentFile:
@@ -149,7 +156,7 @@ def read_latents(path: Path) -> LatentFile:
     found, notes = _read_bare(path) if path.suffix.lower() in (".pt", ".pth") else _read(path)
     if found.ndim == 4:
         found = found[None]
-    if found.ndim != 5 or found.shape[0] != 1:
+    if found.ndim != 5 or found.shape[0] != 1 or not found.numel():
         raise DataError(
             f"{path} holds a tensor of shape {tuple(found.shape)}, which is no latents.",
             fix="Give a file of C F H W, as --output_type latent writes it.",

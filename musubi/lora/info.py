@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from musubi.config.lora import LoraInfoConfig
+from musubi.lora.delta import Pair
 from musubi.lora.files import read_lora
-from musubi.lora.names import KOHYA, PREFIXES, recognised
+from musubi.lora.kinds import Decomposed, Hada, Kron
+from musubi.lora.names import JOINED, PREFIXES, recognised
 from musubi.plugin import Report
 
 _SHOWN = 3
@@ -38,30 +41,37 @@ def describe(path: Path | str) -> dict[str, Any]:
         CheckpointError: It is no LoRA.
     """
     file = read_lora(path, None, finite=False)
-    architecture = file.metadata.get("ss_base_model_version") or recognised(file.pairs)
+    architecture = file.metadata.get("ss_base_model_version") or recognised(file.deltas)
     groups: dict[str, list[float]] = defaultdict(list)
-    zero, broken = [], []
-    for name, pair in file.pairs.items():
-        norm = pair.norm()
-        if not math.isfinite(norm):
+    zero, broken, unmeasured = [], [], 0
+    for name, delta in file.deltas.items():
+        if not all(bool(torch.isfinite(t.float()).all()) for t in delta.tensors().values()):
             broken.append(name)
-        else:
+            continue
+        norm = delta.norm()
+        unmeasured += norm is None
+        if norm is not None:
             groups[_group(name)].append(norm)
             if norm == 0:
                 zero.append(name)
-    pairs = file.pairs.values()
+    kinds = Counter(delta.title for delta in file.deltas.values())
+    inner = [d.inner if isinstance(d, Decomposed) else d for d in file.deltas.values()]
+    ranked = [d for d in inner if isinstance(d, (Pair, Hada, Kron)) and d.rank is not None]
+    tensors = [t for d in file.deltas.values() for t in d.tensors().values()]
     return {
         "file": str(path),
         "architecture": architecture,
         "form": file.form,
-        "modules": len(file.pairs),
-        "ranks": sorted({p.rank for p in pairs}),
-        "alphas": sorted({float(p.alpha or p.rank) for p in pairs}),
-        "dtypes": sorted({str(t.dtype).removeprefix("torch.") for p in pairs for t in p[:2]}),
+        "kinds": dict(kinds.most_common()),
+        "modules": len(file.deltas),
+        "ranks": sorted({d.rank for d in inner if d.rank is not None}),
+        "alphas": sorted({_alpha(d) for d in ranked}),
+        "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors}),
         "norms": {
             group: {"modules": len(norms), "mean": sum(norms) / len(norms), "max": max(norms)}
             for group, norms in sorted(groups.items())
         },
+        "unmeasured": unmeasured,
         "zero": zero,
         "not_finite": broken,
         "unknown": list(file.unknown),
@@ -69,14 +79,18 @@ def describe(path: Path | str) -> dict[str, Any]:
     }
 
 
+def _alpha(delta: Pair | Hada | Kron) -> float:
+    return float((delta.rank or 1) if delta.alpha is None else delta.alpha)
+
+
 def _group(name: str) -> str:
-    for prefix in (*PREFIXES, KOHYA):
+    for prefix in (*PREFIXES, *JOINED):
         name = name.removeprefix(prefix)
     return re.sub(r"(?<=[._])\d+(?=[._])", "*", name, count=1)
 
 
 def _show(facts: dict[str, Any], report: Report) -> None:
-    rows = [(key, _brief(facts[key])) for key in ("architecture", "form", "modules")]
+    rows = [(key, _brief(facts[key])) for key in ("architecture", "form", "kinds", "modules")]
     rows += [(key, _brief(facts[key])) for key in ("ranks", "alphas", "dtypes")]
     report.table(facts["file"], ("", ""), rows)
     report.table(
@@ -87,10 +101,15 @@ def _show(facts: dict[str, Any], report: Report) -> None:
             for group, n in facts["norms"].items()
         ],
     )
+    if facts["unmeasured"]:
+        report.note(
+            f"{facts['unmeasured']} changes depend on the weights (DoRA, OFT): they have no norm of "
+            "their own."
+        )
     for key, text in (
         ("zero", "change nothing"),
         ("not_finite", "hold a number that is not finite"),
-        ("unknown", "are tensors of no pair"),
+        ("unknown", "are tensors of no layer"),
     ):
         names = facts[key]
         if names:
@@ -100,6 +119,8 @@ def _show(facts: dict[str, Any], report: Report) -> None:
 
 
 def _brief(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {name}" for name, count in value.items())
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return "unknown" if value is None else str(value)

@@ -10,20 +10,22 @@ import torch
 from musubi.config.lora import LoraMergeConfig
 from musubi.config.options import paths, spared
 from musubi.errors import ConfigError, RunError
+from musubi.lora.blocks import weighted
+from musubi.lora.delta import Delta
 from musubi.lora.files import LoraFile, read_lora
-from musubi.lora.pair import Pair
-from musubi.plugin import Architecture, Report, Source
+from musubi.lora.recast import Recast
+from musubi.lora.tensors import OurTensors
+from musubi.plugin import Architecture, Report, TensorSource
 from musubi.weights.contents import Inspection, examine, locate
 from musubi.weights.dtypes import FP8, dtype_name
 from musubi.weights.files import Weights, open_weights
-from musubi.weights.scaled import expand
 from musubi.weights.write import stream
 
 _SHOWN = 3
 
 
 class Merging:
-    """Adds LoRAs to weights: `(our name, tensor) -> tensor`, a touched one in float32.
+    """Adds adapters to weights: `(our name, tensor) -> tensor`, a touched one in float32.
 
     Args:
         files: Each with its multiplier.
@@ -35,34 +37,36 @@ class Merging:
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Layers of the LoRAs that no tensor so far belonged to."""
-        known = {path for file, _ in self._files for path in file.pairs}
+        """What the files change, and no tensor so far was."""
+        known = {name for file, _ in self._files for name in file.deltas}
         return tuple(sorted(known - self._used))
 
     def touches(self, name: str) -> bool:
         """Whether a tensor of this name is changed."""
-        return bool(self._pairs(name))
-
-    def delta(self, name: str, device: torch.device) -> torch.Tensor | None:
-        """What is added to a tensor, in float32; None when nothing is."""
-        total: torch.Tensor | None = None
-        for pair, multiplier in self._pairs(name):
-            self._used.add(name.removesuffix(".weight"))
-            moved = pair._replace(down=pair.down.to(device), up=pair.up.to(device))
-            change = moved.delta().mul_(multiplier)
-            total = change if total is None else total.add_(change)
-        return total
+        return any(name in file.deltas for file, _ in self._files)
 
     def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor with every LoRA added; as it is when none is for it."""
-        change = self.delta(name, tensor.device)
-        return tensor if change is None else change.add_(fitting(name, tensor, change))
+        """The tensor with every adapter added; as it is when none is for it."""
+        total: torch.Tensor | None = None
+        for file, multiplier in self._files:
+            delta = file.deltas.get(name)
+            if delta is None:
+                continue
+            self._used.add(name)
+            if not delta.fits(tuple(tensor.shape)):
+                raise _misfit(file, name, delta, tensor)
+            strength = multiplier * file.strengths.get(name, 1.0)
+            change = delta.to(tensor.device).change(tensor) * strength
+            total = change if total is None else total.add_(change)
+        return tensor if total is None else total.add_(tensor)
 
-    def _pairs(self, name: str) -> list[tuple[Pair, float]]:
-        path = name.removesuffix(".weight")
-        if path == name:
-            return []
-        return [(f.pairs[path], m) for f, m in self._files if path in f.pairs]
+
+def _misfit(file: LoraFile, name: str, delta: Delta, tensor: torch.Tensor) -> ConfigError:
+    return ConfigError(
+        f"{file.path} and the checkpoint disagree about {name!r}: {delta.size()} and "
+        f"{tuple(tensor.shape)}.",
+        fix="Give a LoRA of this model's size.",
+    )
 
 
 def merging_transform(
@@ -110,7 +114,10 @@ def run(config: LoraMergeConfig, architecture: Architecture, report: Report) -> 
                 f"{target} is the checkpoint that is merged into.", fix="Write to another file."
             )
         merging = _merging(config, architecture, contents, report)
-        Merge(weights, contents, merging, device).write(target, report)
+        recast = None
+        if config.save_precision is not None:
+            recast = Recast.plan(weights, contents, component.traits, config.save_precision)
+        Merge(weights, contents, merging, device, recast).write(target, report)
     if merging.unused:
         some = ", ".join(merging.unused[:_SHOWN])
         report.warn(f"{len(merging.unused)} layers of the LoRAs were not used, such as {some}.")
@@ -120,42 +127,52 @@ def run(config: LoraMergeConfig, architecture: Architecture, report: Report) -> 
 def _merging(
     config: LoraMergeConfig, architecture: Architecture, contents: Inspection, report: Report
 ) -> Merging:
-    layers = [n.removesuffix(".weight") for n, s in contents.shapes.items() if len(s) == 2]
     multipliers = list(config.lora_multiplier or ())
     multipliers += [1.0] * (len(config.lora_weight) - len(multipliers))
     files = []
-    for name, multiplier in zip(config.lora_weight, multipliers, strict=True):
-        file = read_lora(name, architecture, layers)
-        complaint = file.complaint()
-        if complaint:
-            report.warn(complaint)
+    for i, (name, multiplier) in enumerate(zip(config.lora_weight, multipliers, strict=True)):
+        file = read_lora(name, architecture, contents.shapes)
+        for line in filter(None, (file.complaint(), *file.notes)):
+            report.warn(line)
+        file = weighted(file, _at(config.lora_block_weights, i), architecture, contents.shapes)
         files.append((file.sparing(spared(config, architecture)), multiplier))
     merging = merging_transform(
         files, include=config.include_patterns or (), exclude=config.exclude_patterns or ()
     )
-    if not any(merging.touches(f"{layer}.weight") for layer in layers):
+    if not any(merging.touches(name) for name in contents.shapes):
         raise ConfigError(
             "No layer is left to merge.", fix="Widen --include_patterns, or exclude less."
         )
     return merging
 
 
+def _at(values: Sequence[str] | None, i: int) -> str | None:
+    return values[i] if values is not None and i < len(values) else None
+
+
 class Merge:
-    """One checkpoint, rewritten in its own names and dtypes.
+    """One checkpoint, rewritten in its own names.
 
     Args:
         weights: Open.
         contents: What it is.
         merging: What is added.
         device: Where to multiply.
+        recast: How it is stored, when not as it was.
     """
 
     def __init__(
-        self, weights: Weights, contents: Inspection, merging: Merging, device: torch.device
+        self,
+        weights: Weights,
+        contents: Inspection,
+        merging: Merging,
+        device: torch.device,
+        recast: Recast | None = None,
     ) -> None:
         self.weights, self.contents = weights, contents
-        self.merging, self.device = merging, device
-        self._ours: dict[str, tuple[str, Source, int]] = {
+        self.merging, self.device, self.recast = merging, device, recast
+        self._tensors = OurTensors(weights, contents, device)
+        self._ours: dict[str, tuple[str, TensorSource, int]] = {
             theirs: (ours, source, part)
             for ours, source in contents.sources.items()
             if merging.touches(ours)
@@ -164,15 +181,19 @@ class Merge:
         self._weight_of = {
             scale: name for name, scale in contents.scales.items() if name in self._ours
         }
+        self._last: tuple[str, torch.Tensor] | None = None
 
     def write(self, target: Path, report: Report) -> None:
-        """Write the result; its tensors that no LoRA touches are copied bit for bit."""
-        weights = self.weights
+        """Write the result; its tensors that no adapter touches are copied bit for bit."""
+        weights, recast = self.weights, self.recast
         entries = [(n, weights.dtypes[n], weights.shapes[n]) for n in weights.names]
+        if recast is not None:
+            entries = list(recast.entries)
+        dtypes = {name: dtype for name, dtype, _ in entries}
         with report.progress("Merging", len(entries), unit="tensors") as bar:
 
             def produce(name: str) -> torch.Tensor:
-                made = self.made(name)
+                made = self.made(name) if recast is None else self._recast(name, dtypes[name])
                 bar.advance()
                 return made
 
@@ -185,66 +206,69 @@ class Merge:
         stored = self.weights.read(name)
         if name not in self._ours:
             return stored
-        merged = self._merged(name, stored)
+        merged = self.merged(name)
         scale = self.contents.scales.get(name)
         if scale is not None:
             factor = self._factor(merged, self.weights.read(scale), stored.dtype).to(merged.device)
             merged = merged / factor.float().reshape(-1, *(1,) * (merged.ndim - 1))
         return self._stored(name, merged, stored.dtype)
 
-    def _merged(self, name: str, stored: torch.Tensor) -> torch.Tensor:
-        """Their tensor with its share of the change, in float32."""
+    def _recast(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        assert self.recast is not None
+        made = self.recast.made(name, self.merged)
+        if made is not None:
+            return made
+        if name in self.recast.kept:
+            return self.weights.read(name)
+        return self._stored(name, self.recast.shrunk(name, self.merged(name)).float(), dtype)
+
+    def merged(self, name: str) -> torch.Tensor:
+        """Their tensor with its share of the change, in float32; as it stands for when untouched."""
+        if name not in self._ours:
+            return self._tensors.expanded(name)
         ours, source, part = self._ours[name]
-        scale = self.contents.scales.get(name)
-        weight = expand(
-            name, stored.to(self.device), self.weights.read(scale) if scale is not None else None
-        )
-        change = self.merging.delta(ours, self.device)
-        assert change is not None
+        merged = self._whole(ours)
         if source.operation == "swap":
-            change = torch.cat(change.chunk(2)[::-1])
-        elif source.operation == "squeeze":
-            change = change[(..., *(None,) * source.ones)]
-        elif source.operation == "concat":
+            return torch.cat(merged.chunk(2)[::-1])
+        if source.operation == "squeeze":
+            ones = (None,) * source.ones
+            return merged[(*ones, ...) if source.leading else (..., *ones)]
+        if source.operation == "concat":
             start = sum(self.weights.shapes[n][0] for n in source.names[:part])
-            change = change[start : start + weight.shape[0]]
-        return fitting(name, change, weight).add_(weight)
+            return merged[start : start + self.weights.shapes[name][0]]
+        return merged.clone()
+
+    def _whole(self, ours: str) -> torch.Tensor:
+        """Our tensor, merged; the last one is kept, for its scale or its other parts come next."""
+        if self._last is None or self._last[0] != ours:
+            self._last = ours, self.merging(ours, self._tensors.read(ours))
+        return self._last[1]
 
     def _new_scale(self, name: str, scale: str) -> torch.Tensor:
-        stored = self.weights.read(name)
-        return self._factor(self._merged(name, stored), self.weights.read(scale), stored.dtype)
+        return self._factor(self.merged(name), self.weights.read(scale), self.weights.dtypes[name])
 
     def _factor(self, merged: torch.Tensor, old: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The scale that lets the 8-bit range hold the merged weight, shaped like the old one."""
         rows = old.numel() > 1
         most = merged.abs().flatten(1).amax(1) if rows else merged.abs().amax()
-        limit = torch.finfo(dtype).max
-        return (most / limit).clamp(min=1e-8).reshape(old.shape).to("cpu", old.dtype)
+        return (most / _largest(dtype)).clamp(min=1e-8).reshape(old.shape).to("cpu", old.dtype)
 
     def _stored(self, name: str, merged: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         most = torch.stack(merged.aminmax()).abs().max()
-        limit = torch.finfo(dtype).max
-        fits = torch.isfinite(most if dtype in FP8 else most.to(dtype))
+        eight = dtype in FP8 or dtype is torch.int8
+        fits = torch.isfinite(most if eight else most.to(dtype))
         if not fits:
             raise RunError(
                 f"Merged, {name!r} does not fit {dtype_name(dtype)}: its largest number is "
                 f"{float(most):.4g}.",
                 fix="Use a smaller --lora_multiplier, or a checkpoint in bfloat16.",
             )
+        if dtype is torch.int8:
+            merged = merged.round_()
         # torch casts what is too large for 8 bits to NaN
-        return (merged.clamp_(-limit, limit) if dtype in FP8 else merged).to(dtype)
+        limit = _largest(dtype)
+        return (merged.clamp_(-limit, limit) if eight else merged).to(dtype)
 
 
-def fitting(name: str, tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """The first tensor, once it is known that the two have one shape.
-
-    Raises:
-        ConfigError: They have not.
-    """
-    if tensor.shape != other.shape:
-        raise ConfigError(
-            f"The LoRA and the checkpoint disagree about {name!r}: {tuple(tensor.shape)} and "
-            f"{tuple(other.shape)}.",
-            fix="Give a LoRA of this model's size.",
-        )
-    return tensor
+def _largest(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).max if dtype.is_floating_point else torch.iinfo(dtype).max

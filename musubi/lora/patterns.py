@@ -7,7 +7,7 @@ A pattern matches a whole dotted name; older tools matched from its start only, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from musubi.errors import ConfigError, did_you_mean
 from musubi.plugin import LoraTargets
@@ -38,6 +38,7 @@ def choose(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     groups: Sequence[str] = (),
+    extra: Collection[str] = (),
 ) -> tuple[list[str], list[str]]:
     """The layers that take an adapter, and a line for each pattern that matches nothing.
 
@@ -47,6 +48,8 @@ def choose(
         include: Layers that these match stay, whatever excludes them.
         exclude: Layers that these match are left out.
         groups: Names of the architecture's groups; only layers of these take part.
+        extra: Those among the names that need not be what the architecture says: a pattern of
+            `include` is enough.
 
     Raises:
         ConfigError: A pattern is broken, or a group unknown.
@@ -60,7 +63,11 @@ def choose(
     dropped = compiled((*targets.exclude, *exclude))
     kept = compiled(include)
     wanted = compiled(p for group in groups for p in targets.groups[group])
-    candidates = [n for n in names if _any(base, n) and (not groups or _any(wanted, n))]
+    candidates = [
+        n
+        for n in names
+        if (_any(base, n) and (not groups or _any(wanted, n))) or (n in extra and _any(kept, n))
+    ]
     chosen = [n for n in candidates if not _any(dropped, n) or _any(kept, n)]
     notes = [
         f"The pattern {pattern.pattern!r} matches no layer; a pattern must match a whole name, "

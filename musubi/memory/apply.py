@@ -1,6 +1,6 @@
 """All policies of one network, in their order: storage, residency, recompute, activations, compile.
 
-`Placement` acts while a network is loaded: it decides how each weight is stored, and where.
+`PolicyPlacement` acts while a network is loaded: it decides how each weight is stored, and where.
 `finish` then puts the rest around its blocks. Adapters come after it, on top of the weights.
 """
 
@@ -12,19 +12,28 @@ import torch
 from torch import nn
 
 from musubi.errors import ConfigError
-from musubi.memory import activations, compiled, fp8, recompute, residency, slices, visitors
+from musubi.memory import (
+    activations,
+    compiled,
+    ffn_chunks,
+    quantized,
+    recompute,
+    residency,
+    visitors,
+)
 from musubi.memory.blocks import stacks
 from musubi.memory.compiled import Compiler
-from musubi.memory.stream import Home, Stream, housed, layout, spread
+from musubi.memory.stream import BlockStream, Home, housed, layout, spread
 from musubi.plugin.architecture import Component
 from musubi.plugin.policy import Policy
 from musubi.plugin.report import Quiet, Report
 from musubi.plugin.traits import Traits
 
 _STREAM = "_musubi_stream"
+_KINDS = {"fp8": "fp8", "fp8_scaled": "fp8", "int8": "int8"}
 
 
-class Placement:
+class PolicyPlacement:
     """Where and how the tensors of one network are put while it is loaded.
 
     Args:
@@ -69,8 +78,15 @@ class Placement:
             ConfigError: More blocks are to be streamed than there are.
         """
         policy = self.policy
-        if policy.storage != "kept":
-            self._stored = set(fp8.convert(module, self.traits, products=self._products()))
+        if policy.storage != "native":
+            self._stored = set(
+                quantized.convert(
+                    module,
+                    self.traits,
+                    quantized_matmul=self._quantized_matmul(),
+                    storage=policy.storage,
+                )
+            )
         if any(policy.streamed):
             self._lay_out(module, dtypes)
 
@@ -78,9 +94,9 @@ class Placement:
         """Whether `store` changes this tensor."""
         return name in self._stored
 
-    def keeps(self, name: str) -> bool:
-        """Whether an 8-bit weight of the file stays as it is."""
-        return name in self._stored
+    def keeps(self, name: str, dtype: torch.dtype) -> bool:
+        """Whether an 8-bit weight of the file stays as it is: where it is wanted in that dtype."""
+        return name in self._stored and quantized.DTYPES[self.policy.storage] is dtype
 
     def store(
         self, name: str, tensor: torch.Tensor, scale: torch.Tensor | None
@@ -89,8 +105,8 @@ class Placement:
         if name not in self._stored:
             return None
         if scale is None:
-            tensor, scale = fp8.quantized(tensor, scaled=self.policy.storage == "fp8_scaled")
-        return {name: tensor, f"{name.rpartition('.')[0]}.{fp8.SCALE}": scale.float()}
+            tensor, scale = quantized.quantized(tensor, self.policy.storage)
+        return {name: tensor, f"{name.rpartition('.')[0]}.{quantized.SCALE}": scale.float()}
 
     def home(self, name: str) -> torch.Tensor | None:
         """The host memory to be filled, for what is streamed."""
@@ -100,22 +116,25 @@ class Placement:
         """Put the policies around the blocks of a network that is in place."""
         stream = None
         if self._homes:
-            stream = Stream(self._homes, self._count, self.device)
+            stream = BlockStream(self._homes, self._count, self.device)
             module.__dict__[_STREAM] = stream
         for name, home in self._visiting.items():
             visitors.apply(module.get_submodule(name), home, self.device)  # type: ignore[arg-type]
         small = activations.SMALLEST if self.smallest is None else self.smallest
-        lot = activations.Lot(self.device, small, self.report)
+        lot = activations.Lot(
+            self.device, small, eight=self.policy.offload_8bit, report=self.report
+        )
         around(module, self.traits, self.policy, self.compiler, stream, lot)
         return module
 
-    def _products(self) -> bool:
-        if not self.policy.products:
+    def _quantized_matmul(self) -> bool:
+        if not self.policy.quantized_matmul:
             return False
-        if self.device.type != "cuda" or fp8.multiplies(self.device):
+        if self.device.type != "cuda" or quantized.multiplies(self.device, self.policy.storage):
             return True
         self.report.warn(
-            "This device does not multiply in 8 bits: weights are expanded for each product."
+            f"This device does not multiply in {_KINDS[self.policy.storage]}: weights are expanded for "
+            "each product."
         )
         return False
 
@@ -123,9 +142,9 @@ class Placement:
         names = {id(t): n for n, t in (*module.named_parameters(), *module.named_buffers())}
         made = {id_: dtypes[name] for id_, name in names.items() if name in dtypes}
         for name in self._stored:
-            made[id(module.get_parameter(name))] = fp8.E4M3
+            made[id(module.get_parameter(name))] = quantized.DTYPES[self.policy.storage]
             layer = module.get_submodule(name.rpartition(".")[0])
-            made[id(layer.get_buffer(fp8.SCALE))] = torch.float32
+            made[id(layer.get_buffer(quantized.SCALE))] = torch.float32
         first = 0
         for number, stack in enumerate(stacks(module, self.traits)):
             wanted = self.policy.streamed[number] if number < len(self.policy.streamed) else 0
@@ -168,7 +187,7 @@ def placer(
     *,
     compiler: Compiler | None = None,
     report: Report | None = None,
-) -> Callable[[Component], Placement | None]:
+) -> Callable[[Component], PolicyPlacement | None]:
     """What `weights.nets.Nets` asks for each network that it loads.
 
     Args:
@@ -178,11 +197,11 @@ def placer(
         report: Told what cannot be had here.
     """
 
-    def place(component: Component) -> Placement | None:
+    def place(component: Component) -> PolicyPlacement | None:
         policy = policies.get(component.name)
         if policy is None or policy == Policy():
             return None
-        return Placement(
+        return PolicyPlacement(
             component.traits,
             policy,
             device,
@@ -199,12 +218,12 @@ def around(
     traits: Traits,
     policy: Policy,
     compiler: Compiler,
-    stream: Stream | None,
+    stream: BlockStream | None,
     lot: activations.Lot,
 ) -> None:
     """Put a policy's recomputation, compilation and residency around a network's blocks."""
-    if policy.slices > 1:
-        slices.apply(module, traits, policy.slices, compiled=policy.compile)
+    if policy.ffn_chunks > 1:
+        ffn_chunks.apply(module, traits, policy.ffn_chunks, compiled=policy.compile)
     if policy.compile:
         compiled.apply(module, traits, compiler, recomputed=policy.recompute)
     elif policy.recompute != "none":
@@ -216,7 +235,23 @@ def around(
 
 def park(module: nn.Module, device: torch.device) -> nn.Module:
     """Move a network between uses; what streams stays at home, and gives its slots back."""
-    stream: Stream | None = module.__dict__.get(_STREAM)
+    stream: BlockStream | None = module.__dict__.get(_STREAM)
     if stream is not None and device != stream.device:
         stream.leave()
     return module.to(device)
+
+
+def at_home(module: nn.Module) -> dict[tuple[int, str], torch.Tensor]:
+    """Tensors of a network's streamed blocks, which are empty in place, as host memory has them.
+
+    Args:
+        module: The network.
+
+    Returns:
+        (`id` of the module that owns it, its name there) → the tensor, which is not to be changed.
+    """
+    stream: BlockStream | None = module.__dict__.get(_STREAM)
+    homes = () if stream is None else stream.homes.values()
+    return {
+        (id(item.owner), item.leaf): item.view(home.buffer) for home in homes for item in home.items
+    }

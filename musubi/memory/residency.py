@@ -15,14 +15,14 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from musubi.memory.activations import Lot
 from musubi.memory.blocks import blocks, wrap
-from musubi.memory.stream import Stream
+from musubi.memory.stream import BlockStream
 from musubi.plugin.traits import Traits
 
 NAME = "residency"
 
 
 def apply(
-    module: nn.Module, traits: Traits, *, stream: Stream | None = None, lot: Lot | None = None
+    module: nn.Module, traits: Traits, *, stream: BlockStream | None = None, lot: Lot | None = None
 ) -> None:
     """Move weights, activations, or both, as the blocks of `traits.stacks` run.
 
@@ -35,7 +35,7 @@ def apply(
 
 
 class _Traveller:
-    def __init__(self, stream: Stream | None, lot: Lot | None, every: list[nn.Module]) -> None:
+    def __init__(self, stream: BlockStream | None, lot: Lot | None, every: list[nn.Module]) -> None:
         self.stream = stream
         self.lot = lot
         self.last = len(every) - 1

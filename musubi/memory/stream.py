@@ -23,7 +23,7 @@ _ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
-class Item:
+class BlockTensor:
     """One tensor of a block: where it hangs, and where it lies in the block's buffer."""
 
     owner: nn.Module
@@ -47,11 +47,11 @@ class Item:
 class Home:
     """A block's place in host memory: one contiguous buffer, so that one copy brings it."""
 
-    items: tuple[Item, ...]
+    items: tuple[BlockTensor, ...]
     buffer: torch.Tensor
 
 
-class Stream:
+class BlockStream:
     """The ring of slots and the blocks that take turns in it.
 
     Args:
@@ -170,7 +170,7 @@ class Stream:
 class _Away:
     """A saved tensor that lies in a streamed block: found again in whatever slot the block is."""
 
-    stream: Stream
+    stream: BlockStream
     index: int
     dtype: torch.dtype
     shape: torch.Size
@@ -190,7 +190,7 @@ def spread(count: int, streamed: int) -> list[int]:
 
 def layout(
     block: nn.Module, dtypes: dict[int, torch.dtype] | None = None
-) -> tuple[list[Item], int]:
+) -> tuple[list[BlockTensor], int]:
     """The tensors of a block side by side, and the bytes that they take.
 
     Args:
@@ -200,12 +200,12 @@ def layout(
     items, offset = [], 0
     for owner, leaf, tensor in _tensors(block):
         dtype = (dtypes or {}).get(id(tensor), tensor.dtype)
-        items.append(Item(owner, leaf, dtype, tensor.shape, offset))
+        items.append(BlockTensor(owner, leaf, dtype, tensor.shape, offset))
         offset += -(-tensor.numel() * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
     return items, offset
 
 
-def housed(items: Sequence[Item], size: int, device: torch.device, report: Report) -> Home:
+def housed(items: Sequence[BlockTensor], size: int, device: torch.device, report: Report) -> Home:
     """A place in host memory for a block, empty as yet."""
     return Home(tuple(items), host_bytes(size, device, report))
 

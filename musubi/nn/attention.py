@@ -127,7 +127,9 @@ def _in_half(kernel: Kernel) -> Kernel:
 
 
 def _load_flash2() -> Kernel:
-    kernel = _package("flash_attn", "flash_attn_func", "flash2", "pip install musubi[flash]")
+    kernel = _package(
+        "flash_attn", "flash_attn_func", "flash2", "pip install musubi-diffusion[flash]"
+    )
     return _in_half(kernel)
 
 
@@ -148,12 +150,15 @@ def _load_flash3() -> Kernel:
 
 def _load_xformers() -> Kernel:
     return _package(
-        "xformers.ops", "memory_efficient_attention", "xformers", "pip install musubi[xformers]"
+        "xformers.ops",
+        "memory_efficient_attention",
+        "xformers",
+        "pip install musubi-diffusion[xformers]",
     )
 
 
 def _load_sage() -> Kernel:
-    kernel = _package("sageattention", "sageattn", "sage", "pip install musubi[sage]")
+    kernel = _package("sageattention", "sageattn", "sage", "pip install musubi-diffusion[sage]")
     return _in_half(lambda q, k, v: kernel(q, k, v, tensor_layout="NHD"))
 
 

@@ -27,6 +27,7 @@ class Stream:
     def keep(self, layer: nn.Module, frames: torch.Tensor) -> None:
         """Keep a copy of `frames` (B C F H W), so that the tensor they are cut from can go."""
         if not self._on_host or frames.device.type == "cpu":
+            self._kept.pop(layer, None)  # its place is the next one's
             self._kept[layer] = frames.clone()
             return
         place = self._kept.get(layer)
@@ -71,6 +72,7 @@ class CausalConv3d(nn.Conv3d):
             padded = F.pad(input, (0, 0, 0, 0, past, 0))
         else:
             padded = torch.cat([before, input], dim=2)
+            del before
         if stream is not None:
             stream.keep(self, padded[:, :, -past:])
         return super().forward(padded)

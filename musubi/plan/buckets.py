@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from musubi.cache.shelf import read_shelf
+from musubi.cache.index import read_index
 from musubi.cache.survey import settings_of
 from musubi.config.dataset import DatasetEntry, DatasetFile, read_dataset_config
 from musubi.config.options import own_options
@@ -92,7 +92,7 @@ def _counted(
 
 def _recorded(entry: DatasetEntry, architecture: Architecture, task: Task) -> Counter[Size]:
     """Sizes of the records that were made with the settings of the dataset file."""
-    shelf = read_shelf(entry.cache_directory, architecture, text=False)
+    shelf = read_index(entry.cache_directory, architecture, text=False)
     plan = settings_of(entry, architecture, task).plan
     headers = (head.header for head in shelf.media.values() if head is not None)
     return Counter((*h.bucket, h.length) for h in headers if h is not None and h.plan == plan)

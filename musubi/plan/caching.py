@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from musubi.cache import encode
-from musubi.cache.job import DeviceFullError
+from musubi.cache.caching_run import DeviceFullError
 from musubi.cache.tasks import choose_task
 from musubi.config.cache import CacheLatentsConfig, CacheTextConfig
 from musubi.config.memory import encoder_policies
 from musubi.config.options import own_options, paths
 from musubi.errors import RunError
-from musubi.memory.choose import needed
-from musubi.plan import beside, networks, words
-from musubi.plan.rescue import device_room
-from musubi.plan.subject import Bucket, networks_of
+from musubi.plan import advice, networks, words
+from musubi.plan.choose import needed
+from musubi.plan.out_of_memory import device_room
+from musubi.plan.workload import Bucket, networks_of
 from musubi.plugin import Architecture, Report, Task
 from musubi.plugin.option import Command
 from musubi.plugin.policy import Policy
@@ -71,7 +71,7 @@ def _explain(
     if error.size is not None:
         bucket = Bucket(*error.size)
         found = networks.encoding(architecture, task, options, network, bucket, None)
-        fix = beside.for_vae(architecture, options, command)
+        fix = advice.for_vae(architecture, options, command)
         at = f" at {bucket}"
     else:
         # Where training makes text records, its encoders run whole.
@@ -79,7 +79,7 @@ def _explain(
         policies = encoder_policies(config, architecture) if caches else {}
         policy = policies.get(error.component, Policy())
         found = networks.text(architecture, network, policy, None)
-        fix = beside.for_text(architecture, network, policy, room)
+        fix = advice.for_text(architecture, network, policy, room)
         fix = f"{fix} Or use --device cpu." if caches else f"Run `musubi cache text` before. {fix}"
         at = ""
     there = f", and this one has {words.gib(room)}" if room is not None else ""

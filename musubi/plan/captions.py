@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from musubi.memory import fp8
-from musubi.memory.step import filled
-from musubi.memory.trace import Op, Recorder, Trace, walk
-from musubi.plan.subject import Network
+from musubi.estimate.record import filled
+from musubi.estimate.trace import Op, Recorder, Trace, walk
+from musubi.memory import quantized
+from musubi.plan.workload import Network
 from musubi.plugin import Architecture, Component
-from musubi.weights.blank import on_meta
+from musubi.weights.meta import on_meta
 
 # Tokens of a caption where the architecture sets no limit.
 TOKENS = 512
@@ -45,7 +45,9 @@ def record(
     if key not in _traces:
         module = on_meta(network.component, network.numbers, network.dtype)
         if eight:
-            fp8.convert(module, network.component.traits, products=False)
+            quantized.convert(
+                module, network.component.traits, quantized_matmul=False, storage="fp8_scaled"
+            )
         linear = [
             (m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear)
         ]
@@ -79,7 +81,7 @@ def _run(architecture: Architecture, name: str, module: nn.Module, tokens: int |
     options = {option.name: option.default for option in architecture.options}
     runtime = architecture.runtime(architecture, task, options)
     with torch.no_grad():
-        runtime.encode_text(OneNetwork(name, module, Tokenizer(tokens)), name, ["plan"])
+        runtime.encode_text(OneNetwork(name, module, FullLengthTokenizer(tokens)), name, ["plan"])
     return recorder.trace
 
 
@@ -116,7 +118,9 @@ class OneNetwork:
 
     device = torch.device("cpu")
 
-    def __init__(self, name: str, module: nn.Module, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, tokenizer: FullLengthTokenizer | None = None
+    ) -> None:
         self._name, self._module, self._tokenizer = name, module, tokenizer
 
     def __getitem__(self, name: str) -> nn.Module:
@@ -133,7 +137,7 @@ class OneNetwork:
         return self._tokenizer
 
 
-class Tokenizer:
+class FullLengthTokenizer:
     """Called as those of transformers are; every caption has as many tokens as may be.
 
     Args:

@@ -11,21 +11,21 @@ from typing import Any, Protocol
 from musubi.config.memory import check_full, dit_policy, encoder_policies
 from musubi.config.sizes import parse_bytes
 from musubi.errors import ConfigError
-from musubi.memory import speed
+from musubi.estimate import cards
+from musubi.estimate.cards import Card
+from musubi.estimate.sizes import weights_of
 from musubi.memory.apply import check_swapped
-from musubi.memory.choose import Chosen, choose, needed, stream_counts
-from musubi.memory.speed import Card
-from musubi.memory.weights import weights_of
-from musubi.plan import beside, words
+from musubi.plan import advice, words
+from musubi.plan.choose import ChosenPolicy, choose, needed, stream_counts
 from musubi.plan.machine import device_bytes, host_room
 from musubi.plan.networks import text
-from musubi.plan.previews import Previews
-from musubi.plan.subject import Bucket, Network, Subject, largest, networks_of, subject
+from musubi.plan.previews import PreviewNeeds
+from musubi.plan.workload import Bucket, Network, Workload, largest, networks_of, workload
 from musubi.plugin import Architecture, Component, Report
 from musubi.plugin.policy import Policy
 
 
-class Item(Protocol):
+class PlannedItem(Protocol):
     """What is asked of an item of a training set."""
 
     @property
@@ -73,28 +73,28 @@ def policy_for(
     if config.vram is None or getattr(config, "latent_path", None):  # which runs no DiT
         return asked
     sizes = buckets() if callable(buckets) else buckets
-    about = subject(config, architecture, trains=trains, report=report, buckets=sizes)
+    about = workload(config, architecture, trains=trains, report=report, buckets=sizes)
     check(config, about, asked)
-    chosen = fitting(config, about, speed.of_device())
+    chosen = fitting(config, about, cards.of_device())
     flags = words.settings(chosen.policy, architecture.dit, trains=trains)
     report.note(
         f"--vram {config.vram}: {flags}. {words.gib(chosen.estimate.device)} GiB are expected at "
         f"{about.buckets[0]}, and {words.gib(chosen.estimate.host)} GiB of host memory."
         f"{decided_by_host(config, chosen)}"
     )
-    drawn = Previews.of(about)
+    drawn = PreviewNeeds.of(about)
     if drawn is not None:
         most = max(needed(found) for found in drawn(chosen.policy))
         if most > device_bytes(config.vram):
             report.warn(
-                f"Previews at {drawn.buckets[0]} need a card with {words.gib(most)} GiB free, under "
+                f"PreviewNeeds at {drawn.buckets[0]} need a card with {words.gib(most)} GiB free, under "
                 f"these settings: they will fail, and training goes on. Ask for smaller ones in "
-                f"--sample_prompts. {beside.for_vae(architecture, about.options, 'train')}"
+                f"--sample_prompts. {advice.for_vae(architecture, about.options, 'train')}"
             )
     return chosen.policy
 
 
-def decided_by_host(config: Any, chosen: Chosen) -> str:
+def decided_by_host(config: Any, chosen: ChosenPolicy) -> str:
     """A sentence that says so where host memory is why settings are not faster; else nothing."""
     if chosen.ram is None:
         return ""
@@ -150,7 +150,7 @@ def _fewest(
     return counts[-1]
 
 
-def fitting(config: Any, about: Subject, card: Card | None, *, here: bool = True) -> Chosen:
+def fitting(config: Any, about: Workload, card: Card | None, *, here: bool = True) -> ChosenPolicy:
     """The fastest settings that fit `--vram` and `--ram` at the largest bucket.
 
     Options of memory that were given stay as they are.
@@ -179,7 +179,7 @@ def fitting(config: Any, about: Subject, card: Card | None, *, here: bool = True
         # What is compiled for the second size fits all others.
         steps=None if about.trains else about.steps / min(len(about.buckets), 2),
     )
-    drawn = Previews.of(about)
+    drawn = PreviewNeeds.of(about)
     if drawn is not None:
         try:
             return find(beside=drawn)
@@ -201,12 +201,13 @@ def given(config: Any, dit: Component, *, trains: bool) -> Policy:
         policy,
         recompute="none",
         offload_activations=False,
-        slices=1,
+        offload_8bit=False,
+        ffn_chunks=1,
         compile=bool(config.compile),
     )
 
 
-def check(config: Any, about: Subject, policy: Policy) -> None:
+def check(config: Any, about: Workload, policy: Policy) -> None:
     """Refuse what the command itself would refuse of the network.
 
     Args:
@@ -237,22 +238,22 @@ def may_compile() -> bool:
 def decided(config: Any, policy: Policy) -> dict[str, Any]:
     """The fields of the policy that options decide, and the planner leaves alone."""
     fixed: dict[str, Any] = {}
-    if policy.storage != "kept":
-        fixed |= {"storage": policy.storage, "products": policy.products}
+    if policy.storage != "native":
+        fixed |= {"storage": policy.storage, "quantized_matmul": policy.quantized_matmul}
     if config.blocks_to_swap is not None:
         fixed["streamed"] = policy.streamed
     if policy.recompute != "none" or getattr(config, "recompute", None) is not None:
         fixed["recompute"] = policy.recompute
     if policy.offload_activations:
-        fixed["offload_activations"] = True
-    if policy.slices > 1:
-        fixed["slices"] = policy.slices
+        fixed |= {"offload_activations": True, "offload_8bit": policy.offload_8bit}
+    if policy.ffn_chunks > 1:
+        fixed["ffn_chunks"] = policy.ffn_chunks
     if policy.compile or config.compile is not None:
         fixed["compile"] = policy.compile
     return fixed
 
 
-def buckets_of(items: Sequence[Item]) -> tuple[Bucket, ...]:
+def buckets_of(items: Sequence[PlannedItem]) -> tuple[Bucket, ...]:
     """The sizes in a training set, each with its largest batch."""
     counts: Counter[tuple[int, Hashable, int]] = Counter()
     for item in items:
@@ -264,7 +265,7 @@ def buckets_of(items: Sequence[Item]) -> tuple[Bucket, ...]:
     return tuple(made)
 
 
-def largest_batch(items: Sequence[Item]) -> list[int]:
+def largest_batch(items: Sequence[PlannedItem]) -> list[int]:
     """Indices of the batch that needs the most memory: tried before an epoch is spent.
 
     Raises:

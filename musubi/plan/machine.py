@@ -10,7 +10,7 @@ from pathlib import Path
 
 from musubi.config.sizes import parse_bytes
 from musubi.errors import ConfigError
-from musubi.memory.estimate import PROCESS
+from musubi.estimate.step import PROCESS
 
 # Left to other programs, and to files that are being read.
 _MARGIN_PART = 0.05

@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from musubi.memory.estimate import LIBRARIES, PROCESS, Estimate
-from musubi.memory.figures import work_of
-from musubi.memory.speed import Card, started
-from musubi.memory.step import filled
-from musubi.memory.trace import Recorder, Trace
-from musubi.memory.weights import weights_of
+from musubi.estimate.cards import Card, started
+from musubi.estimate.figures import work_of
+from musubi.estimate.record import filled
+from musubi.estimate.sizes import weights_of
+from musubi.estimate.step import LIBRARIES, PROCESS, Estimate
+from musubi.estimate.trace import Recorder, Trace
 from musubi.plan import captions
-from musubi.plan.subject import Bucket, Network
+from musubi.plan.workload import Bucket, Network
 from musubi.plugin import Architecture, Clip, Component, Task
 from musubi.plugin.policy import Policy
-from musubi.weights.blank import on_meta
+from musubi.weights.meta import on_meta
 
 
 def encoding(
@@ -105,7 +105,7 @@ def text(
     component = network.component
     sizes = weights_of(component, network.numbers, dtype=network.dtype, storage=policy.storage)
     there, away = sizes.placed(policy.streamed)
-    trace = captions.record(architecture, network, eight=policy.storage != "kept")
+    trace = captions.record(architecture, network, eight=policy.storage != "native")
     parts = {"weights": there + LIBRARIES, "activations": trace.peak}
     seconds = None if card is None else max(_seconds(trace, card), away / card.link)
     return Estimate(
@@ -120,7 +120,7 @@ def loading(network: Network, policy: Policy) -> Estimate:
     there, away = sizes.placed(policy.streamed)
     module = on_meta(component, network.numbers, network.dtype)
     most = max((p.numel() for p in module.parameters()), default=0)
-    work = most * (network.dtype.itemsize + (8 if policy.storage != "kept" else 0))
+    work = most * (network.dtype.itemsize + (8 if policy.storage != "native" else 0))
     parts = {"weights": there, "one tensor": work}
     return Estimate(
         device=sum(parts.values()), host=PROCESS + away + (1 << 30), pinned=away, parts=parts

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from musubi.memory.estimate import Estimate, estimate
-from musubi.memory.speed import Card
+from musubi.estimate.cards import Card
+from musubi.estimate.step import Estimate, estimate
 from musubi.plan import networks
-from musubi.plan.previews import Previews
-from musubi.plan.subject import Bucket, Subject
+from musubi.plan.previews import PreviewNeeds
+from musubi.plan.workload import Bucket, Workload
 from musubi.plugin.policy import Policy
 
 PREVIEW_STEP, PREVIEW_DECODE = "a step of a preview", "decode a preview"
@@ -33,7 +33,7 @@ class Phase:
 
 
 def phases(
-    subject: Subject,
+    subject: Workload,
     policy: Policy,
     *,
     encoders: Mapping[str, Policy] | None = None,
@@ -58,7 +58,7 @@ def phases(
         found.append(Phase(name=name, bucket=bucket, estimate=need))
     if not subject.trains:
         found += _decoding(subject, card)
-    drawn = Previews.of(subject)
+    drawn = PreviewNeeds.of(subject)
     if drawn is not None:
         for bucket in drawn.buckets[:SHOWN]:
             need = drawn.step(bucket, policy, card)
@@ -74,7 +74,7 @@ def highest(found: list[Phase]) -> Phase:
     return max(found, key=lambda phase: phase.estimate.device)
 
 
-def _texts(subject: Subject, encoders: Mapping[str, Policy], card: Card | None) -> list[Phase]:
+def _texts(subject: Workload, encoders: Mapping[str, Policy], card: Card | None) -> list[Phase]:
     found = []
     for component in subject.architecture.of_role("text", subject.task):
         network = subject.networks.get(component.name)
@@ -85,15 +85,15 @@ def _texts(subject: Subject, encoders: Mapping[str, Policy], card: Card | None) 
     return found
 
 
-def _encoding(subject: Subject, card: Card | None) -> list[Phase]:
+def _encoding(subject: Workload, card: Card | None) -> list[Phase]:
     return _of_vae(subject, card, "encode", networks.encoding)
 
 
-def _decoding(subject: Subject, card: Card | None) -> list[Phase]:
+def _decoding(subject: Workload, card: Card | None) -> list[Phase]:
     return _of_vae(subject, card, "decode", networks.decoding)
 
 
-def _of_vae(subject: Subject, card: Card | None, name: str, needs: object) -> list[Phase]:
+def _of_vae(subject: Workload, card: Card | None, name: str, needs: object) -> list[Phase]:
     found = []
     for component in subject.architecture.of_role("vae", subject.task):
         network = subject.networks.get(component.name)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from musubi.memory.estimate import Estimate, estimate
-from musubi.memory.speed import Card
-from musubi.memory.step import Attach
-from musubi.memory.weights import weights_of
+from musubi.estimate.cards import Card
+from musubi.estimate.record import Attach
+from musubi.estimate.sizes import weights_of
+from musubi.estimate.step import Estimate, estimate
 from musubi.plan import networks
 from musubi.plan.requests import Request
-from musubi.plan.subject import Bucket, Network, Subject, sized
+from musubi.plan.workload import Bucket, Network, Workload, sized
 from musubi.plugin.policy import Policy
 
 
@@ -30,7 +30,7 @@ class Shown:
         return []
 
 
-class Previews:
+class PreviewNeeds:
     """The previews of a training run.
 
     Args:
@@ -41,13 +41,13 @@ class Previews:
         buckets: Their sizes, the largest first.
     """
 
-    def __init__(self, about: Subject, calls: Mapping[Bucket, int]) -> None:
+    def __init__(self, about: Workload, calls: Mapping[Bucket, int]) -> None:
         self._about = about
         self._calls = calls
         self.buckets = tuple(sorted(calls, key=_volume, reverse=True))
 
     @classmethod
-    def of(cls, about: Subject) -> Previews | None:
+    def of(cls, about: Workload) -> PreviewNeeds | None:
         """Those of a run; None when it draws none."""
         calls: dict[Bucket, int] = {}
         for ask in about.previews:

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from musubi.config.plan import PlanConfig
-from musubi.memory import speed
-from musubi.memory.choose import Chosen, needed
-from musubi.memory.speed import Card
-from musubi.plan import beside, words
+from musubi.estimate import cards
+from musubi.estimate.cards import Card
+from musubi.plan import advice, words
+from musubi.plan.choose import ChosenPolicy, needed
 from musubi.plan.fit import check, decided_by_host, encoders_for, fitting, given
 from musubi.plan.machine import device_bytes, host_room
 from musubi.plan.phases import PREVIEW_DECODE, PREVIEW_STEP, SHOWN, Phase, phases
-from musubi.plan.subject import Subject, subject
-from musubi.plan.table import HEADS, table
-from musubi.plan.words import gib
+from musubi.plan.words import HEADS, gib, table
+from musubi.plan.workload import Workload, workload
 from musubi.plugin import Architecture, Quiet, Report
 from musubi.plugin.policy import Policy
 
@@ -31,8 +30,8 @@ def run(config: PlanConfig, architecture: Architecture, report: Report) -> None:
     """
     trains = config.purpose == "train"
     quiet = config.json_file == "-"
-    about = subject(config, architecture, trains=trains, report=Quiet() if quiet else report)
-    card = speed.of_device() if config.card is None else speed.named(config.card)
+    about = workload(config, architecture, trains=trains, report=Quiet() if quiet else report)
+    card = cards.of_device() if config.card is None else cards.named(config.card)
     policy = given(config, architecture.dit, trains=trains)
     check(config, about, policy)
     chosen = None
@@ -50,7 +49,7 @@ def run(config: PlanConfig, architecture: Architecture, report: Report) -> None:
     _tell(about, policy, found, card, chosen, encoders, config, report)
 
 
-def title(about: Subject) -> str:
+def title(about: Workload) -> str:
     """What the plan is for."""
     name = about.choice.variant.name if about.choice.variant else about.task.name
     doing = "training" if about.trains else "generating"
@@ -58,11 +57,11 @@ def title(about: Subject) -> str:
 
 
 def _tell(
-    about: Subject,
+    about: Workload,
     policy: Policy,
     found: list[Phase],
     card: Card | None,
-    chosen: Chosen | None,
+    chosen: ChosenPolicy | None,
     encoders: Mapping[str, Policy],
     config: PlanConfig,
     report: Report,
@@ -99,7 +98,7 @@ def _is_here(config: PlanConfig) -> bool:
     return config.card is None and (config.vram or "").strip().lower() == "auto"
 
 
-def _host_memory(config: PlanConfig, chosen: Chosen) -> str:
+def _host_memory(config: PlanConfig, chosen: ChosenPolicy) -> str:
     """What the settings take the host's memory to be."""
     needs = f"They need {gib(chosen.estimate.host)} GiB of host memory"
     room = host_room() if _is_here(config) else None
@@ -113,24 +112,24 @@ def _host_memory(config: PlanConfig, chosen: Chosen) -> str:
     )
 
 
-def _too_large(phase: Phase, about: Subject, encoders: Mapping[str, Policy], room: int) -> str:
+def _too_large(phase: Phase, about: Workload, encoders: Mapping[str, Policy], room: int) -> str:
     """A phase beside the DiT's that does not fit, and what helps it that is not done yet."""
-    architecture, advice = about.architecture, ""
+    architecture, hint = about.architecture, ""
     for component in architecture.of_role("text", about.task):
         if phase.name == f"text by the {component.name}":
             network, policy = about.networks[component.name], encoders.get(component.name, Policy())
-            advice = beside.for_text(architecture, network, policy, room)
+            hint = advice.for_text(architecture, network, policy, room)
     if phase.name in ("encode", "decode", PREVIEW_DECODE):
         command = "generate" if not about.trains else "train"
-        advice = beside.for_vae(architecture, about.options, command)
+        hint = advice.for_vae(architecture, about.options, command)
     if about.previews and phase.name in (PREVIEW_STEP, PREVIEW_DECODE):
-        advice = f"{advice} Or ask for smaller previews in --sample_prompts.".lstrip()
+        hint = f"{hint} Or ask for smaller previews in --sample_prompts.".lstrip()
     need = gib(needed(phase.estimate))
-    return f"The phase {phase.name!r} needs a card with {need} GiB free. {advice}".rstrip()
+    return f"The phase {phase.name!r} needs a card with {need} GiB free. {hint}".rstrip()
 
 
 def _figures(
-    about: Subject, policy: Policy, found: list[Phase], card: Card | None
+    about: Workload, policy: Policy, found: list[Phase], card: Card | None
 ) -> dict[str, Any]:
     dit = about.architecture.dit
     return {

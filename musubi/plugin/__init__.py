@@ -15,13 +15,13 @@ from musubi.plugin.architecture import (
     Tokenizer,
     Variant,
 )
-from musubi.plugin.keys import Fuse, KeyMap, Rename, Source, Squeeze, Swap, renamed
+from musubi.plugin.keys import Fuse, KeyMap, Rename, Squeeze, Swap, TensorSource, renamed
 from musubi.plugin.option import Option
 from musubi.plugin.policy import Policy
 from musubi.plugin.record import Field, Schema, is_mask
 from musubi.plugin.report import Progress, Quiet, Report
 from musubi.plugin.runtime import Clip, Conditioning, Networks, Recipe, Record, Runtime, Section
-from musubi.plugin.traits import LoraNames, LoraTargets, Preset, Traits
+from musubi.plugin.traits import LoraTargets, Preset, Traits
 
 __all__ = [
     "Architecture",
@@ -32,7 +32,6 @@ __all__ = [
     "Fuse",
     "KeyMap",
     "Lazy",
-    "LoraNames",
     "LoraTargets",
     "Networks",
     "Numbers",
@@ -51,10 +50,10 @@ __all__ = [
     "Schema",
     "Section",
     "Shapes",
-    "Source",
     "Squeeze",
     "Swap",
     "Task",
+    "TensorSource",
     "Tokenizer",
     "Traits",
     "Variant",

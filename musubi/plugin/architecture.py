@@ -78,7 +78,7 @@ class Component:
         infer: `(shapes) -> numbers`, from our names to what `build` takes, or a `CheckpointError`
             that says what is amiss; what the file is instead is found out for it.
         dialects: The layouts it is published in, tried in order.
-        strangers: A tensor that only files of another kind have, which no installed architecture
+        foreign_keys: A tensor that only files of another kind have, which no installed architecture
             reads → what such a file is. It is refused, and the message says what it looks like.
         traits: What policies may do to it.
         dtype: The name of the dtype it runs in when nobody says otherwise; "file" keeps the file's.
@@ -96,7 +96,7 @@ class Component:
     build: Lazy
     infer: Lazy
     dialects: tuple[KeyMap, ...]
-    strangers: Mapping[str, str] = field(default_factory=dict[str, str])
+    foreign_keys: Mapping[str, str] = field(default_factory=dict[str, str])
     traits: Traits = field(default_factory=Traits)
     dtype: str = "bfloat16"
     tokenizer: Tokenizer | None = None

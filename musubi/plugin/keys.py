@@ -33,14 +33,16 @@ class Swap:
 
 @dataclass(frozen=True, kw_only=True)
 class Squeeze:
-    """Their name becomes ours, and trailing axes of length 1 go: a convolution that is a matrix.
+    """Their name becomes ours, and axes of length 1 go: a convolution that is a matrix.
 
-    `ones` says how many: 3 for a 1x1x1 convolution.
+    `ones` says how many: 3 for a 1x1x1 convolution. They are the last axes, or, with `leading`, the
+    first: a table of positions that has an axis for the batch.
     """
 
     theirs: str
     ours: str
     ones: int
+    leading: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +67,18 @@ Operation = Literal["copy", "swap", "squeeze", "unsqueeze", "concat", "split"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class TensorSource:
     """Where one tensor comes from.
 
     Args:
         names: The tensors it is made of.
-        operation: `copy`; `swap` the halves of axis 0; `squeeze` away the last `ones` axes, or
-            `unsqueeze`: put them there; `concat` along axis 0; or `split`: take part number `part`
+        operation: `copy`; `swap` the halves of axis 0; `squeeze` away `ones` axes of length 1, or
+            `unsqueeze`: put them back; `concat` along axis 0; or `split`: take part number `part`
             of axis 0 cut in the proportions `ratio`.
         ratio: Relative lengths for `concat` and `split`.
         part: Which part, for `split`.
         ones: How many axes of length 1, for `squeeze` and `unsqueeze`.
+        leading: They are the first axes instead of the last.
     """
 
     names: tuple[str, ...]
@@ -83,6 +86,7 @@ class Source:
     ratio: tuple[int, ...] = ()
     part: int = 0
     ones: int = 0
+    leading: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,13 +116,13 @@ class KeyMap:
         stripped = list(self._strip(names).values())
         return tuple(m for m in self.marker if all(_match(m, n) is None for n in stripped))
 
-    def reading(self, names: Iterable[str]) -> dict[str, Source]:
+    def reading(self, names: Iterable[str]) -> dict[str, TensorSource]:
         """Our name → where it comes from in a file with these `names`.
 
         Raises:
             CheckpointError: Two of theirs map onto one of ours, or a part of a fused one is absent.
         """
-        found: dict[str, Source] = {}
+        found: dict[str, TensorSource] = {}
         parts: dict[str, dict[int, str]] = {}
         fused: dict[str, Fuse] = {}
         for name, bare in self._strip(names).items():
@@ -145,12 +149,12 @@ class KeyMap:
                     fix="The file is incomplete; download it again.",
                 )
             order = tuple(parts[ours][i] for i in range(len(rule.theirs)))
-            found[ours] = Source(names=order, operation="concat", ratio=rule.weights)
+            found[ours] = TensorSource(names=order, operation="concat", ratio=rule.weights)
         return found
 
-    def writing(self, names: Iterable[str]) -> dict[str, Source]:
+    def writing(self, names: Iterable[str]) -> dict[str, TensorSource]:
         """Their name → where it comes from among our `names`: the inverse of `reading`."""
-        out: dict[str, Source] = {}
+        out: dict[str, TensorSource] = {}
         for name in names:
             for theirs, source in self._write_one(name):
                 if self.prefix + theirs in out:
@@ -175,7 +179,7 @@ class KeyMap:
                     return rule.ours.format(**values), rule, index
         return name, None, 0
 
-    def _write_one(self, name: str) -> list[tuple[str, Source]]:
+    def _write_one(self, name: str) -> list[tuple[str, TensorSource]]:
         for rule in self.rules:
             values = _match(rule.ours, name)
             if values is None:
@@ -184,22 +188,24 @@ class KeyMap:
                 return [
                     (
                         t.format(**values),
-                        Source(names=(name,), operation="split", ratio=rule.weights, part=i),
+                        TensorSource(names=(name,), operation="split", ratio=rule.weights, part=i),
                     )
                     for i, t in enumerate(rule.theirs)
                 ]
             return [(rule.theirs.format(**values), _whole(name, rule, reading=False))]
-        return [(name, Source(names=(name,)))]
+        return [(name, TensorSource(names=(name,)))]
 
 
-def _whole(name: str, rule: Rename | Swap | Squeeze | None, *, reading: bool) -> Source:
+def _whole(name: str, rule: Rename | Swap | Squeeze | None, *, reading: bool) -> TensorSource:
     """The source of a tensor that is made of one whole other."""
     if isinstance(rule, Swap):
-        return Source(names=(name,), operation="swap")
+        return TensorSource(names=(name,), operation="swap")
     if isinstance(rule, Squeeze):
         operation = "squeeze" if reading else "unsqueeze"
-        return Source(names=(name,), operation=operation, ones=rule.ones)
-    return Source(names=(name,))
+        return TensorSource(
+            names=(name,), operation=operation, ones=rule.ones, leading=rule.leading
+        )
+    return TensorSource(names=(name,))
 
 
 def renamed(pairs: dict[str, str], *, theirs: str = "", ours: str = "") -> tuple[Rename, ...]:

@@ -19,10 +19,10 @@ class Option:
         help: One sentence.
         commands: The commands that take it.
         choices: The allowed values, when they are few.
-        recorded: It changes what is cached: records made with another value are stale when caching.
+        affects_cache: It changes what is cached: records made with another value are stale when caching.
             Training takes records as they are, unless it is told another value; what "generate" has
             as well is about previews there.
-        spares: For a plain flag of "generate" and "lora merge": the layers that it keeps from LoRA
+        lora_exclude: For a plain flag of "generate" and "lora merge": the layers that it keeps from LoRA
             files, as a full-match pattern of their dotted names.
     """
 
@@ -32,5 +32,5 @@ class Option:
     commands: tuple[Command, ...]
     default: Any = None
     choices: tuple[str, ...] = ()
-    recorded: bool = False
-    spares: str = ""
+    affects_cache: bool = False
+    lora_exclude: str = ""

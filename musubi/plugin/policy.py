@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Storage = Literal["kept", "fp8", "fp8_scaled"]
+Storage = Literal["native", "fp8", "fp8_scaled", "int8"]
 Recompute = Literal["none", "attention", "blocks"]
 
 
@@ -14,23 +14,25 @@ class Policy:
     """How a network's weights and activations are kept.
 
     Args:
-        storage: "kept" as they are loaded; "fp8" cast to e4m3; "fp8_scaled" in e4m3 with a
-            float32 scale for each row. Both hold only what `Traits.quantize` names.
-        products: Multiply 8-bit weights in 8 bits where the chip can; else each is expanded to the
+        storage: "native" as they are loaded; "fp8" cast to e4m3; "fp8_scaled" in e4m3, and
+            "int8" in int8, with a float32 scale for each row. All hold only what `Traits.quantize` names.
+        quantized_matmul: Multiply 8-bit weights in 8 bits where the chip can; else each is expanded to the
             compute dtype for its product.
         streamed: For each stack of `Traits.stacks`, how many of its last blocks live in host
             memory and visit the device when they are needed. Missing stacks stream none.
         recompute: What a training step computes again in its backward pass: nothing; all of a
             block but its attention outputs; or all of a block.
         offload_activations: What the blocks keep for the backward pass waits in host memory.
-        slices: In how many slices along the tokens feed-forward layers are computed.
+        offload_8bit: It waits in int8, with a scale for each 128 numbers: half the memory.
+        ffn_chunks: In how many slices along the tokens feed-forward layers are computed.
         compile: Each block is compiled: element-wise chains become one kernel.
     """
 
-    storage: Storage = "kept"
-    products: bool = False
+    storage: Storage = "native"
+    quantized_matmul: bool = False
     streamed: tuple[int, ...] = ()
     recompute: Recompute = "none"
     offload_activations: bool = False
-    slices: int = 1
+    offload_8bit: bool = False
+    ffn_chunks: int = 1
     compile: bool = False

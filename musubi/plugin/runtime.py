@@ -121,6 +121,10 @@ class Networks(Protocol):
         """The tokenizer of a text encoder."""
         ...
 
+    def free(self, name: str) -> None:
+        """Forget a network and give its memory back; it is loaded again when asked for."""
+        ...
+
 
 class Runtime(Protocol):
     """The six verbs. One instance serves one command: it is made for a task and its options."""

@@ -22,7 +22,7 @@ from musubi.lora.adapter import Adapters
 from musubi.memory.blocks import stacks
 from musubi.memory.compiled import Compiler
 from musubi.plugin import Architecture, Clip, Conditioning, Policy, Recipe, Record, Task
-from musubi.plugin.policy import Recompute
+from musubi.plugin.policy import Recompute, Storage
 from musubi.testing import twins
 from musubi.testing.subject import CAPTIONS, Subject, noisy
 from musubi.weights.files import open_weights
@@ -213,6 +213,33 @@ def policies_agree(subject: Subject) -> None:
             _close(b, a, 1e-5, "a compiled network")
 
 
+def eight_bits_stay_close(subject: Subject) -> None:
+    """8-bit weights and products move answers and gradients by a bounded part, wherever they live."""
+    task = subject.tasks[0]
+    records = subject.records(task, 2)
+    plain = _outcome(subject, task, records, Policy())
+    kinds: tuple[Storage, ...] = ("fp8_scaled", "int8")
+    for storage, quantized_matmul in itertools.product(kinds, (False, True)):
+        alone = Policy(storage=storage, quantized_matmul=quantized_matmul)
+        found = _outcome(subject, task, records, alone)
+        for a, b in zip(plain[:2], found[:2], strict=True):
+            _close(b, a, 0.3, str(alone))
+        here, there = (torch.cat([g.flatten() for g in one[2:-1]]) for one in (found, plain))
+        _close(here, there, 0.5, f"the gradients of {alone}")
+        away = replace(
+            alone, recompute="blocks", streamed=every_block(subject), offload_activations=True
+        )
+        for a, b in zip(found, _outcome(subject, task, records, away), strict=True):
+            if subject.device.type == "cpu":
+                assert torch.equal(a, b), f"{away} changes the answer"
+            else:  # where a sum in another order rounds to another of 255 steps
+                _close(b, a, 0.05, str(away))
+    compiled = replace(everything(subject), storage="int8", quantized_matmul=True)
+    whole = _outcome(subject, task, records, compiled)
+    for a, b in zip(plain[:2], whole[:2], strict=True):
+        _close(b, a, 0.3, "a compiled network in int8")
+
+
 def _outcome(
     subject: Subject, task: Task, records: list[Record], policy: Policy
 ) -> list[torch.Tensor]:
@@ -224,14 +251,16 @@ def _outcome(
     dit = subject.dit(policy, Compiler(backend=backend, fullgraph=True))
     torch.manual_seed(0)
     adapters = Adapters.create(dit, targets, rank=2, alpha=1.0)
-    with torch.no_grad():
-        for parameter in adapters.parameters():
-            parameter.copy_(0.05 * torch.randn_like(parameter))
-        adapters.attach()
-        found = [subject.prediction(task, dit, records)]
     with warnings.catch_warnings():
-        # The compiler looks at the gradient of everything it traces, leaf or not.
+        # The compiler looks at the gradient of everything it traces, leaf or not, and makes an
+        # instance of a function that is differentiated by hand.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
+        warnings.filterwarnings("ignore", message=".*should not be instantiated")
+        with torch.no_grad():
+            for parameter in adapters.parameters():
+                parameter.copy_(0.05 * torch.randn_like(parameter))
+            adapters.attach()
+            found = [subject.prediction(task, dit, records)]
         out = subject.prediction(task, dit, records)
         out.square().mean().backward()
     found.append(out.detach())
@@ -303,6 +332,7 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     inputs_matter,
     adapters_reach_every_target,
     policies_agree,
+    eight_bits_stay_close,
     a_rollout_has_the_size_asked_for,
     a_video_to_start_from_is_encoded_as_for_training,
 )
@@ -328,7 +358,7 @@ def everything(subject: Subject) -> Policy:
         recompute="attention",
         streamed=every_block(subject),
         offload_activations=True,
-        slices=2,
+        ffn_chunks=2,
         compile=True,
     )
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from musubi import registry
-from musubi.memory.apply import Placement
+from musubi.memory.apply import PolicyPlacement
 from musubi.memory.compiled import Compiler
 from musubi.plugin import Clip, Conditioning, Policy, Record, Runtime, Task
 from musubi.testing import media, twins
@@ -61,9 +61,9 @@ class Subject:
         device, component = self.device, self.architecture.dit
         place = None
         if policy is not None:
-            place = Placement(component.traits, policy, device, compiler=compiler, smallest=1)
+            place = PolicyPlacement(component.traits, policy, device, compiler=compiler, smallest=1)
         module = load(
-            component, self.paths["dit"], device=device, dtype=torch.float32, placing=place
+            component, self.paths["dit"], device=device, dtype=torch.float32, placement=place
         )
         return module if place is None else place.finish(module)
 

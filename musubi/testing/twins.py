@@ -118,7 +118,8 @@ def _made(source, ours: dict[str, torch.Tensor]) -> torch.Tensor:
     if source.operation == "swap":
         return torch.cat(tensor.chunk(2)[::-1])
     if source.operation == "unsqueeze":
-        return tensor[(..., *(None,) * source.ones)].contiguous()
+        ones = (None,) * source.ones
+        return tensor[(*ones, ...) if source.leading else (..., *ones)].contiguous()
     if source.operation == "split":
         unit = tensor.shape[0] // sum(source.ratio)
         return tensor.split([unit * r for r in source.ratio])[source.part].contiguous()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +10,26 @@ import torch
 from torch import nn
 
 from musubi.config.train import TrainConfig
-from musubi.errors import ConfigError, did_you_mean
+from musubi.errors import ConfigError
 from musubi.lora.adapter import Adapters
-from musubi.lora.files import read_lora, write_lora
+from musubi.lora.files import LoraFile, laid_out, read_lora, write_lora
+from musubi.lora.forward import Drops
 from musubi.lora.merge import Merging, merging_transform
-from musubi.plugin import Architecture, Component, Report
-from musubi.train.trainee import refuse_broken
+from musubi.lora.options import Asked, asked
+from musubi.lora.verify import best_form, judge, summary
+from musubi.memory.apply import at_home
+from musubi.plugin import Architecture, Report
+from musubi.train.trainable import refuse_broken
+from musubi.weights.contents import inspect
 
-DEFAULT_RANK = 4
-_NUMBERS = ("loraplus_lr_ratio", "rank_dropout", "module_dropout")
-_LISTS = ("include_patterns", "exclude_patterns", "groups")
-# Arguments of old networks that change nothing here: no target is a convolution.
-_IDLE = ("conv_dim", "conv_alpha", "verbose")
+_TITLES = {
+    "lora": "LoRA",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "dora": "DoRA",
+    "oft": "OFT",
+    "full": "full difference",
+}
 
 
 class Lora:
@@ -31,7 +37,8 @@ class Lora:
 
     Args:
         adapters: Attached to the DiT.
-        component: The DiT's, for the names in files.
+        architecture: Its DiT's dialects give the names in files.
+        kind: What they are: "lora", "loha", and so on.
         rank: As asked for; None when it was taken from a file.
         alpha: Likewise.
         form: Of the names in the file.
@@ -40,11 +47,12 @@ class Lora:
         max_norm: `--scale_weight_norms`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a checkpoint needs
         self,
         adapters: Adapters,
-        component: Component,
+        architecture: Architecture,
         *,
+        kind: str,
         rank: int | None,
         alpha: float | None,
         form: str,
@@ -53,7 +61,8 @@ class Lora:
         max_norm: float | None,
     ) -> None:
         self.adapters = adapters
-        self.component = component
+        self.architecture = architecture
+        self.kind = kind
         self.rank, self.alpha = rank, alpha
         self.form, self.save_dtype = form, save_dtype
         self.plus, self.max_norm = plus, max_norm
@@ -61,12 +70,33 @@ class Lora:
     @property
     def title(self) -> str:
         count = sum(p.numel() for p in self.parameters())
-        modules = len(self.adapters.tensors())
+        modules = len(self.adapters.modules_by_path)
         rank = "of its file" if self.rank is None else str(self.rank)
-        return f"a LoRA of rank {rank} on {modules} modules, {count:,} parameters"
+        what = _TITLES.get(self.kind, self.kind)
+        size = "" if self.kind == "full" else f" of rank {rank}"
+        return f"a {what}{size} on {modules} modules, {count:,} parameters"
 
     def identity(self) -> dict[str, Any]:
-        return {"kind": "lora", "rank": self.rank, "alpha": self.alpha}
+        kind = "difference" if self.kind == "full" else self.kind  # the whole DiT is called full
+        return {"kind": kind, "rank": self.rank, "alpha": self.alpha}
+
+    def remarks(self) -> list[str]:
+        """What other programs would leave out of the file that was written."""
+        shapes = {
+            name: delta.mapped(lambda t: torch.empty(t.shape, device="meta"))
+            for name, delta in self.adapters.tensors().items()
+        }
+        names = list(laid_out(shapes, self.form, self.architecture.dit))
+        verdicts = judge(self.architecture, names)
+        lines = [
+            f"In another program: {line}" for v in verdicts if (line := summary(v)) is not None
+        ]
+        best = best_form(self.architecture, shapes, ("comfy", "diffusers", "kohya"))
+        if lines and best[0] != self.form and best[1] == 1:
+            lines.append(
+                f"The form {best[0]} loads everywhere: `musubi lora convert --target {best[0]}`."
+            )
+        return lines
 
     def groups(self, lr: float) -> list[dict[str, Any]]:
         return list(self.adapters.param_groups(lr, self.plus))
@@ -75,10 +105,11 @@ class Lora:
         return list(self.adapters.parameters())
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        return {name: p.detach() for name, p in self.adapters.named_parameters()}
+        found = (*self.adapters.named_parameters(), *self.adapters.named_buffers())
+        return {name: tensor.detach() for name, tensor in found}
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        own = dict(self.adapters.named_parameters())
+        own = self.tensors()
         with torch.no_grad():
             for name, value in tensors.items():
                 own[name].copy_(value)
@@ -104,7 +135,7 @@ class Lora:
             form=self.form,
             dtype=self.save_dtype,
             metadata=dict(metadata),
-            component=self.component,
+            component=self.architecture.dit,
         )
 
 
@@ -127,120 +158,85 @@ def create(
         raise ConfigError(
             f"{architecture.title} names no layers that take a LoRA.", fix="Train it with --full."
         )
-    given = arguments(config.network_args)
-    for key in given.pop("idle", ()):
-        report.note(f"--network_args {key} does nothing: LoRA here is on linear layers only.")
-    rank: int | None = config.network_dim or DEFAULT_RANK
-    alpha: float | None = config.network_alpha or float(rank)
+    wanted = asked(config)
+    for line in wanted.notes:
+        report.note(line)
     file = None
     if config.network_weights is not None:
-        names = [name for name, _ in dit.named_modules()]
-        file = read_lora(Path(config.network_weights), architecture, names)
+        file = read_lora(Path(config.network_weights), architecture, _shapes(dit))
+        for line in filter(None, (file.complaint(), *file.notes)):
+            report.warn(line)
     if config.dim_from_weights and file is not None:
-        made = Adapters.from_pairs(dit, file.pairs)
-        rank = alpha = None
+        made = _of_file(dit, file, wanted, report)
     else:
-        made = Adapters.create(
-            dit,
-            component.traits.lora,
-            rank=rank,
-            alpha=alpha,
-            dropout=config.network_dropout,
-            rank_dropout=given.get("rank_dropout"),
-            module_dropout=given.get("module_dropout"),
-            include=given.get("include_patterns", ()),
-            exclude=given.get("exclude_patterns", ()),
-            groups=given.get("groups", ()),
-        )
+        made = wanted.create(dit, component.traits.lora, at_home(dit))
         if file is not None:
-            fresh = made.load(file.pairs)
+            fresh = made.load(file.deltas)
             if fresh:
                 report.note(f"{len(fresh)} modules are not in {file.path} and start fresh.")
-    if file is not None and file.unknown:
-        report.warn(
-            f"{len(file.unknown)} entries of {file.path} mean no layer here, such as {file.unknown[0]!r}."
-        )
     for line in made.notes:
         report.note(line)
     dit.requires_grad_(False)
     made.attach()
+    from_file = config.dim_from_weights and file is not None
     return Lora(
         made,
-        component,
-        rank=rank,
-        alpha=alpha,
-        form=config.lora_format,
+        architecture,
+        kind=wanted.kind.name if file is None or not from_file else ", ".join(file.kinds),
+        rank=None if from_file else wanted.rank,
+        alpha=None if from_file else wanted.kind.alpha(wanted.alpha, wanted.rank),
+        form=config.lora_format or best_form(architecture, made.tensors())[0],
         save_dtype=save_dtype,
-        plus=given.get("loraplus_lr_ratio"),
+        plus=wanted.plus,
         max_norm=config.scale_weight_norms,
     )
 
 
-def arguments(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """`--network_args`, each value as what it means.
+def _of_file(dit: nn.Module, file: LoraFile, wanted: Asked, report: Report) -> Adapters:
+    """Adapters with the kinds, layers and ranks of a file."""
+    layers = {n for n, m in dit.named_modules() if isinstance(m, nn.Linear)}
+    fit = {n: d for n, d in file.deltas.items() if n.rpartition(".")[0] in layers}
+    if len(fit) < len(file.deltas):
+        other = next(n for n in file.deltas if n not in fit)
+        report.warn(
+            f"{len(file.deltas) - len(fit)} changes of {file.path} are not of linear layers, such as "
+            f"that of {other!r}; they are left out. Give the file to --base_weights as well to keep them."
+        )
+    drops = Drops(wanted.dropout or 0.0, wanted.rank_dropout or 0.0, wanted.module_dropout or 0.0)
+    return Adapters.from_deltas(dit, fit, drops=drops)
 
-    Raises:
-        ConfigError: An unknown key, or a value that is not what the key takes.
-    """
-    found: dict[str, Any] = {}
-    known = (*_NUMBERS, *_LISTS, *_IDLE)
-    for pair in pairs or ():
-        key, equals, text = pair.partition("=")
-        key = key.strip()
-        if not equals:
-            raise ConfigError(
-                f"--network_args was given {pair!r}, which has no '='.", fix="Write key=value."
-            )
-        if key not in known:
-            raise ConfigError(
-                f"--network_args has {key!r}, which is not known.", fix=did_you_mean(key, known)
-            )
-        if key in _NUMBERS:
-            found[key] = _number(key, text)
-        elif key in _LISTS:
-            found[key] = _list(key, text)
-        elif key != "verbose":
-            found.setdefault("idle", []).append(key)
-    return found
+
+def _shapes(dit: nn.Module) -> dict[str, tuple[int, ...] | None]:
+    """Name of each parameter → its shape; None for one that is away."""
+    linear = {
+        f"{name}.weight": (layer.out_features, layer.in_features)
+        for name, layer in dit.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+    return {
+        name: linear.get(name, tuple(p.shape) if p.numel() else None)
+        for name, p in dit.named_parameters()
+    }
 
 
 def base_weights(
-    files: Sequence[str], multipliers: Sequence[float], architecture: Architecture
+    files: Sequence[str],
+    multipliers: Sequence[float],
+    architecture: Architecture,
+    dit: Path | None = None,
 ) -> Merging:
-    """What merges `--base_weights` into the DiT while it is loaded."""
+    """What merges `--base_weights` into the DiT while it is loaded.
+
+    Args:
+        files: Of any form.
+        multipliers: In the same order; 1.0 for those missing.
+        architecture: Whose layers they are for.
+        dit: The checkpoint: files of another size are refused before it is loaded.
+    """
+    shapes = None if dit is None else inspect(architecture.dit, dit).shapes
     padded = [*multipliers, *[1.0] * (len(files) - len(multipliers))]
     read = [
-        (read_lora(Path(path), architecture), multiplier)
+        (read_lora(Path(path), architecture, shapes), multiplier)
         for path, multiplier in zip(files, padded, strict=True)
     ]
     return merging_transform(read)
-
-
-def _number(key: str, text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if number < 0 or (key != "loraplus_lr_ratio" and number >= 1):
-        raise ConfigError(
-            f"--network_args {key}={text} is not a number that it takes.",
-            fix=f"Write {key}={'16' if key == 'loraplus_lr_ratio' else '0.1'}, say.",
-        )
-    return number
-
-
-def _list(key: str, text: str) -> list[str]:
-    """A Python list of texts; a bare word is a list of one."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about '\\.', which patterns are full of
-            value = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
-        value = None if text.strip()[:1] in ("[", "(") else [w.strip() for w in text.split(",")]
-    value = [value] if isinstance(value, str) else value
-    if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-        raise ConfigError(
-            f"--network_args {key}={text} is not a list of texts.",
-            fix=f"Write \"{key}=['blocks.*']\", say.",
-        )
-    return list(value)

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from musubi.cache.encode import ensure
-from musubi.cache.open import TrainingSet, open_training_set
-from musubi.cache.shelf import as_cached
+from musubi.cache.index import as_cached
+from musubi.cache.match import TrainingSet, open_training_set
 from musubi.config.dataset import DatasetFile, read_dataset_config
 from musubi.config.options import own_options, paths, tokenizers
 from musubi.config.train import TrainConfig
 from musubi.data.batches import epoch_order
 from musubi.errors import ConfigError, DataError
 from musubi.plugin import Architecture, Report, Task
-from musubi.train.feed import split
+from musubi.train.loader import split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def prepare(
     encoders = {n: p for n, p in files.items() if n != architecture.dit.name}
     places = [entry.cache_directory for entry in file.datasets]
     options = as_cached(places, architecture, own_options(config, architecture))
-    ensure(
+    told = ensure(
         file,
         architecture,
         task,
@@ -88,7 +88,14 @@ def prepare(
         device=device,
     )
     records = open_training_set(
-        file, architecture, task, report=report, encoders=encoders, options=options, pin=pin
+        file,
+        architecture,
+        task,
+        report=report,
+        encoders=encoders,
+        options=options,
+        pin=pin,
+        told=told,
     )
     return divide(records, file, config)
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from musubi.config.saving import LoggingOptions
-from musubi.errors import ConfigError, MissingPackageError
-
-try:
-    import tomllib  # pyright: ignore[reportMissingImports]
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
+from musubi.errors import ConfigError, MissingPackageError, system_reason
+from musubi.pages import columns
+from musubi.untrusted import parse_json, parse_toml, read_text
+from musubi.weights.write import atomic, not_written
 
 
 class Metrics:
-    """`metrics.jsonl`: one line a step, one a validation; no times, so that equal runs have equal files."""
+    """`metrics.jsonl`: one line a step, one a validation; `musubi.pages.columns` says what is in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,21 +36,26 @@ class Metrics:
         if step and self.path.exists():
             for line in self.path.read_bytes().splitlines(keepends=True):
                 try:
-                    entry = json.loads(line)
+                    entry = parse_json(line)
                     at = entry["step"]
                 except (ValueError, KeyError, TypeError):
                     break  # the line that was being written when the run was killed
-                if at < step or (at == step and "loss/current" in entry):
+                if at < step or (at == step and columns.LOSS.key in entry):
                     kept.append(line)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.tmp")
-        temporary.write_bytes(b"".join(kept))
-        temporary.replace(self.path)
+        with atomic(self.path) as temporary:
+            temporary.write_bytes(b"".join(kept))
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        """Add a line; it is in the file when this returns."""
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        """Add a line; it is in the file when this returns.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise not_written(self.path, error) from error
 
 
 class Window:
@@ -65,29 +70,69 @@ class Window:
         return math.fsum(self.losses) / len(self.losses)
 
 
-class Figures:
+class Mark:
+    """A moment of the device: the host's clock where both are one, else an event on its stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event: Any = None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)
+            self._event.record()
+        self._time = time.perf_counter()
+
+    def wait(self) -> None:
+        """Until the device has come here."""
+        if self._event is not None:
+            self._event.synchronize()
+
+    def since(self, earlier: Mark) -> float:
+        """Seconds between two moments; the later one must have passed."""
+        if self._event is not None and earlier._event is not None:
+            return earlier._event.elapsed_time(self._event) / 1000
+        return self._time - earlier._time
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """GiB of memory: the device's peak since the last call, and what this process holds now."""
+    found = {columns.HOST_MEMORY.key: psutil.Process().memory_info().rss / 2**30}
+    if device.type == "cuda":
+        found[columns.DEVICE_MEMORY.key] = torch.cuda.max_memory_allocated(device) / 2**30
+        torch.cuda.reset_peak_memory_stats(device)
+    return {key: round(value, 3) for key, value in found.items()}
+
+
+class StepNumbers:
     """Numbers of one step on their way from the device, read without making it wait.
 
     A copy into pinned memory is started at once; `read` waits for that copy alone, and by then the
     device works on the next step.
+
+    Args:
+        figures: Name → one number, on the device.
+        began: When the step began.
     """
 
-    def __init__(self, figures: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, figures: Mapping[str, torch.Tensor], began: Mark) -> None:
         self.names = list(figures)
+        self._began = began
         stacked = torch.stack([f.detach().float().reshape(()) for f in figures.values()])
-        self._event: Any = None
         if stacked.is_cuda:
             host = torch.empty(len(self.names), dtype=torch.float32, pin_memory=True)
             host.copy_(stacked, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
+            self._ended = Mark(stacked.device)
             stacked = host
+        else:
+            self._ended = Mark(stacked.device)
         self._values = stacked
+
+    @property
+    def seconds(self) -> float:
+        """From the beginning of the step to its last number; once these were read."""
+        return self._ended.since(self._began)
 
     def read(self) -> dict[str, float]:
         """Name → number."""
-        if self._event is not None:
-            self._event.synchronize()
+        self._ended.wait()
         return dict(zip(self.names, self._values.tolist(), strict=True))
 
 
@@ -107,7 +152,7 @@ def trackers(options: LoggingOptions) -> list[str]:
         if not _installed(name):
             raise MissingPackageError(
                 f"--log_with {asked} needs {name}, which is not installed.",
-                fix=f"Run `pip install musubi[{name}]`.",
+                fix=f"Run `pip install musubi-diffusion[{name}]`.",
             )
     return wanted
 
@@ -126,10 +171,11 @@ def tracker_arguments(options: LoggingOptions, *, step: int) -> dict[str, dict[s
     if options.log_tracker_config:
         path = Path(options.log_tracker_config)
         try:
-            read = tomllib.loads(path.read_text(encoding="utf-8"))
+            read = parse_toml(read_text(path))
         except (OSError, ValueError) as error:
+            reason = system_reason(error) if isinstance(error, OSError) else error
             raise ConfigError(
-                f"--log_tracker_config {path} cannot be read: {error}.",
+                f"--log_tracker_config {path} cannot be read: {reason}.",
                 fix="Give a TOML file with a table for each tracker, such as [wandb].",
             ) from error
         odd = [name for name, value in read.items() if not isinstance(value, dict)]

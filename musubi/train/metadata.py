@@ -15,7 +15,7 @@ from musubi.lora.metadata import modelspec, training_metadata
 from musubi.plugin import Architecture
 from musubi.train.dataset import Dataset
 from musubi.train.state import Position
-from musubi.train.trainee import Trainee
+from musubi.train.trainable import Trainable
 
 # Of a dataset, what files say; names of directories lose their parents.
 _ALL = ("resolution", "caption_extension", "num_repeats", "enable_bucket", "bucket_no_upscale")
@@ -27,6 +27,15 @@ _VIDEO = (
     "max_frames",
     "source_fps",
 )
+
+# What other kinds than a LoRA are called by the tools that know them.
+_MODULES: dict[str, tuple[str, dict[str, str]]] = {
+    "loha": ("networks.loha", {}),
+    "lokr": ("networks.lokr", {}),
+    "dora": ("lycoris.kohya", {"algo": "lora", "dora_wd": "True"}),
+    "oft": ("lycoris.kohya", {"algo": "diag-oft"}),
+    "difference": ("lycoris.kohya", {"algo": "full"}),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +53,7 @@ class Facts:
         batches_per_epoch: Of all processes.
         total: Optimizer steps.
         optimizer: `module.Class(arguments)`.
-        trainee: What is trained.
+        trainable: What is trained.
         session: A number that is new for every start.
     """
 
@@ -58,7 +67,7 @@ class Facts:
     batches_per_epoch: int
     total: int
     optimizer: str
-    trainee: Trainee
+    trainable: Trainable
     session: int = field(default_factory=lambda: secrets.randbelow(2**32))
 
     def at(self, position: Position) -> dict[str, str]:
@@ -141,13 +150,16 @@ class Facts:
         }
 
     def _network(self) -> dict[str, Any]:
-        identity = self.trainee.identity()
+        identity = self.trainable.identity()
         pairs = (pair.partition("=") for pair in self.config.network_args or ())
+        named = {key: value for key, _, value in pairs}
+        module, more = _MODULES.get(identity["kind"], (None, {}))
         return {
+            **({} if module is None else {"module": module}),
             "dim": identity.get("rank"),
             "alpha": identity.get("alpha"),
             "dropout": self.config.network_dropout,
-            "args": {key: value for key, _, value in pairs},
+            "args": {**more, **named},
         }
 
     def _datasets(self) -> list[dict[str, Any]]:

@@ -44,7 +44,10 @@ def open_networks(
     merging = None
     if config.base_weights:
         merging = adapters.base_weights(
-            config.base_weights, config.base_weights_multiplier or [], architecture
+            config.base_weights,
+            config.base_weights_multiplier or [],
+            architecture,
+            paths(config, architecture).get(architecture.dit.name),
         )
     nets = Nets(
         architecture,

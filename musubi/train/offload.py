@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,8 +25,11 @@ class Mirror:
         self._report = report or Quiet()
         self._device = list(parameters)
         self._host = [nn.Parameter(self._like(p)) for p in self._device]
-        for own, p in zip(self._host, self._device, strict=True):
-            own.grad = self._like(p)
+        self._rooms = {
+            id(own): self._like(p) for own, p in zip(self._host, self._device, strict=True)
+        }
+        self._norms: dict[int, torch.Tensor] = {}
+        self._watched: list[Any] = []
         self._twins = {id(p): own for p, own in zip(self._device, self._host, strict=True)}
 
     def groups(self, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -34,19 +38,54 @@ class Mirror:
             {**group, "params": [self._twins[id(p)] for p in group["params"]]} for group in groups
         ]
 
+    def watch(self) -> None:
+        """From here on take each gradient as soon as it is whole, and leave none on the device."""
+        if self._watched:
+            return
+        for p, own in zip(self._device, self._host, strict=True):
+            take = functools.partial(self._take, own)
+            self._watched.append(p.register_post_accumulate_grad_hook(take))
+
     @torch.no_grad()
-    def collect(self) -> None:
-        """Bring weights and gradients here: the weights too, as others may have changed them."""
+    def _take(self, own: nn.Parameter, p: torch.Tensor) -> None:
+        gradient = p.grad
+        if gradient is None:
+            return
+        room = self._rooms[id(own)]
+        if id(own) in self._norms:  # of a batch before, in the same step
+            gradient = gradient + room.to(p.device, non_blocking=True)
+        room.copy_(gradient, non_blocking=True)
+        self._norms[id(own)] = torch.linalg.vector_norm(gradient)
+        p.grad = None
+
+    def norm(self) -> torch.Tensor | None:
+        """Of all gradients that were taken since the last step; None: none was."""
+        if not self._norms:
+            return None
+        return torch.linalg.vector_norm(torch.stack(list(self._norms.values())))
+
+    @torch.no_grad()
+    def collect(self, norm: torch.Tensor | None = None, max_norm: float = 0.0) -> None:
+        """Bring weights and gradients here: the weights too, as others may have changed them.
+
+        Args:
+            norm: Of the gradients that were taken; they are clipped here.
+            max_norm: To this norm; 0 leaves them.
+        """
         for p, own in zip(self._device, self._host, strict=True):
             own.copy_(p, non_blocking=True)
-            if p.grad is None:
-                own.grad = None
-                continue
-            if own.grad is None:
-                own.grad = self._like(p)
-            own.grad.copy_(p.grad, non_blocking=True)
+            room = self._rooms[id(own)]
+            if p.grad is not None:
+                room.copy_(p.grad, non_blocking=True)
+            there = p.grad is not None or id(own) in self._norms
+            own.grad = room if there else None
         if self._device and self._device[0].device.type == "cuda":
             torch.cuda.current_stream(self._device[0].device).synchronize()
+        if norm is not None and max_norm > 0:
+            part = float(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+            for one in self._norms:
+                self._rooms[one].mul_(part)
+        self._norms.clear()
 
     @torch.no_grad()
     def hand_back(self) -> None:

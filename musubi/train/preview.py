@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 
 from musubi.config.prompts import read_prompt_file
+from musubi.config.recipe import preview_recipe
 from musubi.config.task import Choice
 from musubi.errors import MusubiError
-from musubi.generate.recipes import preview_recipe
-from musubi.generate.session import Session
+from musubi.generate.pipeline import Pipeline
 from musubi.generate.write import metadata, write_images, write_video
 from musubi.plugin import Architecture, Recipe, Report
 from musubi.train.seeds import derive
@@ -61,33 +61,33 @@ class Gallery:
     """Draws the prompts, and writes them into `{output_dir}/sample`.
 
     Args:
-        session: The generation session around the network in training.
+        pipeline: The generation pipeline around the network in training.
         prompts: What to draw.
         folder: `{output_dir}/sample`.
         name: `--output_name`.
         facts: What else decides the pictures, for their metadata.
         report: Told of what failed.
-        rescued: Inside, running out of device memory becomes an error that says what to change.
+        explained: Inside, running out of device memory becomes an error that says what to change.
     """
 
     def __init__(
         self,
-        session: Session,
+        pipeline: Pipeline,
         prompts: Sequence[Prompt],
         folder: Path,
         name: str,
         *,
         facts: Mapping[str, Any],
         report: Report,
-        rescued: Rescued = lambda where, recipe: nullcontext(),
+        explained: Rescued = lambda where, recipe: nullcontext(),
     ) -> None:
-        self.session = session
+        self.pipeline = pipeline
         self.prompts = prompts
         self.folder = folder
         self.name = name
         self.facts = facts
         self.report = report
-        self.rescued = rescued
+        self.explained = explained
 
     def draw(self, *, step: int, epoch: int | None) -> None:
         """Draw every prompt. What fails is reported, and the next one is tried."""
@@ -105,10 +105,10 @@ class Gallery:
         time = datetime.now().strftime("%Y%m%d%H%M%S")
         stem = f"{self.name}_{moment}_{index:02d}_{time}"
         stem += f"_{recipe.seed}" if prompt.seeded else ""
-        with self.rescued("sample", recipe):
-            latents = self.session.latents(recipe)
-        with self.rescued("decode", recipe):
-            frames = self.session.frames(latents)
+        with self.explained("sample", recipe):
+            latents = self.pipeline.latents(recipe)
+        with self.explained("decode", recipe):
+            frames = self.pipeline.frames(latents)
         words = metadata(recipe, **self.facts)
         if len(frames) == 1:
             return write_images(frames, self.folder, stem, words)[0]

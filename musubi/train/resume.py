@@ -13,8 +13,8 @@ from musubi.plugin import Report
 from musubi.train import log, processes, seeds, state
 from musubi.train.checkpoints import Names
 from musubi.train.dataset import Dataset
-from musubi.train.run import Run
-from musubi.train.trainee import Trainee
+from musubi.train.train_loop import Run
+from musubi.train.trainable import Trainable
 from musubi.train.update import Update
 from musubi.train.upload import download_state
 
@@ -79,7 +79,7 @@ class Resumed:
         self,
         config: TrainConfig,
         identity: Mapping[str, Any],
-        trainee: Trainee,
+        trainable: Trainable,
         update: Update,
         data: Dataset,
         report: Report,
@@ -89,7 +89,7 @@ class Resumed:
         Args:
             config: With the seed.
             identity: What must be equal to go on.
-            trainee: What is trained.
+            trainable: What is trained.
             update: The optimizer and its schedule.
             data: What is trained on.
             report: Told what is otherwise than when the state was written.
@@ -99,10 +99,10 @@ class Resumed:
         """
         if self.state is None or self.folder is None:
             return state.Position()
-        state.check(self.state, identity, trainee.tensors(), self.folder)
+        state.check(self.state, identity, trainable.tensors(), self.folder)
         for sentence in state.changed(self.state, settings_of(config), DECIDED):
             report.warn(sentence)
-        state.apply(self.state, trainee, update, self.folder)
+        state.apply(self.state, trainable, update, self.folder)
         position = self.state.position
         if self.state.data != data.digest and position.epoch:
             # What was used up of the epoch says nothing about the new order.
@@ -139,7 +139,7 @@ def snapshot(
         # Only what a resumed run asks for: a state may be uploaded, and must name no path of this disk.
         settings={key: settings[key] for key in DECIDED if key in settings},
         data=data,
-        weights={n: t.cpu() for n, t in run.trainee.tensors().items()},
+        weights={n: t.cpu() for n, t in run.trainable.tensors().items()},
         parts=parts,
         random=seeds.capture(),
     )

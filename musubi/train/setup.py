@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,16 +17,19 @@ from musubi.config.options import own_options, paths
 from musubi.config.task import Choice, choose_task
 from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
-from musubi.generate.session import Session, compute_dtype
+from musubi.generate.pipeline import Pipeline, compute_dtype
 from musubi.lora.merge import Merging
-from musubi.plan import caching, fit, rescue
-from musubi.plan.rescue import Where
-from musubi.plan.subject import Bucket
+from musubi.pages import account
+from musubi.pages.live import LivePage
+from musubi.pages.run import REPORT
+from musubi.plan import caching, fit, out_of_memory
+from musubi.plan.out_of_memory import Where
+from musubi.plan.workload import Bucket
 from musubi.plugin import Architecture, Policy, Report
 from musubi.train import (
     adapters,
     dataset,
-    feed,
+    loader,
     log,
     networks,
     optim,
@@ -40,10 +44,10 @@ from musubi.train.checkpoints import Checkpoints, Names
 from musubi.train.dataset import Dataset
 from musubi.train.offload import Mirror
 from musubi.train.resume import Resumed, settings_of, snapshot
-from musubi.train.run import Run
 from musubi.train.signals import Stop
-from musubi.train.step import Objective
-from musubi.train.trainee import Trainee, Whole
+from musubi.train.step import FlowMatchingLoss
+from musubi.train.train_loop import Run
+from musubi.train.trainable import FullModel, Trainable
 from musubi.train.update import Update
 from musubi.train.upload import Upload
 from musubi.train.validation import Validation
@@ -91,6 +95,7 @@ class Setup:
         self.started = time.time()
         self.upload: Upload | None = None
         self.merging: Merging | None = None
+        self.page: LivePage | None = None
         self.policy = Policy()
         self.buckets: tuple[Bucket, ...] = ()
         self.largest: list[int] = []
@@ -130,14 +135,14 @@ class Setup:
             config, architecture, self.accelerator.device, self.policy, self.report
         )
         gallery = self._gallery(choice, nets)
-        with self.rescued("load"):
+        with self.explained("load"):
             dit = nets[architecture.dit.name]
         self._check_merged()
         if gallery is not None:
-            gallery.session.dit = dit
-        trainee = self._trainee(dit)
+            gallery.pipeline.dit = dit
+        trainable = self._trainable(dit)
         batches = data.batches(seed)
-        per_epoch = feed.steps_per_epoch(
+        per_epoch = loader.steps_per_epoch(
             len(batches(1)), config.gradient_accumulation_steps, self.accelerator.num_processes
         )
         total = (
@@ -145,8 +150,8 @@ class Setup:
             if config.max_train_epochs
             else config.max_train_steps
         )
-        update = self._update(trainee, total)
-        objective = Objective(
+        update = self._update(trainable, total)
+        objective = FlowMatchingLoss(
             architecture.runtime(architecture, choice.task, own_options(config, architecture)),
             dit,
             config,
@@ -155,13 +160,13 @@ class Setup:
             seed,
         )
         position = self.resumed.take_up(
-            config, self._identity(trainee), trainee, update, data, self.report
+            config, self._identity(trainable), trainable, update, data, self.report
         )
         run = Run(
             config=config,
             report=self.report,
             objective=objective,
-            trainee=trainee,
+            trainable=trainable,
             update=update,
             source=data.records,
             names=[item.name for item in data.records.items],
@@ -188,16 +193,17 @@ class Setup:
             batches_per_epoch=len(batches(1)),
             total=total,
             optimizer=optim.describe(update.optimizer, self._optimizer_arguments()),
-            trainee=trainee,
+            trainable=trainable,
         )
-        run.checkpoints = self._checkpoints(run, trainee, data, about)
+        run.checkpoints = self._checkpoints(run, trainable, data, about)
+        run.page = self.page = self._page(run, choice, data, per_epoch)
         self._start_trackers(trackers, position.step)
-        self._tell(trainee, data, per_epoch, total)
+        self._tell(trainable, data, per_epoch, total)
         return run
 
-    def rescued(self, where: Where) -> AbstractContextManager[None]:
+    def explained(self, where: Where) -> AbstractContextManager[None]:
         """Inside, running out of device memory becomes an error that says what to change."""
-        return rescue.rescued(
+        return out_of_memory.explained(
             self.config, self.architecture, where, policy=self.policy, buckets=self.buckets
         )
 
@@ -225,11 +231,11 @@ class Setup:
                 f"{len(unused)} layers of --base_weights are not in the DiT, such as {unused[0]!r}."
             )
 
-    def _trainee(self, dit: nn.Module) -> Trainee:
+    def _trainable(self, dit: nn.Module) -> Trainable:
         config = self.config
         dtype = parse_dtype(config.save_precision)
         if config.full:
-            return Whole(dit, save_dtype=dtype, fp32=self.architecture.dit.traits.fp32)
+            return FullModel(dit, save_dtype=dtype, fp32=self.architecture.dit.traits.fp32)
         return adapters.create(dit, config, self.architecture, save_dtype=dtype, report=self.report)
 
     def _autocast(self, dit: nn.Module) -> Autocast:
@@ -257,7 +263,7 @@ class Setup:
             seed=config.seed or 0,
             report=self.report,
         )
-        session = Session(
+        pipeline = Pipeline(
             architecture,
             choice.task,
             options,
@@ -265,16 +271,16 @@ class Setup:
             device=self.accelerator.device,
             report=self.report,
         )
-        session.prepare([prompt.recipe for prompt in prompts])
-        session.park = True  # the text encoders are gone; the VAE, which is small, stays at hand
+        pipeline.prepare([prompt.recipe for prompt in prompts])
+        pipeline.park = True  # the text encoders are gone; the VAE, which is small, stays at hand
         return preview.Gallery(
-            session,
+            pipeline,
             prompts,
             self.names.folder / "sample",
             self.names.name,
             facts={"architecture": architecture.name, "task": choice.task.name},
             report=self.report,
-            rescued=lambda where, recipe: rescue.rescued(
+            explained=lambda where, recipe: out_of_memory.explained(
                 config,
                 architecture,
                 where,
@@ -295,30 +301,30 @@ class Setup:
 
     # training
 
-    def _identity(self, trainee: Trainee) -> dict[str, Any]:
+    def _identity(self, trainable: Trainable) -> dict[str, Any]:
         return {
             "architecture": self.architecture.name,
             "optimizer": self.config.optimizer_type.lower(),
-            **trainee.identity(),
+            **trainable.identity(),
         }
 
     def _optimizer_arguments(self) -> dict[str, Any]:
         return literals(self.config.optimizer_args, "optimizer_args")
 
-    def _update(self, trainee: Trainee, total: int) -> Update:
+    def _update(self, trainable: Trainable, total: int) -> Update:
         config = self.config
         rate = config.learning_rate_or_default
-        groups = trainee.groups(rate)
+        groups = trainable.groups(rate)
         mirror = None
         if config.optimizer_offload:
-            mirror = Mirror(trainee.parameters(), report=self.report)
+            mirror = Mirror(trainable.parameters(), report=self.report)
             groups = mirror.groups(groups)
         optimizer = optim.create(
             config.optimizer_type, groups, lr=rate, arguments=self._optimizer_arguments()
         )
         group = processes.processes(self.accelerator)
         return Update(
-            trainee.parameters(),
+            trainable.parameters(),
             optimizer,
             schedule.create(config, optimizer, total),
             self.accelerator.scaler,
@@ -328,7 +334,7 @@ class Setup:
             mirror,
         )
 
-    def _validation(self, objective: Objective, data: Dataset) -> Validation | None:
+    def _validation(self, objective: FlowMatchingLoss, data: Dataset) -> Validation | None:
         if not data.held:
             return None
         config, group = self.config, processes.processes(self.accelerator)
@@ -346,7 +352,7 @@ class Setup:
         )
 
     def _checkpoints(
-        self, run: Run, trainee: Trainee, data: Dataset, about: facts.Facts
+        self, run: Run, trainable: Trainable, data: Dataset, about: facts.Facts
     ) -> Checkpoints:
         config = self.config
         if config.huggingface_repo_id and self.accelerator.is_main_process:
@@ -354,12 +360,12 @@ class Setup:
 
         def write(path: Path) -> None:
             with optim.averaged(run.update.optimizer):
-                trainee.write(path, about.at(run.position))
+                trainable.write(path, about.at(run.position))
 
         def write_state(folder: Path) -> None:
             held = snapshot(
                 run,
-                identity=self._identity(trainee),
+                identity=self._identity(trainable),
                 settings=settings_of(config),
                 data=data.digest,
             )
@@ -376,6 +382,32 @@ class Setup:
 
     # telling
 
+    def _page(self, run: Run, choice: Choice, data: Dataset, per_epoch: int) -> LivePage | None:
+        """The page of the run; not begun."""
+        if not self.accelerator.is_main_process:
+            return None
+        items = [data.records.items[i] for i in (*data.training, *data.held)]
+        entries = data.file.datasets
+        thumbs, more = account.shown(entries)
+        device = self.accelerator.device
+        noted = account.Account(
+            name=self.names.name,
+            architecture=self.architecture.name,
+            task=choice.variant.name if choice.variant else choice.task.name,
+            trained=run.trainable.title,
+            total=run.total,
+            per_epoch=per_epoch,
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+            started=self.started,
+            resumed_at=run.position.step,
+            datasets=account.datasets(entries, Counter(item.dataset for item in items)),
+            buckets=account.buckets(items),
+            items=thumbs,
+            more=more,
+            held=len(data.held),
+        )
+        return LivePage(self.names.own, noted, self.report)
+
     def _start_trackers(self, trackers: list[str], step: int) -> None:
         config = self.config
         log.wandb_login(config, trackers)
@@ -388,14 +420,15 @@ class Setup:
             init_kwargs=log.tracker_arguments(config, step=step),
         )
 
-    def _tell(self, trainee: Trainee, data: Dataset, per_epoch: int, total: int) -> None:
+    def _tell(self, trainable: Trainable, data: Dataset, per_epoch: int, total: int) -> None:
         figures: Mapping[str, object] = {
-            "trained": trainee.title,
+            "trained": trainable.title,
             **dataset.summary(data, per_epoch),
             "steps": total,
             "epochs": -(-total // per_epoch),
             "processes": self.accelerator.num_processes,
             "seed": self.config.seed,
             "checkpoints": self.names.final(),
+            "page": self.names.own / REPORT,
         }
         self.report.table("Training", ("", ""), figures.items())

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from musubi.errors import ConfigError, MusubiError, RunError, system_fix, system_reason
 from musubi.train import seeds
 from musubi.train.checkpoints import Names
-from musubi.train.trainee import Trainee
+from musubi.train.trainable import Trainable
 from musubi.train.update import Update
 from musubi.untrusted import parse_json, read_text
 from musubi.weights import temporary as temporaries
@@ -254,13 +254,13 @@ def check(
             )
 
 
-def apply(state: State, trainee: Trainee, update: Update, folder: Path) -> None:
+def apply(state: State, trainable: Trainable, update: Update, folder: Path) -> None:
     """Put weights, optimizer, schedule, scaler and generators back; the position is the caller's.
 
     Raises:
         ConfigError: One of them does not fit.
     """
-    trainee.load(state.weights)
+    trainable.load(state.weights)
     try:
         update.optimizer.load_state_dict(state.parts["optimizer"])
         update.schedule.load_state_dict(state.parts["schedule"])

@@ -42,6 +42,8 @@ class Update:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add to the gradients; float16's are scaled."""
+        if self.mirror is not None and self.world == 1 and self.scaler is None:
+            self.mirror.watch()
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def step(self) -> torch.Tensor:
@@ -49,13 +51,17 @@ class Update:
         self._gather()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if self.max_norm > 0:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.max_norm, norm)
+        away = None if self.mirror is None else self.mirror.norm()
+        if away is not None:
+            norm = away
+        else:
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+            if self.max_norm > 0:
+                nn.utils.clip_grads_with_norm_(self.parameters, self.max_norm, norm)
         moved = True
         if self.mirror is not None:
-            self.mirror.collect()
+            self.mirror.collect(away, self.max_norm)
         if self.scaler is None:
             self.optimizer.step()
         else:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from musubi import stopping
+from musubi.pages import columns
 from musubi.plugin.report import Report
-from musubi.train.step import Objective
+from musubi.train.step import FlowMatchingLoss
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 
@@ -32,7 +33,7 @@ class Validation:
         total: Sums a tensor over the processes.
     """
 
-    objective: Objective
+    objective: FlowMatchingLoss
     items: Sequence[int]
     keys: Mapping[int, str]
     load: Callable[[Sequence[int]], Mapping[str, Any]]
@@ -72,4 +73,7 @@ class Validation:
         n = len(values)
         mean = math.fsum(values) / n
         spread = math.fsum((v - mean) ** 2 for v in values) / max(1, n - 1)
-        return {"loss/validation": mean, "loss/validation_error": math.sqrt(spread / n)}
+        return {
+            columns.VALIDATION.key: mean,
+            columns.VALIDATION_ERROR.key: math.sqrt(spread / n),
+        }

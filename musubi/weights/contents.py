@@ -13,9 +13,9 @@ import torch
 from musubi import registry
 from musubi.errors import CheckpointError, ConfigError
 from musubi.plugin.architecture import Component
-from musubi.plugin.keys import KeyMap, Source
+from musubi.plugin.keys import KeyMap, TensorSource
 from musubi.weights.files import Weights, open_weights
-from musubi.weights.places import folders_with_weights, readable, weight_sets
+from musubi.weights.paths import folders_with_weights, readable, weight_sets
 from musubi.weights.scaled import split_scales
 
 # Where published snapshots keep a component of each role.
@@ -44,7 +44,7 @@ class Inspection:
     path: Path
     dialect: KeyMap
     numbers: Mapping[str, Any]
-    sources: Mapping[str, Source]
+    sources: Mapping[str, TensorSource]
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype]
     scales: Mapping[str, str]
@@ -127,16 +127,20 @@ def _read_as(component: Component, dialect: KeyMap, weights: Weights) -> Inspect
     )
 
 
-def _shape(ours: str, source: Source, weights: Weights) -> tuple[int, ...]:
+def _shape(ours: str, source: TensorSource, weights: Weights) -> tuple[int, ...]:
     parts = [tuple(weights.shapes[name]) for name in source.names]
     if source.operation == "squeeze":
-        if parts[0][-source.ones :] != (1,) * source.ones:
+        n = source.ones
+        gone, kept = parts[0][-n:], parts[0][:-n]
+        if source.leading:
+            gone, kept = parts[0][:n], parts[0][n:]
+        if gone != (1,) * n:
             raise CheckpointError(
-                f"{source.names[0]!r} has the shape {parts[0]}, which does not end in "
-                f"{source.ones} times 1.",
+                f"{source.names[0]!r} has the shape {parts[0]}, which does not "
+                f"{'begin with' if source.leading else 'end in'} {n} times 1.",
                 fix="The file is damaged or of another model; download it again.",
             )
-        return parts[0][: -source.ones]
+        return kept
     if source.operation != "concat":
         return parts[0]
     if any(p[1:] != parts[0][1:] or not p for p in parts):
@@ -193,7 +197,7 @@ def _stranger(component: Component, weights: Weights) -> str:
     """What a file is that has a tensor of another kind of file, whatever its names begin with."""
     found = (
         what
-        for known, what in component.strangers.items()
+        for known, what in component.foreign_keys.items()
         if any(name == known or name.endswith(f".{known}") for name in weights.names)
     )
     return next(found, "")

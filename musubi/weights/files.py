@@ -18,7 +18,7 @@ import torch
 
 from musubi.errors import CheckpointError
 from musubi.weights.header import Entry, Header, read_header
-from musubi.weights.places import SAFE, find_parts, readable
+from musubi.weights.paths import SAFE, find_parts, readable
 
 _LEVELS = ("module", "state_dict", "model")  # top-level keys under which tensors are published
 _GLOBAL = re.compile(r"GLOBAL (\S+)")

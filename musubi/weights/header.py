@@ -136,8 +136,6 @@ def parse_header(text: bytes) -> tuple[dict[str, Entry], dict[str, str]]:
     """
     if text.count(b"[") > _MOST_LISTS:
         raise TextError(f"it has more than {_MOST_LISTS} lists")
-    if not text.startswith(b"{"):
-        raise TextError("it does not begin with {")
     facts = parse_json(text.decode("utf-8"), unique=True)
     if not isinstance(facts, dict):
         raise TextError("it is no JSON object")

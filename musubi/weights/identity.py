@@ -6,7 +6,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from musubi.weights.places import find_parts, folders_with_weights, readable, weight_sets
+from musubi.weights.paths import find_parts, folders_with_weights, readable, weight_sets
 
 # A full digest of 30 GB takes a minute; a finetune changes every tensor, so samples tell it apart.
 _ENDS = 1 << 20

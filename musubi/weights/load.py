@@ -11,16 +11,15 @@ from torch import nn
 from musubi.errors import CheckpointError
 from musubi.plugin.architecture import Component
 from musubi.plugin.traits import named
-from musubi.weights.blank import blank, finished, trimmed
+from musubi.weights.assemble import Assembler, Transform
 from musubi.weights.contents import Inspection, examine, inspect, locate
 from musubi.weights.dtypes import FP8, parse_dtype
 from musubi.weights.files import Weights, open_weights
-from musubi.weights.placing import Placing
-from musubi.weights.reading import Reading
-from musubi.weights.settle import Settler, Transform
-from musubi.weights.slots import Slots
+from musubi.weights.meta import ModuleMap, finished, meta_device, trimmed
+from musubi.weights.placement import Placement
+from musubi.weights.stream_in import TensorStream
 
-__all__ = ["Inspection", "Placing", "Transform", "inspect", "load"]
+__all__ = ["Inspection", "Placement", "Transform", "inspect", "load"]
 
 _SHOWN = 5
 
@@ -33,7 +32,7 @@ def load(
     dtype: torch.dtype | None = None,
     transform: Transform | None = None,
     others: Iterable[Component] = (),
-    placing: Placing | None = None,
+    placement: Placement | None = None,
 ) -> nn.Module:
     """Build a component from its checkpoint, in evaluation mode and without gradients.
 
@@ -48,7 +47,7 @@ def load(
             stored in 8 bits become bfloat16.
         transform: Applied to each parameter before the cast: merging a LoRA, say.
         others: Components that the file may be instead, for the message.
-        placing: How tensors are stored and where they live, when not all on the device.
+        placement: How tensors are stored and where they live, when not all on the device.
 
     Raises:
         CheckpointError: The file cannot be read, is something else, lacks tensors or has unknown
@@ -59,59 +58,68 @@ def load(
     found = locate(component, Path(path))
     with open_weights(found) as weights:
         contents = examine(component, weights, others=others)
-        with blank():
+        with meta_device():
             module: nn.Module = component.build(**contents.numbers)
-        slots = Slots(module)
-        _check_names(component, contents, slots)
-        _check_shapes(component, contents, slots)
+        module_map = ModuleMap(module)
+        _check_names(component, contents, module_map)
+        _check_shapes(component, contents, module_map)
         if trimmed(module):
-            slots = Slots(module)
-        dtypes = _dtypes(component, contents, slots, dtype)
-        if placing is not None:
-            placing.prepare(module, dtypes)
-        settler = Settler(
-            weights, contents, slots, device=device, transform=transform, placing=placing
+            module_map = ModuleMap(module)
+        dtypes = _dtypes(component, contents, module_map, dtype)
+        if placement is not None:
+            placement.prepare(module, dtypes)
+        assembler = Assembler(
+            weights, contents, module_map, device=device, transform=transform, placement=placement
         )
-        wanted = [ours for ours in contents.sources if ours in slots]
+        wanted = [ours for ours in contents.sources if ours in module_map]
         wanted.sort(key=_order(contents, weights))
-        jobs = [settler.job(ours, dtypes[ours]) for ours in wanted]
-        orders = (order for job in jobs for order in settler.orders(job))
-        with Reading(weights, orders, device) as reading:
-            for job in jobs:
-                settler.settle(job, reading)
-        settler.check(jobs, found)
-    return _finished(module, component, contents, slots, device)
+        plans = [assembler.plan(ours, dtypes[ours]) for ours in wanted]
+        orders = (order for plan in plans for order in assembler.orders(plan))
+        with TensorStream(weights, orders, device) as reading:
+            for plan in plans:
+                assembler.assemble(plan, reading)
+        assembler.check(plans, found)
+    return _finished(module, component, contents, module_map, device)
 
 
 def _dtypes(
-    component: Component, contents: Inspection, slots: Slots, asked: torch.dtype | None
+    component: Component, contents: Inspection, module_map: ModuleMap, asked: torch.dtype | None
 ) -> dict[str, torch.dtype]:
     """Our name → what its tensor is stored in, for all that the file holds or that are tied to it."""
     if asked is None and component.dtype != "file":
         asked = parse_dtype(component.dtype)
     found: dict[str, torch.dtype] = {}
     for ours, stored in contents.dtypes.items():
-        if ours not in slots:
+        if ours not in module_map:
             continue
+        scaled = all(name in contents.scales for name in contents.sources[ours].names)
+        if stored is torch.int8 and scaled:
+            stored = torch.float8_e4m3fn  # a weight like those in fp8, and no integers
         if not stored.is_floating_point:
             dtype = stored
         elif named(ours, component.traits.fp32):
             dtype = torch.float32
         else:
             dtype = asked or (torch.bfloat16 if stored in FP8 else stored)
-        found |= dict.fromkeys(slots.tied(ours), dtype)
+        found |= dict.fromkeys(module_map.tied(ours), dtype)
     return found
 
 
-def _check_names(component: Component, contents: Inspection, slots: Slots) -> None:
-    found = {tied for name in contents.sources if name in slots for tied in slots.tied(name)}
-    missing = [name for name in slots if name not in found and not named(name, component.optional)]
-    unknown = [n for n in contents.sources if n not in slots and not named(n, component.optional)]
+def _check_names(component: Component, contents: Inspection, module_map: ModuleMap) -> None:
+    found = {
+        tied for name in contents.sources if name in module_map for tied in module_map.tied(name)
+    }
+    missing = [
+        name for name in module_map if name not in found and not named(name, component.optional)
+    ]
+    unknown = [
+        n for n in contents.sources if n not in module_map and not named(n, component.optional)
+    ]
     if not missing and not unknown:
         return
     facts = []
     if missing:
-        facts.append(f"lacks {len(missing)} of {len(slots)} tensors ({_examples(missing)})")
+        facts.append(f"lacks {len(missing)} of {len(module_map)} tensors ({_examples(missing)})")
     if unknown:
         facts.append(f"has {_count(unknown)} that the {component.name} does not know")
         facts[-1] += f" ({_examples(unknown)})"
@@ -122,12 +130,12 @@ def _check_names(component: Component, contents: Inspection, slots: Slots) -> No
     )
 
 
-def _check_shapes(component: Component, contents: Inspection, slots: Slots) -> None:
+def _check_shapes(component: Component, contents: Inspection, module_map: ModuleMap) -> None:
     for name, shape in contents.shapes.items():
-        if name in slots and shape != slots.shapes[name]:
+        if name in module_map and shape != module_map.shapes[name]:
             raise CheckpointError(
                 f"{contents.path}: {name!r} has the shape {shape}, where a {component.name} of "
-                f"its size has {slots.shapes[name]}.",
+                f"its size has {module_map.shapes[name]}.",
                 fix="The file is of another model; give another file.",
             )
 
@@ -142,7 +150,7 @@ def _finished(
     module: nn.Module,
     component: Component,
     contents: Inspection,
-    slots: Slots,
+    module_map: ModuleMap,
     device: torch.device,
 ) -> nn.Module:
     finished(module)
@@ -152,7 +160,7 @@ def _finished(
                 f"{contents.path} lacks {name!r}, and the {component.name} does not make it itself.",
                 fix="Give another file.",
             )
-    slots.bring_rest(device)  # what finish() made
+    module_map.bring_rest(device)  # what finish() made
     for name, value in (
         ("component", component),
         ("numbers", dict(contents.numbers)),

@@ -14,12 +14,12 @@ from musubi.errors import ConfigError
 from musubi.plugin.architecture import Architecture, Component
 from musubi.plugin.report import Quiet, Report
 from musubi.weights.load import Transform, load
-from musubi.weights.placing import Placing
+from musubi.weights.placement import Placement
 from musubi.weights.tokenizer import load_tokenizer
 
 
-class Place(Placing, Protocol):
-    """A `Placing` that has the last word on a network that is in place."""
+class NetworkPlacement(Placement, Protocol):
+    """A `Placement` that has the last word on a network that is in place."""
 
     def finish(self, module: nn.Module) -> nn.Module:
         """Put what goes around its blocks around them."""
@@ -49,7 +49,7 @@ class Nets:
         dtypes: Mapping[str, torch.dtype] | None = None,
         tokenizers: Mapping[str, Path] | None = None,
         transforms: Mapping[str, Transform] | None = None,
-        place: Callable[[Component], Place | None] = lambda component: None,
+        place: Callable[[Component], NetworkPlacement | None] = lambda component: None,
         report: Report | None = None,
     ) -> None:
         self.architecture = architecture
@@ -82,7 +82,7 @@ class Nets:
                 dtype=self._dtypes.get(name),
                 transform=self._transforms.get(name),
                 others=self.architecture.components,
-                placing=place,
+                placement=place,
             )
             self._modules[name] = module if place is None else place.finish(module)
         return self._modules[name]

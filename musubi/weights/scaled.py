@@ -2,7 +2,7 @@
 
 Read are plain casts (`X.weight` in e4m3 or e5m2), `fp8_scaled` files (a `scaled_fp8` marker,
 `X.scale_weight`, `X.scale_input`) and their later form (`X.weight_scale`, `X.input_scale`,
-`X.comfy_quant`). In both, W = X.weight * scale. The scales of inputs serve 8-bit products only.
+`X.comfy_quant`), in e4m3 or int8. In both, W = X.weight * scale. The scales of inputs serve 8-bit products only.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def expand(
     """
     if scale is None:
         return _cast(weight, None, dtype) if weight.dtype in FP8 else weight
-    if not weight.is_floating_point():
+    if not weight.is_floating_point() and weight.dtype is not torch.int8:
         raise CheckpointError(
             f"{name!r} is quantised as {weight.dtype}, which is not read here.",
-            fix="Use the file in bfloat16, float16 or fp8.",
+            fix="Use the file in bfloat16, float16, fp8 or int8.",
         )
     factor = scale.to(weight.device).float()
     if not _fits(tuple(weight.shape), tuple(factor.shape)):
@@ -84,7 +84,9 @@ def joinable(
     dtypes: Mapping[str, torch.dtype],
     scales: Mapping[str, str],
 ) -> bool:
-    """Whether matrices of a file, joined along axis 0, are one matrix in e4m3 with a scale a row.
+    """Whether matrices of a file, joined along axis 0, are one 8-bit matrix with a scale a row.
+
+    In e4m3 a scale may be missing, and is one; integers mean nothing without.
 
     Args:
         names: The matrices; one will do.
@@ -92,9 +94,12 @@ def joinable(
         dtypes: Name in the file to dtype.
         scales: As `split_scales` gives them.
     """
-    return all(
-        dtypes[name] is torch.float8_e4m3fn and len(shapes[name]) == 2 for name in names
-    ) and all(_fits(shapes[name], shapes[scales[name]]) for name in names if name in scales)
+    kinds = {dtypes[name] for name in names}
+    if kinds != {torch.float8_e4m3fn} and not (kinds == {torch.int8} and set(names) <= set(scales)):
+        return False
+    return all(len(shapes[name]) == 2 for name in names) and all(
+        _fits(shapes[name], shapes[scales[name]]) for name in names if name in scales
+    )
 
 
 def scale_rows(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:

@@ -24,7 +24,7 @@ ABANDONED = 24 * 3600.0
 """Seconds without a change after which nobody writes a file, whoever its owner is."""
 
 _NAME = re.compile(r"\.musubi-(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,10})-\d{1,12}-[0-9a-f]{8}\.tmp")
-_OLD_NAME = re.compile(r"\.musubi-(?P<pid>\d{1,10})-[0-9a-f]{8}\.tmp")
+_OLD_NAME = re.compile(r"\.musubi-\d{1,10}-[0-9a-f]{1,8}\.tmp")
 _OLD_ABANDONED = 600.0
 
 _own: set[Path] = set()
@@ -58,6 +58,14 @@ class Owner:
     def alive(self) -> bool:
         """Whether the process runs; True where that cannot be told."""
         return not self.here or _runs(self.pid)
+
+
+def started(pid: int) -> int:
+    """When a process of this computer was started, in ticks since the computer was; 0 if unknown."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8")
+        return int(stat.rpartition(")")[2].split()[19])
+    return 0
 
 
 def new_name(folder: Path) -> Path:

@@ -74,7 +74,9 @@ def _opened(path: Path, flag: str) -> Any:
     folder = path if path.is_dir() else path.parent
     try:
         if (folder / "tokenizer_config.json").is_file():
-            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            return AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
         file = path if path.is_file() else folder / "tokenizer.json"
         if file.suffix == ".json" and file.is_file():
             return _with_special(PreTrainedTokenizerFast(tokenizer_file=str(file)))
@@ -103,7 +105,10 @@ def _from_hub(component: Component, published: Tokenizer, weights: Path | None, 
 
     def fetch(local: bool) -> Any:
         return AutoTokenizer.from_pretrained(
-            published.repo, subfolder=published.subfolder, local_files_only=local
+            published.repo,
+            subfolder=published.subfolder,
+            local_files_only=local,
+            trust_remote_code=False,
         )
 
     place = f"{published.repo}/{published.subfolder}".rstrip("/")

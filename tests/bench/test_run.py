@@ -58,11 +58,12 @@ def test_settings_are_those_of_training(tmp_path: Path) -> None:
     policy = json.loads(file.read_text())["policy"]
     assert policy == {
         "storage": "fp8_scaled",
-        "products": True,
+        "quantized_matmul": True,
         "streamed": [1],
         "recompute": "attention",
         "offload_activations": True,
-        "slices": 2,
+        "offload_8bit": False,
+        "ffn_chunks": 2,
         "compile": False,
     }
 
@@ -79,8 +80,12 @@ class Told(Quiet):
 
 @pytest.mark.parametrize("name", ["wan", "hunyuan_video"])
 def test_8_bits_move_answers_and_gradients_by_a_bounded_part(name: str) -> None:
-    errors = {}
+    errors, integers = {}, {}
     for products in (False, True):
+        told = Told()
+        config = BenchConfig(phase="error", int8=True, int8_fast=products, **SETTINGS)
+        bench.run(config, toy(name), told)
+        integers[products] = told.rows
         told = Told()
         config = BenchConfig(phase="error", fp8_scaled=True, fp8_fast=products, **SETTINGS)
         bench.run(config, toy(name), told)
@@ -90,6 +95,9 @@ def test_8_bits_move_answers_and_gradients_by_a_bounded_part(name: str) -> None:
         assert 1e-3 < told.rows["gradients"] < 0.30
         assert told.rows["loss"] < 0.10
     assert errors[True]["velocity"] > errors[False]["velocity"]
+    for products in (False, True):
+        for what in ("velocity", "gradients"):
+            assert 1e-4 < integers[products][what] < 0.6 * errors[products][what]
 
 
 def test_settings_that_move_no_number_have_no_error() -> None:

@@ -24,7 +24,7 @@ from musubi import registry
 from musubi.config.dataset import read_dataset_config
 from musubi.plugin import Quiet
 import torch
-from musubi.cache.open import open_training_set
+from musubi.cache.match import open_training_set
 architecture = registry.find("wan")
 start = time.perf_counter()
 file = read_dataset_config(Path(sys.argv[1]), architecture)

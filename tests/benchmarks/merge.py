@@ -19,8 +19,8 @@ import torch
 
 from musubi import registry
 from musubi.lora.adapter import Adapters
+from musubi.lora.delta import Pair
 from musubi.lora.files import write_lora
-from musubi.lora.pair import Pair
 from musubi.weights.write import stream
 
 GIB = 2**30

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import toy_cache
 
 from musubi.cache import encode
-from musubi.cache.open import open_training_set
+from musubi.cache.match import open_training_set
 from musubi.config.dataset import read_dataset_config
 from musubi.plugin import Quiet
 from musubi.testing import media

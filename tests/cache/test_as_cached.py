@@ -9,8 +9,8 @@ import torch
 import toy_cache
 
 from musubi.cache import encode
-from musubi.cache.open import open_training_set
-from musubi.cache.shelf import as_cached
+from musubi.cache.index import as_cached
+from musubi.cache.match import open_training_set
 from musubi.config.dataset import read_dataset_config
 from musubi.errors import DataError
 

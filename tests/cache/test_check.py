@@ -4,6 +4,7 @@ import pytest
 import toy_cache
 
 from musubi.cache import check
+from musubi.cache.survey import OTHER_SETTINGS
 from musubi.config.cache import CacheCheckConfig, CachePreviewConfig
 from musubi.config.options import for_architecture
 from musubi.data import preview
@@ -52,7 +53,7 @@ def test_records_without_the_files_they_were_made_of_are_judged_too(cached):
     assert found[2, "text", "fresh"] == found[2, "text", "missing"] == 1
     cached.change("target_frames = [1, 9]", "target_frames = [5]")
     found = states(cached)
-    assert found[2, "latents", "stale: made with other settings in the dataset file"] == 2
+    assert found[2, "latents", f"stale: {OTHER_SETTINGS}"] == 2
 
 
 def test_nothing_but_records_is_enough(cached):
@@ -66,3 +67,10 @@ def test_nothing_but_records_is_enough(cached):
     model = for_architecture(CachePreviewConfig, toy_cache.ARCHITECTURE, "cache latents")
     with pytest.raises(DataError, match=r"nothing to show: the files .* are gone"):
         preview.run(model(dataset_config=str(cached.data)), toy_cache.ARCHITECTURE, cached.report)
+
+
+def test_a_decoder_that_gives_other_pixels_makes_records_of_videos_stale(cached, monkeypatch):
+    monkeypatch.setattr("musubi.cache.survey.DECODING_VERSION", 0)
+    found = states(cached)
+    assert found[1, "latents", "fresh"] == 2
+    assert found[2, "latents", f"stale: {OTHER_SETTINGS}"] == 2

@@ -287,3 +287,79 @@ def test_a_newer_schema_makes_all_of_them_stale(world):
 def test_an_unknown_device(world):
     with pytest.raises(ConfigError, match="--device gpu"):
         world.latents(device="gpu")
+
+
+def repaint(path, colour):
+    """Other content of the same length in time and space, at the same time of change where possible."""
+    was = path.stat()
+    pixels = np.random.default_rng(colour).integers(0, 255, (48, 64, 3), np.uint8)
+    media.write_image(path, pixels)
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_what_is_recorded_is_what_was_decoded(world, monkeypatch, moment):
+    """A picture that changes while it is cached is encoded again, and is fresh afterwards."""
+    from musubi.data import clips
+
+    path, real, times = world.folder / "images" / "red_0.png", clips.decode, []
+
+    def decode(source, plans):
+        first = source.path == path and not times
+        if first and moment == "before":
+            times.append(repaint(path, 90))
+        yield from real(source, plans)
+        if first and moment == "after":
+            times.append(repaint(path, 90))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clips, "decode", decode)
+        assert not world.latents().failed
+    assert times and world.latents().encoded == 0
+    made = world.records()
+    for name in made:
+        (world.folder / name).unlink()
+    world.latents()
+    again = world.records()
+    assert made.keys() == again.keys()
+    assert made[IMAGE] == again[IMAGE]
+
+
+def test_a_picture_that_never_rests_is_left_out(world, monkeypatch):
+    from musubi.data import clips
+
+    path, real, colours = world.folder / "images" / "red_0.png", clips.decode, iter(range(60, 99))
+
+    def decode(source, plans):
+        yield from real(source, plans)
+        if source.path == path:
+            repaint(path, next(colours))
+
+    monkeypatch.setattr(clips, "decode", decode)
+    summary = world.latents()
+    assert [(p.name, p.reason) for p in summary.failed] == [
+        ("red_0.png", "it changes while it is read")
+    ]
+    assert IMAGE not in world.records() and summary.encoded == len(world.records())
+
+
+@pytest.mark.parametrize("name", [IMAGE, VIDEO, "image_cache/red_0_toy_te.safetensors"])
+def test_a_damaged_record_is_named_in_training_and_made_again(cached, name):
+    path = cached.folder / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    found = cached.open()
+    with pytest.raises(DataError, match=f"{path.name}.*damaged"):
+        [found.load([i]) for i in range(len(found.items))]
+    assert (cached.latents().encoded, cached.text().encoded) == (
+        (0, 1) if "_te" in name else (1, 0)
+    )
+    assert path.read_bytes() == whole
+
+
+def test_a_damaged_record_is_not_passed_over_with_skip_existing(cached):
+    path = cached.folder / IMAGE
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert cached.latents(skip_existing=True).encoded == 1
+    assert path.read_bytes() == whole

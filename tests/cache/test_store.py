@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import random
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from toy_cache import ARCHITECTURE
 
 from musubi.cache import store
-from musubi.cache.header import Header, parse
+from musubi.cache.header import RecordHeader, parse
 from musubi.errors import DataError
 from musubi.plugin import Field
 
@@ -35,7 +36,9 @@ def record(frames: int = 3) -> dict[str, torch.Tensor]:
     }
 
 
-HEADER = Header(kind="media", stem="cat", source="cat.mp4", bucket=(64, 48), start=4, length=9)
+HEADER = RecordHeader(
+    kind="media", stem="cat", source="cat.mp4", bucket=(64, 48), start=4, length=9
+)
 
 
 def written(path, values=None, header=HEADER):
@@ -63,7 +66,8 @@ def test_metadata_are_the_old_ones_and_the_header(tmp_path):
     header = written(tmp_path / "x.safetensors")
     with safe_open(str(tmp_path / "x.safetensors"), "pt") as file:
         metadata = file.metadata()
-    assert parse(metadata.pop("musubi")) == header
+    found = parse(metadata.pop("musubi"))
+    assert found == header and found.digest.startswith("crc32:")
     assert metadata == {
         "architecture": "toy",
         "format_version": "1.0.1",
@@ -74,7 +78,7 @@ def test_metadata_are_the_old_ones_and_the_header(tmp_path):
 
 
 def test_text_metadata():
-    header = Header(kind="text", stem="cat")
+    header = RecordHeader(kind="text", stem="cat")
     metadata = store.metadata_of(ARCHITECTURE, header, caption="ein Kätzchen")
     assert json.loads(metadata.pop("musubi"))["kind"] == "text"
     assert metadata == {
@@ -195,3 +199,64 @@ def test_a_header_of_another_version_is_unknown():
     assert parse(json.dumps(values)) == HEADER
     assert parse(json.dumps({**values, "version": 99})) is None
     assert parse("no json") is None and parse("[]") is None
+
+
+def test_a_change_of_any_byte_is_found(tmp_path):
+    path = tmp_path / "x.safetensors"
+    written(path)
+    whole = path.read_bytes()
+    assert store.is_whole(path)
+    for place in random.Random(0).sample(range(len(whole)), 300):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        # Spaces fill the header up, and what was ours may have become another tool's.
+        known = store.is_whole(path) and store.read_head(path).header is not None
+        assert not known or whole[place : place + 1] == b" ", place
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(DataError, match="damaged"):
+        store.read_record(path)
+
+
+def test_a_record_without_a_digest_is_read(tmp_path):
+    """As earlier versions wrote them."""
+    path = tmp_path / "x.safetensors"
+    header = written(path)
+    tensors = load_file(path)
+    facts = json.loads(header.to_json())
+    del facts["digest"]
+    metadata = {"architecture": "toy", "format_version": "1.0.1", "musubi": json.dumps(facts)}
+    save_file(tensors, path, metadata)
+    back, found = store.read_record(path)
+    assert found == header and len(back) == len(tensors) and store.is_whole(path)
+
+
+def test_a_copy_by_another_writer_is_as_whole(tmp_path):
+    path = tmp_path / "x.safetensors"
+    written(path)
+    with safe_open(str(path), "pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, metadata)
+    assert store.is_whole(path) and store.read_head(path).header.digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parts": 10**9},
+        {"clips": -1},
+        {"clip": 1.5},
+        {"bucket": [1, "a"]},
+        {"fields": [1]},
+        {"encoders": []},
+        {"dtypes": {"vae": 1}},
+        {"digest": "md5:0"},
+        {"stem": None},
+        {"adopted": 1},
+        {"start": 2**70},
+    ],
+)
+def test_a_header_of_other_kinds_of_values_is_none(change):
+    facts = json.loads(HEADER.to_json())
+    assert parse(json.dumps(facts)) == HEADER
+    assert parse(json.dumps({**facts, **change})) is None

@@ -40,8 +40,9 @@ def test_encoders_run_one_after_the_other(world, monkeypatch):
     freed = []
     real = Nets.free
     monkeypatch.setattr(Nets, "free", lambda self, name: (freed.append(name), real(self, name)))
-    world.text(batch_size=2)
-    assert [name for name, _ in toy_cache.Runtime.calls] == ["words"] * 3 + ["glyphs"] * 3
+    world.text()
+    assert [name for name, _ in toy_cache.Runtime.calls] == ["words"] * 6 + ["glyphs"] * 6
+    assert all(len(captions) == 1 for _, captions in toy_cache.Runtime.calls)  # see `encoded`
     assert freed == ["words", "glyphs"]
 
 
@@ -91,7 +92,7 @@ def test_a_run_that_ended_between_two_encoders_goes_on(world, monkeypatch):
     caption(world, "red_0", "changed meanwhile")
     world.text()
     assert [len(c) for n, c in toy_cache.Runtime.calls if n == "words"] == [1]
-    assert [len(c) for n, c in toy_cache.Runtime.calls if n == "glyphs"] == [6]
+    assert [len(c) for n, c in toy_cache.Runtime.calls if n == "glyphs"] == [1] * 6
     resumed = world.records()
     for name in resumed:
         (world.folder / name).unlink()

@@ -120,7 +120,7 @@ ARCHITECTURE = Architecture(
             default=1.0,
             help="Multiplies latents.",
             commands=("cache latents",),
-            recorded=True,
+            affects_cache=True,
         ),
     ),
 )
@@ -202,7 +202,7 @@ if __name__ == "__main__":
     command, data, folder = sys.argv[1:4]
     run = {"latents": encode.run_latents, "text": encode.run_text}[command]
     run(
-        config(command, Path(data), write_weights(Path(folder)), batch_size=1),
+        config(command, Path(data), write_weights(Path(folder))),
         ARCHITECTURE,
         Quiet(),
     )

@@ -31,7 +31,13 @@ def test_nothing_given_changes_nothing() -> None:
     [
         ({"fp8_base": True}, Policy(storage="fp8")),
         ({"fp8_base": True, "fp8_scaled": True}, Policy(storage="fp8_scaled")),
-        ({"fp8_scaled": True, "fp8_fast": True}, Policy(storage="fp8_scaled", products=True)),
+        (
+            {"fp8_scaled": True, "fp8_fast": True},
+            Policy(storage="fp8_scaled", quantized_matmul=True),
+        ),
+        ({"int8": True}, Policy(storage="int8")),
+        ({"int8_fast": True}, Policy(storage="int8", quantized_matmul=True)),
+        ({"int8": True, "int8_fast": True}, Policy(storage="int8", quantized_matmul=True)),
         ({"blocks_to_swap": 36}, Policy(streamed=(36,))),
         ({"blocks_to_swap": 0}, Policy()),
         ({"gradient_checkpointing": True}, Policy(recompute="blocks")),
@@ -42,7 +48,7 @@ def test_nothing_given_changes_nothing() -> None:
         ),
         ({"compile": True}, Policy(compile=True)),
         ({"dynamo_backend": "inductor"}, Policy(compile=True)),
-        ({"ffn_slices": 4}, Policy(slices=4)),
+        ({"ffn_slices": 4}, Policy(ffn_chunks=4)),
     ],
 )
 def test_each_option(given: dict, policy: Policy) -> None:
@@ -60,14 +66,31 @@ def test_two_stacks_share_the_swapped_blocks() -> None:
     assert dit_policy(TrainConfig(blocks_to_swap=38), HUNYUAN.dit).streamed == (19, 39)
 
 
+@pytest.mark.parametrize("one", ["int8", "int8_fast"])
+@pytest.mark.parametrize("other", ["fp8_base", "fp8_scaled", "fp8_fast"])
+def test_two_kinds_of_8_bits_are_refused(one: str, other: str) -> None:
+    with pytest.raises(ConfigError, match=f"--{other} stores the DiT in fp8, and --{one} in int8"):
+        of(**{one: True, other: True})
+    if other != "fp8_base":
+        config = GenerateConfig(prompt="a", save_path="x", **{one: True, other: True})
+        with pytest.raises(ConfigError, match=f"--{other} "):
+            dit_policy(config, WAN.dit)
+
+
 def test_products_without_8_bits_are_refused() -> None:
-    with pytest.raises(ConfigError, match="--fp8_fast multiplies 8-bit weights"):
+    with pytest.raises(ConfigError, match="--fp8_fast multiplies weights that are stored in fp8"):
         of(fp8_fast=True)
 
 
 @pytest.mark.parametrize(
     "option",
-    [{"fp8_base": True}, {"fp8_scaled": True}, {"fp8_fast": True}, {"blocks_to_swap": 3}],
+    [
+        {"fp8_base": True},
+        {"int8": True},
+        {"int8_fast": True},
+        {"fp8_fast": True},
+        {"blocks_to_swap": 3},
+    ],
 )
 def test_the_whole_network_is_trained_as_it_is(option: dict) -> None:
     with pytest.raises(ConfigError, match="--full trains the DiT itself"):

@@ -183,7 +183,7 @@ def test_sound_without_pictures(tmp_path):
         frame.sample_rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    with pytest.raises(DataError, match=r"a\.mp4 has no pictures"):
+    with pytest.raises(DataError, match=r"a\.mp4 has no video in it, only sound"):
         probe_video(tmp_path / "a.mp4")
 
 

@@ -196,3 +196,12 @@ def test_a_line_that_cannot_be_understood(files, text, fragment):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=fragment):
         scan(files.entry(jsonl_file=path))
+
+
+def test_a_file_that_is_listed_twice_is_told_as_one(files):
+    path = files.image("a.png")
+    rows = [{"image_path": str(path), "caption": "a"}, {"image_path": "a.png", "caption": "b"}]
+    found = scan(files.entry(jsonl_file=listed(files, *rows)))
+    assert [s.caption for s in found.sources] == ["a"]
+    (one,) = found.skipped
+    assert one.reason == "a.png is listed more than once; its first line is used."

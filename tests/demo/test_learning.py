@@ -23,7 +23,7 @@ from musubi.lora.merge import merging_transform
 from musubi.plugin import Quiet
 from musubi.train.checkpoints import Names
 from musubi.train.state import find
-from musubi.train.step import Objective
+from musubi.train.step import FlowMatchingLoss
 from musubi.weights.load import load
 from musubi.weights.nets import Nets
 
@@ -80,7 +80,7 @@ def settings(world, data, folder, **more):
 
 def train(world, data, folder, **more):
     """`musubi train`, in this process; returns the LoRA."""
-    from musubi.train.loop import run
+    from musubi.train.command import run
 
     model = for_architecture(TrainConfig, world.architecture, "train")
     run(model(**settings(world, data, folder, **more)), world.architecture, Quiet())
@@ -128,7 +128,7 @@ def loss(world):
         dit = load(
             arch.dit, world.path("dit"), device=CPU, dtype=torch.float32, transform=transform
         )
-        objective = Objective(
+        objective = FlowMatchingLoss(
             runtime, dit, TimestepOptions(), CPU, lambda: torch.autocast("cpu", enabled=False), 0
         )
         levels = (0.97, 0.85, 0.6)

@@ -2,10 +2,11 @@
 
 import shutil
 
+import make
 import pytest
 import torch
 
-from musubi.demo import make, released
+from musubi.demo import released
 from musubi.errors import CheckpointError
 from musubi.weights.load import load
 

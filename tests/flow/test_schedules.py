@@ -1,5 +1,6 @@
 """The levels and timesteps of each solver: the published lists, and what is refused."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,21 @@ def test_timesteps_of_ten_steps_with_shift_five(solver, expected):
 def test_timesteps_of_shift_three():
     told = schedules.timesteps("unipc", schedules.sigmas("unipc", 10, 3.0)).tolist()
     assert told[:3] + told[-1:] == [999, 963, 922, 249]
+    told = schedules.timesteps("dpm++", schedules.sigmas("dpm++", 10, 3.0)).tolist()
+    assert (told[3], told[-1]) == (874, 249), "of rounded levels: 875 and 250"
+
+
+@pytest.mark.parametrize("steps", [4, 6, 8, 10, 20, 25, 30, 40, 50])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 7.0, 8.0, 12.0, 16.0])
+def test_timesteps_are_cut_from_unrounded_levels(steps, shift):
+    line = np.linspace(1, 0, steps + 1)[:steps]
+    expected = ((shift * line / (1 + (shift - 1) * line)) * 1000).astype(np.int64)
+    found = schedules.timesteps("dpm++", schedules.sigmas("dpm++", steps, shift))
+    assert found.tolist() == expected.tolist()
+    line = np.linspace(np.float32(0.999).item(), 0, steps + 1)[:-1]
+    expected = ((shift * line / (1 + (shift - 1) * line)) * 1000).astype(np.int64)
+    found = schedules.timesteps("unipc", schedules.sigmas("unipc", steps, shift))
+    assert found.tolist() == expected.tolist()
 
 
 def test_euler_of_four_steps_with_shift_seven():
@@ -27,7 +43,9 @@ def test_euler_of_four_steps_with_shift_seven():
 
 
 def test_without_shift_the_levels_are_a_line():
-    torch.testing.assert_close(schedules.sigmas("vanilla", 4, 1.0), torch.linspace(1, 0, 5))
+    torch.testing.assert_close(
+        schedules.sigmas("vanilla", 4, 1.0), torch.linspace(1, 0, 5).double()
+    )
     assert schedules.timesteps("unipc", schedules.sigmas("unipc", 9, 1.0)).tolist() == [
         999, 888, 777, 666, 555, 444, 333, 222, 111,
     ]  # fmt: skip
@@ -37,7 +55,7 @@ def test_without_shift_the_levels_are_a_line():
 def test_levels_fall_to_zero(solver):
     levels = schedules.sigmas(solver, 7, 4.0)
     assert levels.shape == (8,)
-    assert levels.dtype == torch.float32
+    assert levels.dtype == torch.float64
     assert levels[-1] == 0
     assert (levels.diff() < 0).all()
 

@@ -22,7 +22,7 @@ def noise():
 
 def reference(scheduler, x, levels, times):
     scheduler.set_timesteps(len(times))
-    scheduler.sigmas, scheduler.timesteps = levels.clone(), times.clone()
+    scheduler.sigmas, scheduler.timesteps = levels.float(), times.clone()
     scheduler._step_index, scheduler._begin_index = None, 0
     for step in times:
         v = field(x, torch.full((len(x),), float(step) / 1000))
@@ -33,6 +33,8 @@ def reference(scheduler, x, levels, times):
 def twin(name):
     import diffusers
 
+    if name == "lcm":
+        return diffusers.FlowMatchLCMScheduler()
     if name == "vanilla":
         return diffusers.FlowMatchEulerDiscreteScheduler()
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0}
@@ -48,10 +50,16 @@ def twin(name):
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 20])
 @pytest.mark.parametrize("shift", [1.0, 5.0])
 @pytest.mark.parametrize("name", solvers.NAMES)
-def test_agrees_with_diffusers_on_the_same_levels(name, shift, steps):
+def test_agrees_with_diffusers_on_the_same_levels(name, shift, steps, monkeypatch):
     levels = schedules.sigmas(name, steps, shift)
     times = schedules.timesteps(name, levels)
     x = noise()
+    if name == "lcm":  # the two draw other noise, of which the result is a function all the same
+        drawn = noise().flip(0)
+        monkeypatch.setattr(torch, "randn", lambda *_, **__: drawn)
+        monkeypatch.setattr(
+            "diffusers.schedulers.scheduling_flow_match_lcm.randn_tensor", lambda *_, **__: drawn
+        )
     ours = solvers.solve(name, lambda x, t, i: field(x, t), x, levels, times)
     theirs = reference(twin(name), x, levels, times)
     error = (ours - theirs).norm() / theirs.norm()
@@ -136,3 +144,23 @@ def test_the_same_noise_gives_the_same_answer_and_is_left_alone():
 def test_unknown_solver_is_named_with_the_nearest():
     with pytest.raises(ConfigError, match=r"no solver 'unipcc'.*Did you mean 'unipc'\?"):
         solvers.solve("unipcc", lambda x, t, i: x, noise(), torch.ones(2), torch.ones(1))
+
+
+def test_a_solver_that_draws_noise_draws_it_from_the_seed():
+    levels = schedules.sigmas("lcm", 4, 5.0)
+    times = schedules.timesteps("lcm", levels)
+
+    def run(seed):
+        return solvers.solve("lcm", lambda x, t, i: field(x, t), noise(), levels, times, seed=seed)
+
+    assert torch.equal(run(7), run(7))
+    assert not torch.equal(run(7), run(8))
+    drawn = []
+
+    def keep(i, x):
+        drawn.append(x)
+
+    start = torch.randn(noise().shape, generator=torch.Generator().manual_seed(7))
+    solvers.solve("lcm", lambda x, t, i: x / t[0], start, levels, times, keep, seed=7)
+    first = drawn[0] / levels[1].float()  # the clean sample is zero: what is left is the noise
+    assert abs(torch.corrcoef(torch.stack([first.flatten(), start.flatten()]))[0, 1]) < 0.2

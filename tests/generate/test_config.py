@@ -40,6 +40,14 @@ def test_both_ways_to_say_the_size():
         ({**GOOD, "lora_multiplier": [1.0]}, "--lora_multiplier has 1 values for 0 files"),
         ({**GOOD, "lora_weight": ["a"], "exclude_patterns": ["a", "b"]}, "has 2 values for 1"),
         ({"save_merged_model": "m"}, "--save_merged_model has nothing to merge"),
+        ({**GOOD, "bit_depth": 9}, "--bit_depth 9 is not written"),
+        (
+            {**GOOD, "lossless": True, "crf": 20},
+            "--lossless keeps .* so --crf would change nothing",
+        ),
+        ({**GOOD, "lossless": True, "bit_depth": 10}, "so --bit_depth would change nothing"),
+        ({**GOOD, "crf": 20, "output_type": "images"}, "--output_type images writes none"),
+        ({**GOOD, "lossless": True, "output_type": "latent"}, "--output_type latent writes none"),
     ],
 )
 def test_requests_that_contradict_themselves_are_refused(given, words):
@@ -49,7 +57,15 @@ def test_requests_that_contradict_themselves_are_refused(given, words):
 
 @pytest.mark.parametrize(
     "given",
-    [{"infer_steps": 0}, {"flow_shift": 0}, {"sample_solver": "ddim"}, {"fps": 0}, {"sede": 1}],
+    [
+        {"crf": 52},
+        {"crf": -1},
+        {"infer_steps": 0},
+        {"flow_shift": 0},
+        {"sample_solver": "ddim"},
+        {"fps": 0},
+        {"sede": 1},
+    ],
 )
 def test_impossible_values_are_refused(given):
     with pytest.raises(pydantic.ValidationError):

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from musubi.config.prompts import read_prompt_file
+from musubi.config.recipe import build_recipe
 from musubi.config.task import Choice
 from musubi.data.buckets import resize_and_crop
 from musubi.errors import ConfigError, DataError
 from musubi.flow import schedules, solvers
 from musubi.flow.times import mix
 from musubi.generate.inputs import check, clip_for, has_media
-from musubi.generate.recipes import build_recipe
-from musubi.generate.session import Session
+from musubi.generate.pipeline import Pipeline
 from musubi.plugin import Option, Recipe, Section
 from musubi.testing import media
 
@@ -103,7 +103,7 @@ def test_the_last_steps_are_taken_from_noise_mixed_in(
     taking_video, nets, modules, calls, folder, pictures, strength, taken
 ):
     task = taking_video.task("t2v")
-    found = Session(taking_video, task, {}, nets, device="cpu").latents(asked(folder, strength))
+    found = Pipeline(taking_video, task, {}, nets, device="cpu").latents(asked(folder, strength))
     assert calls["predict"] == taken
     words = modules["words"].table(torch.tensor(list(b"a cat")))[None]
     levels = schedules.sigmas("vanilla", 4, 3.0)[4 - taken :]
@@ -119,24 +119,24 @@ def test_the_last_steps_are_taken_from_noise_mixed_in(
         )
     assert torch.equal(found, expected)
     if strength == 1:  # nothing of the video is left
-        plain = Session(taking_video, task, {}, nets, device="cpu")
+        plain = Pipeline(taking_video, task, {}, nets, device="cpu")
         assert torch.equal(plain.latents(asked("", 1.0)), found)
 
 
 @pytest.mark.parametrize("solver", solvers.NAMES)
 def test_every_solver_can_begin_late(taking_video, nets, folder, solver):
-    session = Session(taking_video, taking_video.task("t2v"), {}, nets, device="cpu")
-    kept = session.latents(asked(folder, 0.25, solver=solver))
-    changed = session.latents(asked(folder, 1.0, solver=solver))
-    start = session.encode(asked(folder))[0].inputs["video"]
+    pipeline = Pipeline(taking_video, taking_video.task("t2v"), {}, nets, device="cpu")
+    kept = pipeline.latents(asked(folder, 0.25, solver=solver))
+    changed = pipeline.latents(asked(folder, 1.0, solver=solver))
+    start = pipeline.encode(asked(folder))[0].inputs["video"]
     assert (kept - start).norm() < (changed - start).norm()
 
 
 def test_the_encoder_is_loaded_for_a_video_only(taking_video, nets, folder):
-    session = Session(taking_video, taking_video.task("t2v"), {}, nets, device="cpu")
-    session.prepare([asked("")])
+    pipeline = Pipeline(taking_video, taking_video.task("t2v"), {}, nets, device="cpu")
+    pipeline.prepare([asked("")])
     assert "free vae" not in nets.log
-    session.prepare([asked(folder)])
+    pipeline.prepare([asked(folder)])
     assert "free vae" in nets.log
 
 
@@ -147,7 +147,7 @@ def test_guidance_is_skipped_for_a_part_of_the_steps_that_are_taken(
     recipe = dataclasses.replace(
         recipe, options={**recipe.options, "cfg_skip_mode": "late", "cfg_apply_ratio": 0.5}
     )
-    Session(taking_video, taking_video.task("t2v"), {}, nets, device="cpu").latents(recipe)
+    Pipeline(taking_video, taking_video.task("t2v"), {}, nets, device="cpu").latents(recipe)
     assert calls["predict"] == 2 + 1
 
 
@@ -163,9 +163,9 @@ def test_guidance_is_skipped_for_a_part_of_the_steps_that_are_taken(
 def test_what_cannot_be_is_refused_before_anything_is_loaded(
     taking_video, nets, folder, strength, more, words
 ):
-    session = Session(taking_video, taking_video.task("t2v"), {}, nets, device="cpu")
+    pipeline = Pipeline(taking_video, taking_video.task("t2v"), {}, nets, device="cpu")
     with pytest.raises((ConfigError, DataError), match=words):
-        session.prepare([asked(folder, strength, **more)])
+        pipeline.prepare([asked(folder, strength, **more)])
     assert nets.log == []
 
 

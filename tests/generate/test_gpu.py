@@ -1,4 +1,4 @@
-"""A session on a GPU: the same as on the CPU where the noise is, and every dtype's autocast."""
+"""A pipeline on a GPU: the same as on the CPU where the noise is, and every dtype's autocast."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from musubi.architectures.wan import ARCHITECTURE
-from musubi.generate.session import Session
+from musubi.generate.pipeline import Pipeline
 from musubi.plugin import Recipe
 from musubi.testing.twins import write_twins
 from musubi.weights.nets import Nets
@@ -44,10 +44,10 @@ def latents(files, device, dtype, recipe=RECIPE):
         device=torch.device(device),
         dtypes={"dit": dtype, "vae": torch.float32, "t5": torch.float32},
     )
-    session = Session(ARCHITECTURE, ARCHITECTURE.task("t2v"), {}, nets, device=device)
-    x = session.latents(recipe)
-    session.free()
-    frames = session.frames(x)
+    pipeline = Pipeline(ARCHITECTURE, ARCHITECTURE.task("t2v"), {}, nets, device=device)
+    x = pipeline.latents(recipe)
+    pipeline.free()
+    frames = pipeline.frames(x)
     assert frames.shape == (9, 48, 64, 3)
     assert nets.loaded == ()
     return x.cpu()

@@ -43,6 +43,74 @@ def test_merged_and_attached_agree(make, lora):
     torch.testing.assert_close(merged, attached, rtol=1e-4, atol=1e-5)
 
 
+KINDS = {
+    "loha": {"w1_a": (4, 2), "w1_b": (2, 4), "w2_a": (4, 2), "w2_b": (2, 4)},
+    "lokr": {"w1": (2, 2), "w2": (2, 2)},
+    "dora": {},
+    "oft": {"blocks": (2, 2, 2)},
+    "full": {},
+}
+
+
+@pytest.fixture
+def of_kind(tmp_path):
+    """Write an adapter of a kind for the toy's two blocks."""
+
+    def of_kind(kind):
+        generator = torch.Generator().manual_seed(0)
+        tensors = {}
+        for i in (0, 1):
+            stem = f"diffusion_model.blocks.{i}"
+            word = {"loha": "hada", "lokr": "lokr", "oft": "oft"}.get(kind)
+            for name, shape in KINDS[kind].items():
+                tensors[f"{stem}.{word}_{name}"] = torch.randn(shape, generator=generator)
+            if kind == "dora":
+                tensors[f"{stem}.lora_A.weight"] = torch.randn(2, 4, generator=generator)
+                tensors[f"{stem}.lora_B.weight"] = torch.randn(4, 2, generator=generator)
+                tensors[f"{stem}.dora_scale"] = torch.rand(4, 1, generator=generator) + 0.5
+            if kind == "full":
+                tensors[f"{stem}.diff"] = torch.randn(4, 4, generator=generator)
+        path = tmp_path / f"{kind}.safetensors"
+        save_file(tensors, path)
+        return str(path)
+
+    return of_kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_the_same_merged_and_attached(make, lora, of_kind, kind):
+    """Also beside another file, and at another strength."""
+    files = [of_kind(kind), lora("a")]
+    given = {"lora_weight": files, "lora_multiplier": [0.7, 1.0]}
+    merged, attached = (make(**given, lora_mode=mode) for mode in ("merge", "attach"))
+    torch.testing.assert_close(merged, attached, rtol=1e-4, atol=1e-5)
+    turned = {"lora_weight": files[::-1], "lora_multiplier": [1.0, 0.7]}
+    torch.testing.assert_close(merged, make(**turned), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(merged, make(lora_weight=files[1:]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["merge", "attach"])
+def test_strengths_by_block(make, lora, mode):
+    whole, first = lora("a"), make(lora_weight=[lora("a")], include_patterns=["blocks_0"])
+    found = make(lora_weight=[whole], lora_block_weights=["blocks.1=0"], lora_mode=mode)
+    torch.testing.assert_close(found, first, rtol=1e-4, atol=1e-5)
+    found = make(
+        lora_weight=[whole], lora_block_weights=["0.5,0"], lora_multiplier=[2.0], lora_mode=mode
+    )
+    torch.testing.assert_close(found, first, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["merge", "attach"])
+def test_another_size_is_refused_before_anything_is_loaded(make, lora, tmp_path, mode):
+    tensors = {
+        "lora_unet_blocks_0.lora_down.weight": torch.randn(2, 5),
+        "lora_unet_blocks_0.lora_up.weight": torch.randn(5, 2),
+    }
+    save_file(tensors, tmp_path / "large.safetensors")
+    with pytest.raises(CheckpointError, match=r"large.safetensors is of another size"):
+        make(lora_weight=[lora("a"), str(tmp_path / "large.safetensors")], lora_mode=mode)
+
+
 @pytest.mark.parametrize("mode", ["merge", "attach"])
 def test_multipliers_go_by_position_and_default_to_one(make, lora, mode):
     a, b = lora("a"), lora("bb")

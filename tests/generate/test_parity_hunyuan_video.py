@@ -6,7 +6,7 @@ import torch
 from musubi.architectures.hunyuan_video import ARCHITECTURE
 from musubi.architectures.hunyuan_video.runtime import HunyuanVideoRuntime
 from musubi.encoders.llama import network as llama
-from musubi.generate.session import Session
+from musubi.generate.pipeline import Pipeline
 from musubi.plugin import Conditioning, Recipe
 from musubi.testing.twins import fill, write_tokenizer
 from musubi.weights.nets import Nets
@@ -134,12 +134,12 @@ def test_five_steps_agree(pipeline, guidance_scale):
         },
         report=None,
     )
-    session = Session(ARCHITECTURE, task, {}, nets, device="cpu")
-    latents = session.latents(recipe)
+    pipeline = Pipeline(ARCHITECTURE, task, {}, nets, device="cpu")
+    latents = pipeline.latents(recipe)
     expected = call("latent")
     assert (latents - expected).norm() / expected.norm() < 1e-5
 
-    frames = torch.from_numpy(session.frames(latents)).float()
+    frames = torch.from_numpy(pipeline.frames(latents)).float()
     pictures = torch.from_numpy(call("np")[0]) * 255
     # uint8 on our side: within half a level, and rounding
     assert (frames - pictures).abs().max() <= 0.5 + 0.02

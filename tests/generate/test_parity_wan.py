@@ -6,7 +6,7 @@ import torch
 from musubi.architectures.wan import ARCHITECTURE
 from musubi.architectures.wan.dit import sinusoid
 from musubi.flow import schedules
-from musubi.generate.session import Session
+from musubi.generate.pipeline import Pipeline
 from musubi.plugin import Recipe
 from musubi.testing.twins import fill, write_tokenizer
 from musubi.weights.nets import Nets
@@ -116,12 +116,12 @@ def test_ten_steps_agree(pipeline):
         tokenizers={"t5": folder / "tokenizer"},
         report=None,
     )
-    session = Session(ARCHITECTURE, ARCHITECTURE.task("t2v"), {}, nets, device="cpu")
-    latents = session.latents(recipe)
+    pipeline = Pipeline(ARCHITECTURE, ARCHITECTURE.task("t2v"), {}, nets, device="cpu")
+    latents = pipeline.latents(recipe)
     expected = call("latent")
     assert (latents - expected).norm() / expected.norm() < 1e-4
 
-    frames = torch.from_numpy(session.frames(latents)).float()
+    frames = torch.from_numpy(pipeline.frames(latents)).float()
     pictures = torch.from_numpy(call("np")[0]) * 255
     # uint8 on our side: within half a level, and rounding
     assert (frames - pictures).abs().max() <= 0.5 + 0.02

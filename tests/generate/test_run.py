@@ -5,8 +5,10 @@ import json
 import sys
 
 import av
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from musubi.errors import ConfigError, DataError, RunError
@@ -47,6 +49,24 @@ def test_output_types(go, kind, endings):
     made = go(prompt="a", seed=7, output_type=kind)
     assert [p.name[18 - 1 :] for p in made] == endings
     assert all((p.parent.name.endswith("_7")) == (kind == "images") for p in made)
+
+
+def frames_of(path):
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+        return frames[0].format.name, np.stack([f.to_ndarray(format="rgb24") for f in frames])
+
+
+def test_videos_are_as_good_as_is_asked_for(go):
+    made = go(prompt="a", seed=7, output_type="images")
+    pictures = np.stack([np.asarray(Image.open(path)) for path in sorted(made)])
+    (exact,) = go(prompt="a", seed=7, lossless=True)
+    layout, frames = frames_of(exact)
+    assert layout == "gbrp" and np.array_equal(frames, pictures)
+    (deep,) = go(prompt="a", seed=7, bit_depth=10)
+    assert frames_of(deep)[0] == "yuv420p10le"
+    (fine,), (coarse,) = go(prompt="a", seed=7, crf=1), go(prompt="a", seed=7, crf=45)
+    assert fine.stat().st_size > coarse.stat().st_size
 
 
 def test_latent_images_are_both(go):

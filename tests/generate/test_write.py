@@ -95,7 +95,7 @@ def test_a_video_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise MemoryError
 
-    monkeypatch.setattr(av.VideoFrame, "from_ndarray", fail)
+    monkeypatch.setattr("musubi.data.colours.to_yuv420", fail)
     with pytest.raises(MemoryError):
         write.write_video(pictures(), tmp_path / "a.mp4", 8)
     assert list(tmp_path.iterdir()) == []
@@ -123,7 +123,7 @@ def test_latents_come_back(tmp_path):
         assert opened.metadata()["seeds"] == "7"
     found = write.read_latents(path)
     assert torch.equal(found.latents, latents.bfloat16().float())
-    assert found.seed == "7"
+    assert found.seed == 7
     assert found.recipe["solver"] == "unipc"
 
 
@@ -135,7 +135,7 @@ def test_old_latents_in_pt_files(tmp_path, wrapped, batch):
     torch.save({"latent": content} if wrapped else content, tmp_path / "x.pt")
     found = write.read_latents(tmp_path / "x.pt")
     assert torch.equal(found.latents[0], latent)
-    assert found.seed == "0"
+    assert found.seed == 0
 
 
 def test_files_that_hold_no_latents_are_refused(tmp_path):
@@ -168,3 +168,23 @@ def test_names_are_the_time_and_the_seed_and_never_taken(tmp_path):
         (tmp_path / f"{name}{ending}").touch()
         names.add(name)
     assert len(names) == 4
+
+
+@pytest.mark.parametrize(
+    "seeds", ["../../../etc/x", "/tmp/x", "1/2", "-1", "", "7\x00", "١", "1e3", "9" * 40, "nan"]
+)
+def test_what_a_latent_file_says_is_no_part_of_a_path(tmp_path, seeds):
+    save_file({"latent": torch.zeros(1, 1, 1, 1)}, tmp_path / "x.safetensors", {"seeds": seeds})
+    assert write.read_latents(tmp_path / "x.safetensors").seed == 0
+
+
+@pytest.mark.parametrize("fps", ["0", "-1", "1e999", "NaN", '"25"', "true", "[1]"])
+def test_a_frame_rate_that_cannot_be_meant_is_left_out(tmp_path, fps):
+    notes = {"musubi": f'{{"fps": {fps}}}'}
+    save_file({"latent": torch.zeros(1, 1, 1, 1)}, tmp_path / "x.safetensors", notes)
+    assert write.read_latents(tmp_path / "x.safetensors").fps is None
+
+
+def test_the_name_of_another_file_is_cut(tmp_path):
+    name = write.stem(tmp_path, 7, original="あ" * 80)
+    assert len(name.encode()) < 200 and "あ" in name

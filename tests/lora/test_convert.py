@@ -1,5 +1,7 @@
 """Converting LoRA files: there and back without loss, and what is said and refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,9 +11,9 @@ from musubi.config.lora import LoraConvertConfig
 from musubi.errors import CheckpointError, ConfigError
 from musubi.lora.adapter import Adapters
 from musubi.lora.convert import run
+from musubi.lora.delta import Pair
 from musubi.lora.files import FORMS, laid_out, read_lora, write_lora
 from musubi.lora.metadata import with_hashes
-from musubi.lora.pair import Pair
 from musubi.plugin import Quiet
 from musubi.testing import twins
 from musubi.weights.files import open_weights
@@ -47,11 +49,11 @@ def test_every_form_becomes_every_form(pairs, tmp_path, source, target):
     b = tmp_path / "new folder" / "b.safetensors"
     convert(a, b, target)
     found = read_lora(b, WAN)
-    assert found.form == target and found.pairs.keys() == pairs.keys()
+    assert found.form == target and found.deltas.keys() == pairs.keys()
     for path, pair in pairs.items():
-        torch.testing.assert_close(found.pairs[path].delta(), pair.delta())
+        torch.testing.assert_close(found.deltas[path].matrix(), pair.matrix())
         alpha = 1.0 if (source, target) == ("kohya", "kohya") else 3.0
-        assert found.pairs[path].alpha == (alpha if target == "kohya" else None)
+        assert found.deltas[path].alpha == (alpha if target == "kohya" else None)
     assert found.metadata["mine"] == "kept"
     assert found.metadata == with_hashes(load_file(b), found.metadata)
 
@@ -74,7 +76,7 @@ def test_the_file_is_known_by_its_names_or_by_arch(pairs, tmp_path):
     assert load_file(tmp_path / "b.safetensors").keys() == laid_out(pairs).keys()
     strange = {"x.lora_A.weight": torch.ones(1, 2), "x.lora_B.weight": torch.ones(2, 1)}
     save_file(strange, tmp_path / "x.safetensors")
-    with pytest.raises(ConfigError, match=r"Add `--arch .*wan"):
+    with pytest.raises(ConfigError, match=r"Add --arch and one of .*wan"):
         convert(tmp_path / "x.safetensors", tmp_path / "y.safetensors", "kohya")
 
 
@@ -86,14 +88,19 @@ def test_old_words_for_the_target(pairs, tmp_path, word, form):
     assert read_lora(tmp_path / "b.safetensors", WAN).form == form
 
 
-def test_what_means_nothing_is_counted(pairs, tmp_path):
+def test_what_means_nothing_is_refused_unless_asked_for(pairs, tmp_path):
     stranger = {
         "lora_te_q.lora_down.weight": torch.ones(2, 4),
         "lora_te_q.lora_up.weight": torch.ones(4, 2),
-        "lora_unet_blocks_0_norm3.diff": torch.ones(2),
+        "lora_unet_x.diff": torch.ones(2),
     }
     save_file(laid_out(pairs) | stranger, tmp_path / "a.safetensors")
-    report = convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "comfy")
+    with pytest.raises(CheckpointError, match=r"3 tensors .* does not know") as raised:
+        convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "comfy")
+    assert "--allow_lossy" in raised.value.fix and not (tmp_path / "b.safetensors").exists()
+    report = convert(
+        tmp_path / "a.safetensors", tmp_path / "b.safetensors", "comfy", allow_lossy=True
+    )
     (warning,) = report.warnings
     assert "3 tensors match no layer" in warning and all(name in warning for name in stranger)
 
@@ -107,7 +114,7 @@ def test_the_input_is_not_overwritten(pairs, tmp_path):
 
 
 def test_alpha_of_peft_is_folded_once(pairs, tmp_path):
-    plain = {p: pair._replace(alpha=None) for p, pair in pairs.items()}
+    plain = {p: replace(pair, alpha=None) for p, pair in pairs.items()}
     a = write(
         tmp_path / "a.safetensors",
         plain,
@@ -118,7 +125,7 @@ def test_alpha_of_peft_is_folded_once(pairs, tmp_path):
     found = read_lora(tmp_path / "b.safetensors", WAN)
     assert "lora_adapter_metadata" not in found.metadata
     for path, pair in plain.items():
-        torch.testing.assert_close(found.pairs[path].delta(), 2 * pair.delta())
+        torch.testing.assert_close(found.deltas[path].matrix(), 2 * pair.matrix())
 
 
 def test_alpha_that_sixteen_bits_do_not_hold(tmp_path):
@@ -131,7 +138,7 @@ def test_alpha_that_sixteen_bits_do_not_hold(tmp_path):
 
 
 def test_dtypes(pairs, tmp_path):
-    strong = {p: pair._replace(up=pair.up * 1e4, alpha=30.0) for p, pair in pairs.items()}
+    strong = {p: replace(pair, up=pair.up * 1e4, alpha=30.0) for p, pair in pairs.items()}
     a = write(tmp_path / "a.safetensors", strong, "kohya", torch.float16)
     with pytest.raises(CheckpointError, match="not finite"):
         convert(a, tmp_path / "b.safetensors", "comfy")

@@ -1,5 +1,7 @@
 """LoRA files: every form there and back, fused layers, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -8,8 +10,8 @@ from torch import nn
 from musubi import registry
 from musubi.errors import CheckpointError
 from musubi.lora.adapter import Adapters
+from musubi.lora.delta import Pair
 from musubi.lora.files import FORMS, laid_out, read_lora, write_lora
-from musubi.lora.pair import Pair
 from musubi.plugin import Component, Fuse, KeyMap, LoraTargets, Swap, Traits
 from musubi.testing import twins
 
@@ -28,8 +30,8 @@ def pairs():
 
 def same(found, pairs):
     assert set(found) == set(pairs)
-    for path, pair in pairs.items():
-        torch.testing.assert_close(found[path].delta(), pair.delta())
+    for name, pair in pairs.items():
+        torch.testing.assert_close(found[name].matrix(), pair.matrix())
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -38,7 +40,7 @@ def test_every_form_comes_back(pairs, tmp_path, form):
     write_lora(path, pairs, form=form, dtype=torch.float32, component=WAN.dit)
     file = read_lora(path, WAN)
     assert file.form == form and not file.unknown and file.complaint() is None
-    same(file.pairs, pairs)
+    same(file.deltas, pairs)
     assert any(name.endswith(".alpha") for name in load_file(path)) == (form == "kohya")
 
 
@@ -52,12 +54,13 @@ def test_every_form_comes_back(pairs, tmp_path, form):
 )
 def test_dotted_names_of_others(pairs, tmp_path, prefix, down, up):
     tensors = {}
-    for path, pair in pairs.items():
-        tensors[f"{prefix}{path}.{down}.weight"] = pair.down
-        tensors[f"{prefix}{path}.{up}.weight"] = pair.up
-        tensors[f"{prefix}{path}.alpha"] = torch.tensor(1)
+    for name, pair in pairs.items():
+        stem = prefix + name.removesuffix(".weight")
+        tensors[f"{stem}.{down}.weight"] = pair.down
+        tensors[f"{stem}.{up}.weight"] = pair.up
+        tensors[f"{stem}.alpha"] = torch.tensor(1)
     save_file(tensors, tmp_path / "x.safetensors")
-    same(read_lora(tmp_path / "x.safetensors", WAN).pairs, pairs)
+    same(read_lora(tmp_path / "x.safetensors", WAN).deltas, pairs)
 
 
 def test_a_block_that_the_toy_lacks_is_still_known(tmp_path):
@@ -72,15 +75,17 @@ def test_names_that_match_nothing_are_told(pairs, tmp_path):
     tensors["lora_te_text_model_q.lora_up.weight"] = torch.ones(4, 2)
     save_file(tensors, tmp_path / "x.safetensors")
     file = read_lora(tmp_path / "x.safetensors", WAN)
-    assert "2 tensors match no layer" in file.complaint() and "lora_te" in file.complaint()
+    assert "2 tensors are for a text encoder" in file.complaint() and "lora_te" in file.complaint()
 
 
 @pytest.mark.parametrize(
     ("key", "says"),
     [
-        ("x.hada_w1_a", "LoHa"),
-        ("x.lokr_w1", "LoKr"),
-        ("x.dora_scale", "DoRA"),
+        ("x.hada_w1_a", "lacks hada_w1_b of 'x'"),
+        ("x.lokr_w1", "lacks lokr_w2 or lokr_w2_a of 'x'"),
+        ("x.dora_scale", "lacks down of 'x'"),
+        ("x.on_input", "IA"),
+        ("x.b1.weight", "GLoRA"),
         ("x.weight", "is not a LoRA"),
         ("x.lora_down.weight", "only one of the two"),
     ],
@@ -101,7 +106,7 @@ def test_another_architecture_is_refused(tmp_path):
 
 
 def test_numbers_that_are_not_finite(pairs, tmp_path):
-    bad = {p: pair._replace(up=pair.up * float("nan")) for p, pair in pairs.items()}
+    bad = {p: replace(pair, up=pair.up * float("nan")) for p, pair in pairs.items()}
     with pytest.raises(CheckpointError, match="not finite"):
         write_lora(tmp_path / "x.safetensors", bad)
     assert not (tmp_path / "x.safetensors").exists()
@@ -141,7 +146,7 @@ class Arch:
 
 
 def read_fused(path):
-    return read_lora(path, Arch, ["qkv", "mod"]).pairs
+    return read_lora(path, Arch, {"qkv.weight": (12, 4), "mod.weight": (8, 4)}).pairs
 
 
 def test_fused_and_swapped_layers_both_ways(tmp_path):
@@ -168,7 +173,7 @@ def test_parts_of_different_ranks_become_one_pair(tmp_path):
     pair = read_fused(tmp_path / "x.safetensors")["qkv"]
     expected = torch.cat([q[1] @ q[0] / 2, torch.zeros(4, 4), v[1] @ v[0] / 3])
     assert pair.rank == 5
-    torch.testing.assert_close(pair.delta(), expected)
+    torch.testing.assert_close(pair.matrix(), expected)
 
 
 def test_hashes_and_model_spec(pairs, tmp_path):

@@ -78,8 +78,11 @@ def test_eight_bits(tmp_path, lora):
     scaled[Q.replace("weight", "scale_weight")] = scale.reshape(1)
     scaled["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
     plain = {**dit, Q: dit[Q].to(torch.float8_e4m3fn)}
-    delta = read_lora(lora, WAN).pairs[Q.removesuffix(".weight")].delta() * 20
-    for tensors in (scaled, plain):
+    delta = read_lora(lora, WAN).deltas[Q].matrix() * 20
+    step = dit[Q].abs().amax(1, keepdim=True) / 127
+    integers = {**dit, Q: (dit[Q] / step).round().to(torch.int8)}
+    integers[Q.replace("weight", "weight_scale")] = step
+    for tensors in (scaled, plain, integers):
         save_file(tensors, tmp_path / "eight.safetensors")
         out, _ = merged(
             tmp_path,
@@ -89,11 +92,53 @@ def test_eight_bits(tmp_path, lora):
             include_patterns=["blocks_0_self_attn_q"],
         )
         after = load_file(out)
-        assert set(after) == set(tensors) and after[Q].dtype == torch.float8_e4m3fn
-        factor = after.get(Q.replace("weight", "scale_weight"), torch.ones(1))
-        old = tensors[Q].float() * tensors.get(Q.replace("weight", "scale_weight"), torch.ones(1))
+        assert set(after) == set(tensors) and after[Q].dtype == tensors[Q].dtype
+        leaf = "weight_scale" if tensors is integers else "scale_weight"
+        factor = after.get(Q.replace("weight", leaf), torch.ones(1))
+        old = tensors[Q].float() * tensors.get(Q.replace("weight", leaf), torch.ones(1))
         error = (after[Q].float() * factor - old - delta).norm() / (old + delta).norm()
         assert error < 0.04
+
+
+@pytest.mark.parametrize("dialect", [d.name for d in DIT.dialects])
+def test_eight_bits_with_scales_are_written(tmp_path, lora, dialect):
+    dit = twins.write_twin(DIT, tmp_path, dialect=dialect, dtype=torch.bfloat16)
+    wide, _ = merged(tmp_path, dit, lora, save_precision="fp32")
+    expected = load(DIT, wide, device="cpu", dtype=torch.float32).state_dict()
+    out, report = merged(tmp_path, dit, lora, save_precision="fp8_scaled")
+    tensors = load_file(out)
+    layout = next(d for d in DIT.dialects if d.name == dialect)
+    assert tensors[f"{layout.prefix}scaled_fp8"].shape == (2,) and not report.warnings
+    eight = [n for n, t in tensors.items() if t.dtype == torch.float8_e4m3fn and t.ndim == 2]
+    assert len(eight) == 20  # what the network says may be in 8 bits
+    for name in eight:
+        scale = tensors[name.replace("weight", "scale_weight")]
+        assert scale.shape == () and scale.dtype == torch.float32
+        assert tensors[name].float().abs().max() == 448
+    found = load(DIT, out, device="cpu", dtype=torch.float32).state_dict()
+    for name, tensor in expected.items():
+        assert (found[name] - tensor).norm() / tensor.norm() < 0.04, name
+    again, _ = merged(tmp_path / "again", out, lora, lora_multiplier=[0.0], save_precision="bf16")
+    back = load_file(again)
+    assert not any("scale" in n and "scale_shift" not in n for n in back)
+    assert {t.dtype for t in back.values()} <= {torch.bfloat16, torch.float32}
+
+
+def test_a_large_difference_is_read_when_it_is_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("musubi.lora.files._LARGE", 1)
+    dit = twins.write_twin(DIT, tmp_path)
+    change = torch.randn(load_file(dit)[Q].shape)
+    save_file(
+        {f"diffusion_model.{Q.removesuffix('.weight')}.diff": change}, tmp_path / "d.safetensors"
+    )
+    file = read_lora(tmp_path / "d.safetensors", WAN)
+    assert type(file.deltas[Q]).__name__ == "StoredDifference"
+    out, _ = merged(tmp_path, dit, tmp_path / "d.safetensors", lora_multiplier=[0.5])
+    torch.testing.assert_close(load_file(out)[Q], load_file(dit)[Q] + 0.5 * change)
+    kept = {n: d.mapped(lambda t: t * 2) for n, d in file.deltas.items()}
+    assert torch.equal(kept[Q].value, 2 * change)
+    made = Adapters.from_deltas(twins.build_twin(DIT), file.deltas)
+    assert torch.equal(made.tensors()[Q].value, change)
 
 
 def test_pickled_input(tmp_path, lora):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from musubi import registry
 from musubi.config.lora import LoraConvertConfig, LoraVerifyConfig
@@ -13,17 +13,8 @@ from musubi.errors import CheckpointError
 from musubi.lora import convert
 from musubi.lora.adapter import Adapters
 from musubi.lora.files import laid_out, write_lora
-from musubi.lora.verify import judge, run
-from musubi.plugin import (
-    Component,
-    Fuse,
-    KeyMap,
-    LoraNames,
-    LoraTargets,
-    Quiet,
-    Rename,
-    Traits,
-)
+from musubi.lora.verify import best_form, judge, run
+from musubi.plugin import Quiet, Traits
 from musubi.testing import twins
 
 WAN = registry.find("wan")
@@ -72,7 +63,9 @@ def test_a_table_says_what_does_not_load_and_why(pairs, tmp_path):
     with pytest.raises(CheckpointError, match="--target comfy"):
         run(LoraVerifyConfig(files=[str(path)], arch="wan"), report)
     (line,) = [n for n in report.notes if n.startswith("does not load")]
-    assert "| 40 | transformer.blocks.0." in line and line.endswith("No layer there is called so.")
+    assert "| 40 | transformer.blocks.0." in line and line.endswith(
+        "No layer has this name in ComfyUI."
+    )
 
 
 def test_alpha_in_the_metadata_alone(pairs, tmp_path):
@@ -83,80 +76,100 @@ def test_alpha_in_the_metadata_alone(pairs, tmp_path):
     assert "only in its metadata" in warning and "2 times as strong" in warning
 
 
-def test_biases_and_norms_are_not_judged(pairs, tmp_path):
+def test_what_is_not_known_is_not_said_to_be_absent(pairs, tmp_path):
     path = tmp_path / "a.safetensors"
-    more = {"diffusion_model.blocks.0.norm3.diff": torch.ones(2)}
+    more = {"diffusion_model.later_blocks.0.gate.diff": torch.ones(2)}
     save_file(laid_out(pairs, "comfy") | more, path)
-    (warning,) = verify(path).warnings
-    assert "1 tensors change biases or norms" in warning
+    (comfyui, diffusers) = judge(WAN, list(load_file(path)))
+    assert comfyui.unknown == tuple(more) and not comfyui.ignores
+    assert diffusers.unknown == tuple(more) and not diffusers.ignores
+    report = Quiet()
+    run(LoraVerifyConfig(files=[str(path)], arch="wan"), report)
+    (warning,) = report.warnings
+    assert "1 tensors this version does not know" in warning
 
 
-class Renamed:
-    """An architecture whose layers ComfyUI calls otherwise, and diffusers takes apart."""
+@pytest.mark.parametrize(
+    ("name", "comfyui", "diffusers"),
+    [
+        ("blocks.0.cross_attn.k_img.lora_down.weight", True, None),
+        ("blocks.0.norm3.diff", True, False),
+        ("blocks.0.self_attn.norm_q.diff", True, False),
+        ("blocks.0.self_attn.q.diff_b", True, True),
+        ("blocks.0.diff_m", False, False),
+        ("blocks.0.modulation.diff", True, False),
+        ("blocks.0.ffn.0.hada_w1_a", True, None),
+        ("patch_embedding.diff_b", True, False),
+    ],
+)
+def test_single_tensors_of_distilled_loras(pairs, name, comfyui, diffusers):
+    """None: it would be refused, or goes with others of its layer."""
+    full = f"diffusion_model.{name}"
+    names = [*laid_out(pairs, "comfy"), full]
+    if "lora_down" in name:
+        names.append(full.replace("lora_down", "lora_up"))
+    if "hada" in name:
+        names += [full.replace("w1_a", f) for f in ("w1_b", "w2_a", "w2_b")]
+    verdicts = judge(WAN, names)
+    for verdict, expected in zip(verdicts, (comfyui, diffusers), strict=True):
+        assert not verdict.unknown
+        if expected is not None:
+            assert (full in verdict.loads) == expected, verdict.program
 
-    name = title = "renamed"
-    variants = ()
-    dit = Component(
-        name="dit",
-        role="dit",
-        help="",
-        build=lambda: torch.nn.ModuleDict(
-            {"qkv": torch.nn.Linear(2, 6), "mlp": torch.nn.Linear(2, 2)}
-        ),
-        infer=dict,
-        dialects=(
-            KeyMap(
-                name="comfyui",
-                marker=("mlp.0.weight",),
-                prefix="model.diffusion_model.",
-                rules=(Rename(theirs="mlp.0.{rest}", ours="mlp.{rest}"),),
-            ),
-            KeyMap(
-                name="diffusers",
-                marker=("q.weight",),
-                rules=(Fuse(theirs=("q.{rest}", "k.{rest}", "v.{rest}"), ours="qkv.{rest}"),),
-            ),
-        ),
-        traits=Traits(
-            lora=LoraTargets(include=(".*",)),
-            lora_names=(
-                LoraNames(
-                    program="diffusers",
-                    prefix="diffusion_model.",
-                    down=("lora_A",),
-                    alpha="refused",
-                ),
-                LoraNames(program="ComfyUI", prefix="transformer."),
-            ),
-        ),
-        tiny={"unused": 0},
-    )
+
+HUNYUAN = registry.find("hunyuan_video")
 
 
 @pytest.mark.parametrize(
     ("stem", "comfy", "diffusers"),
     [
-        ("lora_unet_qkv", True, False),
-        ("lora_unet_mlp", False, False),
-        ("lora_unet_mlp_0", True, False),
-        ("diffusion_model.mlp.0", True, False),
-        ("diffusion_model.mlp", True, True),
-        ("diffusion_model.qkv", True, True),
-        ("transformer.mlp", True, True),
-        ("transformer.k", False, True),
-        ("transformer.qkv", True, False),
+        ("lora_unet_double_blocks_0_img_attn_qkv", True, False),
+        ("lora_unet_double_blocks_0_img_mlp_fc1", False, False),
+        ("lora_unet_double_blocks_0_img_mlp_0", True, False),
+        ("lora_unet_double_blocks_0_img_attn_proj", True, False),
+        ("diffusion_model.double_blocks.0.img_attn_qkv", True, True),
+        ("diffusion_model.double_blocks.0.img_attn.qkv", True, False),
+        ("transformer.double_blocks.0.img_attn_qkv", True, True),
+        ("transformer.transformer_blocks.0.attn.to_q", False, True),
+        ("diffusion_model.single_blocks.0.linear1", True, None),
     ],
 )
-def test_an_architecture_that_comfyui_renames(stem, comfy, diffusers, monkeypatch):
-    monkeypatch.setattr("musubi.lora.names._built", lambda *_: frozenset(("qkv", "mlp")))
-    verdicts = judge(Renamed, [f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"])
-    assert [bool(v.loads) for v in verdicts] == [comfy, diffusers]
-    verdicts = judge(Renamed, [f"{stem}.lora_A.weight", f"{stem}.lora_B.weight", f"{stem}.alpha"])
-    assert [bool(v.loads) for v in verdicts] == [comfy, False]
+def test_a_network_whose_layers_comfyui_renames(stem, comfy, diffusers):
+    verdicts = judge(HUNYUAN, [f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"])
+    for verdict, expected in zip(verdicts, (comfy, diffusers), strict=True):
+        assert expected is None or bool(verdict.loads) == expected, verdict
+    verdicts = judge(HUNYUAN, [f"{stem}.lora_A.weight", f"{stem}.lora_B.weight", f"{stem}.alpha"])
+    assert bool(verdicts[0].loads) == comfy and not verdicts[1].loads
+
+
+def test_the_form_that_loads_everywhere():
+    made = Adapters.create(
+        twins.build_twin(HUNYUAN.dit), HUNYUAN.dit.traits.lora, rank=2, alpha=1.0
+    )
+    assert best_form(HUNYUAN, made.tensors()) == ("comfy", 1.0)
+    for verdict in judge(HUNYUAN, list(laid_out(made.tensors(), "comfy"))):
+        assert not verdict.ignores and not verdict.unknown
+    comfyui, diffusers = judge(HUNYUAN, list(laid_out(made.tensors(), "kohya")))
+    assert comfyui.loads and comfyui.ignores and not diffusers.loads
+
+
+def test_wan_in_kohyas_form_only_when_complete(pairs):
+    assert best_form(WAN, pairs) == ("kohya", 1.0)
+    some = {n: pair for n, pair in pairs.items() if "ffn" not in n}
+    assert best_form(WAN, some) == ("comfy", 1.0)
 
 
 def test_a_program_that_has_not_the_network_is_not_asked(monkeypatch):
-    monkeypatch.setattr("musubi.lora.names._built", lambda *_: frozenset(("q",)))
-    plain = type("Plain", (Renamed,), {"dit": replace(Renamed.dit, dialects=(), traits=Traits())})
+    monkeypatch.setattr("musubi.lora.names._built", lambda *_: {"q.weight": True})
+    plain = type(
+        "Plain",
+        (),
+        {
+            "name": "plain",
+            "title": "Plain",
+            "variants": (),
+            "dit": replace(WAN.dit, dialects=(), traits=Traits()),
+        },
+    )
     (only,) = judge(plain, ["diffusion_model.q.lora_A.weight", "diffusion_model.q.lora_B.weight"])
     assert only.program == "ComfyUI" and len(only.loads) == 2

@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from musubi.memory import activations, host, stream
+from musubi.memory import packed as packing
 from musubi.memory.activations import Lot
-from musubi.memory.apply import Placement
+from musubi.memory.apply import PolicyPlacement
 from musubi.memory.host import host_bytes
+from musubi.memory.packed import PACKED
 from musubi.plugin import Policy, Quiet, Traits
 from musubi.train import offload
 from musubi.train.offload import Mirror
@@ -88,12 +90,14 @@ class Net(nn.Module):
 
 def parks(report: Quiet) -> None:
     policy = Policy(offload_activations=True)
-    net = Placement(Traits(stacks=("blocks",)), policy, CPU, smallest=1, report=report)
+    net = PolicyPlacement(Traits(stacks=("blocks",)), policy, CPU, smallest=1, report=report)
     net.finish(Net())(torch.randn(2, 4, requires_grad=True)).sum().backward()
 
 
 def streams(report: Quiet) -> None:
-    placement = Placement(Traits(stacks=("blocks",)), Policy(streamed=(1,)), CPU, report=report)
+    placement = PolicyPlacement(
+        Traits(stacks=("blocks",)), Policy(streamed=(1,)), CPU, report=report
+    )
     placement.prepare(Net(), {})
 
 
@@ -113,3 +117,64 @@ def test_each_user_of_host_memory_says_so(user, room, monkeypatch) -> None:
     report = Quiet()
     user(report)
     assert len(report.warnings) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_8_bits_each_number_is_off_by_half_a_step_of_its_group(dtype) -> None:
+    lot = Lot(CPU, smallest=1, eight=True)
+    tensor = (torch.randn(6, 40, 128) * torch.logspace(-3, 2, 40)[:, None]).to(dtype)
+    turned = tensor.transpose(0, 1)
+    parked = lot.pack(turned, 0, ())
+    assert parked is not None and parked.host.numel() == tensor.numel() * PACKED * 2
+    back = parked.unpack()
+    assert back.dtype is dtype and back.shape == turned.shape and back.stride() == turned.stride()
+    step = turned.float().abs().amax(-1, keepdim=True) / 127
+    rounding = turned.float().abs() * torch.finfo(dtype).eps
+    assert ((back.float() - turned.float()).abs() <= step * 0.51 + rounding).all()
+    assert 0.003 < (back.float() - turned.float()).norm() / turned.float().norm() < 0.012
+
+
+def test_in_8_bits_only_what_has_16_goes() -> None:
+    lot = Lot(CPU, smallest=1, eight=True)
+    for tensor in (torch.randn(4, 128), torch.randn(5, 100).bfloat16()):
+        parked = lot.pack(tensor, 0, ())
+        assert parked is not None
+        assert torch.equal(parked.unpack(), tensor)
+
+
+def test_chunks_pack_alike(monkeypatch) -> None:
+    flat = torch.randn(128 * 11).bfloat16()
+    whole = packing.packed(flat)
+    back = packing.unpacked(whole, torch.bfloat16)
+    monkeypatch.setattr(packing, "_CHUNK", 4)
+    assert torch.equal(packing.packed(flat), whole)
+    assert torch.equal(packing.unpacked(whole, torch.bfloat16), back)
+
+
+def test_gradients_from_8_bits_stay_close_and_losses_equal() -> None:
+    found = {}
+    for eight in (False, True):
+        torch.manual_seed(0)
+        module = Wide().to(torch.bfloat16)
+        policy = Policy(recompute="blocks", offload_activations=True, offload_8bit=eight)
+        PolicyPlacement(Traits(stacks=("blocks",)), policy, CPU, smallest=1).finish(module)
+        loss = module(torch.randn(64, 128).bfloat16()).float().square().mean()
+        loss.backward()
+        gradients = [p.grad.float().flatten() for p in module.parameters()]
+        found[eight] = loss.detach(), torch.cat(gradients)
+    assert torch.equal(found[True][0], found[False][0])
+    error = (found[True][1] - found[False][1]).norm() / found[False][1].norm()
+    assert 1e-4 < error < 0.02
+
+
+class Wide(nn.Module):
+    """Blocks wide enough for groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(128, 128), nn.Tanh()) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x

@@ -11,7 +11,7 @@ from torch import nn
 from musubi import registry
 from musubi.config.train import TrainConfig
 from musubi.lora.adapter import Adapters
-from musubi.memory.apply import Placement, park
+from musubi.memory.apply import PolicyPlacement, park
 from musubi.memory.compiled import Compiler
 from musubi.memory.stream import SLOTS
 from musubi.plugin import Policy, Traits
@@ -19,7 +19,7 @@ from musubi.testing.conformance import every_block, everything
 from musubi.testing.subject import Subject
 from musubi.train import optim, schedule
 from musubi.train.offload import Mirror
-from musubi.train.step import Objective
+from musubi.train.step import FlowMatchingLoss
 from musubi.train.update import Update
 
 pytestmark = [
@@ -61,7 +61,7 @@ def placed(policy: Policy) -> tuple[Net, int]:
     torch.manual_seed(0)
     with torch.device("meta"):
         module = Net().requires_grad_(False)
-    placement = Placement(TRAITS, policy, CUDA)
+    placement = PolicyPlacement(TRAITS, policy, CUDA)
     placement.prepare(module, {n: torch.float32 for n, _ in module.named_parameters()})
     for name, parameter in list(module.named_parameters()):
         made = torch.randn(parameter.shape) * WIDTH**-0.5
@@ -178,7 +178,7 @@ def test_nothing_inside_a_step_waits_for_the_device(name, policy, tmp_path) -> N
     }
     dit, lora = attached(subject, policies(subject)[policy])
     update = update_of(lora)
-    objective = Objective(
+    objective = FlowMatchingLoss(
         subject.runtime(task),
         dit,
         TrainConfig(timestep_sampling="shift"),
@@ -206,7 +206,9 @@ def test_an_optimizer_on_the_host_makes_the_same_steps(tmp_path) -> None:
     for away in (False, True):
         dit, lora = attached(subject, Policy())
         update = update_of(lora, away=away)
-        objective = Objective(subject.runtime(task), dit, TrainConfig(), CUDA, nullcontext, 0)
+        objective = FlowMatchingLoss(
+            subject.runtime(task), dit, TrainConfig(), CUDA, nullcontext, 0
+        )
         for step in range(3):
             update.backward(objective.training_loss(batch, step, 0))
             update.step()

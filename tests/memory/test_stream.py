@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from musubi.errors import ConfigError
-from musubi.memory.apply import Placement, park, placer
+from musubi.memory.apply import PolicyPlacement, park, placer
+from musubi.memory.quantized import DTYPES
 from musubi.memory.stream import SLOTS, spread
 from musubi.plugin import Policy, Traits
+from musubi.plugin.policy import Storage
 
 TRAITS = Traits(stacks=("blocks",), quantize=(r"blocks\.\d+\.inner\.weight",))
 CPU = torch.device("cpu")
@@ -46,7 +48,7 @@ def placed(policy: Policy, count: int = 5) -> tuple[Net, Net]:
     plain = Net(count).requires_grad_(False)
     with torch.device("meta"):
         module = Net(count).requires_grad_(False)
-    placement = Placement(TRAITS, policy, CPU, smallest=1)
+    placement = PolicyPlacement(TRAITS, policy, CPU, smallest=1)
     values = plain.state_dict()
     placement.prepare(module, {name: value.dtype for name, value in values.items()})
     for name, value in values.items():
@@ -148,12 +150,13 @@ def test_blocks_may_be_left_out() -> None:
     assert torch.equal(expected, found)
 
 
-def test_8_bits_travel_with_their_scales() -> None:
-    _, resident = placed(Policy(storage="fp8_scaled"))
-    _, streamed = placed(Policy(storage="fp8_scaled", streamed=(4,)))
+@pytest.mark.parametrize("storage", ["fp8_scaled", "int8"])
+def test_8_bits_travel_with_their_scales(storage: Storage) -> None:
+    _, resident = placed(Policy(storage=storage))
+    _, streamed = placed(Policy(storage=storage, streamed=(4,)))
     x = torch.randn(3, 4)
     assert torch.equal(resident(x), streamed(x))
-    assert streamed.blocks[0].inner.weight.dtype == torch.float8_e4m3fn
+    assert streamed.blocks[0].inner.weight.dtype == DTYPES[storage]
 
 
 def test_parking_gives_the_slots_back() -> None:
@@ -172,7 +175,7 @@ def test_too_many_blocks_are_refused_where_they_were_asked_for() -> None:
         placed(Policy(streamed=(6,)))
     with torch.device("meta"):
         module = Net()
-    lenient = Placement(TRAITS, Policy(streamed=(6,)), CPU, strict=False)
+    lenient = PolicyPlacement(TRAITS, Policy(streamed=(6,)), CPU, strict=False)
     lenient.prepare(module, {n: t.dtype for n, t in module.state_dict().items()})
     assert lenient.home("blocks.0.inner.weight") is not None
 

@@ -6,10 +6,10 @@ from torch import nn
 
 from musubi import registry
 from musubi.errors import ConfigError
+from musubi.estimate.example import example_batch
 from musubi.memory import compiled, recompute
 from musubi.memory.blocks import unwrap, wrap
 from musubi.memory.compiled import Compiler
-from musubi.memory.example import example_batch
 from musubi.plugin import Traits
 
 

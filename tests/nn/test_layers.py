@@ -7,11 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from musubi.nn import rope
+from musubi.nn import norm, rope
 from musubi.nn.causal_conv import CausalConv3d, Stream
 from musubi.nn.linear import PatchEmbedding, PreciseLinear
 from musubi.nn.norm import LayerNorm, RMSNorm, modulated
 from musubi.nn.tiling import starts, tiled, windowed
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        ],
+    ),
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -210,3 +221,58 @@ def test_windows_that_do_not_fit_are_refused(window, overlap):
             overlap=overlap,
             scale=Fraction(1, 4),
         )
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_takes_fewer_operations_gives_the_same_numbers(half, device) -> None:
+    """Rounded once, from sums in another order: a number in a thousand is its neighbour."""
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 1, 40, 256, device=device).to(half).requires_grad_()
+    shift, scale, gate = torch.randn(3, 1, 1, 256, device=device)
+    root, mean = norm.RMSNorm(256).to(device), norm.LayerNorm(256).to(device)
+    for one in (root, mean):
+        one.requires_grad_(False).weight.copy_(torch.randn(256).to(half).float())
+    cos, sin = torch.randn(2, 40, 64, device=device)
+    acts = {
+        "root": lambda: root(x),
+        "mean": lambda: mean(x),
+        "modulated": lambda: norm.modulated(x, shift, scale, dtype=half),
+        "gated": lambda: norm.gated(x, y, gate),
+        "rotate": lambda: rope.rotate(x.unflatten(2, (2, 128)), cos, sin),
+    }
+
+    def found() -> dict[str, list[torch.Tensor]]:
+        made = {}
+        for name, act in acts.items():
+            torch.manual_seed(1)
+            out = act()
+            given = torch.autograd.grad(out, (x, y), torch.randn_like(out), allow_unused=True)
+            made[name] = [out.detach(), *(g for g in given if g is not None)]
+        return made
+
+    plain = found()
+    for one in (root, mean):
+        one.placed()
+        assert half in one._exact
+    again = found()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        written_out = found()
+    for name in acts:
+        for a, b, c in zip(plain[name], again[name], written_out[name], strict=True):
+            assert a.dtype is b.dtype is half
+            for fast in (a, b):
+                assert float((fast != c).float().mean()) < 0.01, name
+                off = (fast.double() - c.double()).norm() / c.double().norm()
+                assert off < 1e-3, name
+
+
+def test_weights_that_do_not_fit_16_bits_stay_in_float32() -> None:
+    one = norm.RMSNorm(64).requires_grad_(False)
+    one.weight.copy_(torch.rand(64))
+    one.placed()
+    assert one._exact == ()
+    x = torch.randn(2, 64).bfloat16()
+    exact = F.rms_norm(x.float(), (64,), one.weight, 1e-6).bfloat16()
+    assert torch.equal(one(x), exact)

@@ -196,7 +196,7 @@ def test_caching_text(world, cached, more):
 
 def test_training_writes_the_lora_that_it_names(world, trained):
     tensors = load_file(world.places["lora"])
-    assert "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight" in tensors
+    assert "diffusion_model.double_blocks.0.img_attn_qkv.lora_A.weight" in tensors
 
 
 @pytest.mark.parametrize(

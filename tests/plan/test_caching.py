@@ -78,7 +78,7 @@ def test_a_caption_that_does_not_fit_names_the_encoder_settings(options, monkeyp
         full()
 
     monkeypatch.setattr(WanRuntime, "encode_text", fails)
-    monkeypatch.setattr(caching.beside, "for_text", lambda a, n, p, room: f"Add {p.storage}.")
+    monkeypatch.setattr(caching.advice, "for_text", lambda a, n, p, room: f"Add {p.storage}.")
     config = options(CacheTextConfig, "cache text", fp8_t5=True)
     with pytest.raises(RunError) as told:
         caching.run_text(config, WAN, Quiet())

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from musubi import registry
-from musubi.memory import fp8
-from musubi.memory.figures import work_of
-from musubi.memory.speed import named, started
-from musubi.memory.trace import Recorder
+from musubi.estimate.cards import named, started
+from musubi.estimate.figures import work_of
+from musubi.estimate.trace import Recorder
+from musubi.memory import quantized
 from musubi.plan import captions, networks
-from musubi.plan.subject import Network
+from musubi.plan.workload import Network
 from musubi.plugin import Policy
 from musubi.testing import twins
 from musubi.weights.nets import Nets
@@ -63,7 +63,7 @@ def test_a_caption_peaks_where_it_was_recorded(arch, name, eight, tmp_path):
     torch.manual_seed(0)
     module = component.build(**component.tiny).eval().requires_grad_(False)
     if eight:
-        fp8.convert(module, component.traits, products=False)
+        quantized.convert(module, component.traits, quantized_matmul=False)
     if callable(finish := getattr(module, "finish", None)):
         finish()
     tokenizer = twins.write_tokenizer(tmp_path / "tokenizer")

@@ -6,11 +6,11 @@ import pytest
 
 from musubi import registry
 from musubi.errors import ConfigError
-from musubi.memory.estimate import PROCESS
+from musubi.estimate.step import PROCESS
 from musubi.plan import fit, machine
 from musubi.plan import run as plan_run
 from musubi.plan.fit import policy_for
-from musubi.plan.subject import Bucket
+from musubi.plan.workload import Bucket
 from musubi.plugin import Quiet
 
 WAN = registry.find("wan")

@@ -1,4 +1,4 @@
-"""Previews of a run are planned: the network stays on the device, with all that is trained."""
+"""PreviewNeeds of a run are planned: the network stays on the device, with all that is trained."""
 
 from dataclasses import replace
 
@@ -8,14 +8,14 @@ import torch
 from musubi import registry
 from musubi.config.task import Choice
 from musubi.errors import ConfigError
+from musubi.estimate.step import estimate
+from musubi.estimate.trace import Recorder
 from musubi.lora.adapter import Adapters
-from musubi.memory.choose import needed
-from musubi.memory.estimate import estimate
-from musubi.memory.trace import Recorder
 from musubi.plan import requests
+from musubi.plan.choose import needed
 from musubi.plan.fit import fitting, policy_for
-from musubi.plan.previews import Previews, Shown
-from musubi.plan.subject import Bucket, Whole, subject
+from musubi.plan.previews import PreviewNeeds, Shown
+from musubi.plan.workload import Bucket, FullTraining, workload
 from musubi.plugin import Policy, Quiet
 from musubi.train.preview import read_prompts
 
@@ -45,7 +45,7 @@ def about(config, prompts):
 
     def make(text=LARGE, **options):
         asked = config(size="1.3B", sample_prompts=prompts(text), network_dim=32, **options)
-        return subject(asked, WAN, trains=True, report=Quiet(), buckets=TRAINED)
+        return workload(asked, WAN, trains=True, report=Quiet(), buckets=TRAINED)
 
     return make
 
@@ -79,7 +79,7 @@ def test_their_phases_are_shown(plan, models, prompts):
 
 def test_what_is_trained_stays_on_the_device(about):
     run = about()
-    drawn = Previews.of(run)
+    drawn = PreviewNeeds.of(run)
     policy = Policy(streamed=(10,), recompute="blocks")
     step, decode = drawn(policy)
     training = estimate(run.case, policy, optimizer=run.optimizer)
@@ -88,7 +88,7 @@ def test_what_is_trained_stays_on_the_device(about):
         assert found.pinned == training.pinned
     assert step.parts["weights"] == decode.parts["the DiT's weights"] == training.parts["weights"]
     away = replace(run, optimizer=replace(run.optimizer, offload=True))
-    less, _ = Previews.of(away)(policy)
+    less, _ = PreviewNeeds.of(away)(policy)
     assert less.device < step.device
     assert less.host > step.host
 
@@ -96,22 +96,23 @@ def test_what_is_trained_stays_on_the_device(about):
 def test_a_step_with_a_lora_is_recorded_with_it(about):
     run = about("a cat --w 256 --h 256 --f 5\n")
     assert not replace(run.case, attach=Shown(run.case.attach)).trains
-    step, _ = Previews.of(run)(Policy())
+    step, _ = PreviewNeeds.of(run)(Policy())
     bare = estimate(replace(run.case, attach=None), Policy())
     assert step.device - step.parts["what is trained"] >= bare.device
 
 
 def test_a_step_peaks_where_it_was_recorded():
     # The same network with its LoRA, in numbers: what a preview's step allocates.
-    from musubi.memory.example import example_batch
-    from musubi.memory.step import Case
-    from musubi.plan.subject import NewLora
+    from musubi.estimate.example import example_batch
+    from musubi.estimate.record import Case
+    from musubi.lora.options import Asked
+    from musubi.plan.workload import NewLora
 
     numbers = {**WAN.dit.tiny, "num_layers": 2}
     case = Case(
         architecture=WAN, task=WAN.tasks[0], numbers=numbers, width=256, height=256, frames=9,
         dtype=torch.float32, compute=None,
-        attach=Shown(NewLora(WAN.dit.traits.lora, 4)),
+        attach=Shown(NewLora(WAN.dit.traits.lora, Asked(rank=4))),
     )  # fmt: skip
     torch.manual_seed(0)
     dit = WAN.dit.build(**numbers).eval().requires_grad_(False)
@@ -136,9 +137,9 @@ def test_settings_are_chosen_under_which_previews_fit(config, prompts):
     drawing = config(**asked, sample_prompts=prompts())
     chosen = {}
     for name, one in (("plain", plain), ("drawing", drawing)):
-        run = subject(one, WAN, trains=True, report=Quiet(), buckets=TRAINED)
+        run = workload(one, WAN, trains=True, report=Quiet(), buckets=TRAINED)
         chosen[name] = fitting(one, run, None).policy
-    drawn = Previews.of(run)
+    drawn = PreviewNeeds.of(run)
     assert max(needed(found) for found in drawn(chosen["plain"])) > 6 * GIB
     assert max(needed(found) for found in drawn(chosen["drawing"])) <= 6 * GIB
     assert sum(chosen["drawing"].streamed) > sum(chosen["plain"].streamed)
@@ -151,15 +152,15 @@ def test_previews_that_cannot_fit_are_said_and_training_goes_on(config, prompts)
     made = policy_for(drawing, WAN, trains=True, buckets=TRAINED, report=report)
     assert made == policy_for(config(**asked), WAN, trains=True, buckets=TRAINED, report=Quiet())
     (said,) = report.warnings
-    assert said.startswith("Previews at 832x480, 17 frames need a card with ")
+    assert said.startswith("PreviewNeeds at 832x480, 17 frames need a card with ")
     assert "--sample_prompts" in said
     assert "Add --vae_tiling" in said
 
 
 def test_the_whole_network_is_looked_at_in_its_own_numbers(about):
     run = about(full=True)
-    assert isinstance(run.case.attach, Whole)
-    step, _ = Previews.of(run)(Policy(recompute="blocks"))
+    assert isinstance(run.case.attach, FullTraining)
+    step, _ = PreviewNeeds.of(run)(Policy(recompute="blocks"))
     assert step.parts["weights"] > 1.4e9 * 4
     assert step.parts["what is trained"] == pytest.approx(8 * 1.42e9, rel=0.02)
 

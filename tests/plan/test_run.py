@@ -7,10 +7,10 @@ import torch
 from musubi import registry
 from musubi.config.memory import dit_policy, streamed
 from musubi.errors import ConfigError
-from musubi.memory.choose import needed
 from musubi.plan import words
+from musubi.plan.choose import needed
 from musubi.plan.fit import buckets_of, decided, encoders_for, largest_batch, policy_for
-from musubi.plan.subject import Bucket, largest, subject
+from musubi.plan.workload import Bucket, largest, workload
 from musubi.plugin import Policy, Quiet
 
 pytestmark = pytest.mark.usefixtures("roomy")
@@ -102,7 +102,12 @@ def _options(flags):
         Policy(recompute="attention", offload_activations=True),
         Policy(recompute="none", offload_activations=True),
         Policy(storage="fp8"),
-        Policy(storage="fp8_scaled", products=True, recompute="blocks", offload_activations=True),
+        Policy(
+            storage="fp8_scaled",
+            quantized_matmul=True,
+            recompute="blocks",
+            offload_activations=True,
+        ),
     ],
 )
 @pytest.mark.parametrize("swapped", [0, 7, 30])
@@ -240,7 +245,7 @@ def test_the_largest_batch_comes_first():
 
 def test_the_whole_network_can_be_planned(config):
     asked = config(full=True, size="1.3B", **SIZE, optimizer_type="adamw8bit")
-    about = subject(asked, WAN, trains=True, report=Quiet())
+    about = workload(asked, WAN, trains=True, report=Quiet())
     assert about.case.dtype == torch.float32
     from musubi.plan.phases import phases
 
@@ -253,7 +258,7 @@ def test_the_whole_network_can_be_planned(config):
 def test_settings_in_words():
     dit = WAN.dit
     everything = Policy(
-        storage="fp8_scaled", products=True, streamed=(30,), recompute="blocks",
+        storage="fp8_scaled", quantized_matmul=True, streamed=(30,), recompute="blocks",
         offload_activations=True, compile=True,
     )  # fmt: skip
     assert words.settings(everything, dit, trains=True) == (

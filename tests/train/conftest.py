@@ -33,9 +33,9 @@ from musubi.train import optim, schedule, seeds, state
 from musubi.train.checkpoints import Checkpoints, Names
 from musubi.train.log import Metrics
 from musubi.train.resume import snapshot
-from musubi.train.run import Processes, Run
-from musubi.train.step import Objective
-from musubi.train.trainee import Whole
+from musubi.train.step import FlowMatchingLoss
+from musubi.train.train_loop import Processes, Run
+from musubi.train.trainable import FullModel
 from musubi.train.update import Update
 from musubi.train.validation import Validation
 
@@ -116,19 +116,19 @@ def make(folder: Path, **more: Any) -> Run:
     )
     torch.manual_seed(0)
     dit = Dit(dropout)
-    objective = Objective(
+    objective = FlowMatchingLoss(
         Runtime(), dit, config, torch.device("cpu"), nullcontext, config.seed or 0
     )
-    trainee = Whole(dit, save_dtype=torch.float32)
+    trainable = FullModel(dit, save_dtype=torch.float32)
     optimizer = optim.create(
         config.optimizer_type,
-        trainee.groups(config.learning_rate_or_default),
+        trainable.groups(config.learning_rate_or_default),
         lr=config.learning_rate_or_default,
         arguments={},
     )
     made = schedule.create(config, optimizer, config.max_train_steps)
     update = Update(
-        trainee.parameters(),
+        trainable.parameters(),
         optimizer,
         made,
         None,
@@ -153,7 +153,7 @@ def make(folder: Path, **more: Any) -> Run:
         config=config,
         report=report,
         objective=objective,
-        trainee=trainee,
+        trainable=trainable,
         update=update,
         source=records,
         names=[f"file{i}.png" for i in range(n)],
@@ -166,7 +166,7 @@ def make(folder: Path, **more: Any) -> Run:
         checkpoints=Checkpoints(
             names,
             config,
-            write=lambda path: trainee.write(path, {"format": "pt"}),
+            write=lambda path: trainable.write(path, {"format": "pt"}),
             write_state=lambda path: state.write(
                 path, snapshot(run, identity={"kind": "full"}, settings={}, data="d")
             ),
@@ -178,7 +178,7 @@ def make(folder: Path, **more: Any) -> Run:
     if resume is not None:
         found = state.find(names, resume)
         if found is not None:
-            state.apply(state.read(found), trainee, update, found)
+            state.apply(state.read(found), trainable, update, found)
             run = make_at(run, state.read(found).position)
     return run
 
@@ -198,7 +198,7 @@ def world() -> SimpleNamespace:
 
 @pytest.fixture
 def weights() -> Callable[[Run], dict[str, torch.Tensor]]:
-    return lambda run: {n: t.clone() for n, t in run.trainee.tensors().items()}
+    return lambda run: {n: t.clone() for n, t in run.trainable.tensors().items()}
 
 
 # An architecture around the same network, for what `musubi train` puts together.
@@ -291,7 +291,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """`train(**options)` runs `musubi train` on the toy; `records` may be replaced."""
     from safetensors.torch import save_file
 
-    from musubi.train import dataset, loop
+    from musubi.train import command, dataset
 
     dit = tmp_path / "dit.safetensors"
     torch.manual_seed(0)
@@ -299,6 +299,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     entry = SimpleNamespace(
         kind="image",
         directory=tmp_path / "cats",
+        place=tmp_path / "cats",
         jsonl_file=None,
         control_directory=None,
         batch_size=2,
@@ -328,7 +329,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             "mixed_precision": "no",
             **options,
         }
-        loop.run(model(**given), TOY, made.report)
+        command.run(model(**given), TOY, made.report)
         return tmp_path / "out"
 
     made.train = train

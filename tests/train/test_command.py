@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from musubi.errors import ConfigError, RunError
+from musubi.pages import columns
 
 
 def told(out: Path) -> list[dict]:
@@ -55,9 +56,9 @@ def test_resuming_continues_exactly(toy, full: bool) -> None:
     ours, theirs = load_file(out / "cat.safetensors"), load_file(calm / "calm.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
-    assert told(out) == [
-        json.loads(line) for line in (out / "calm" / "metrics.jsonl").read_text().splitlines()
-    ]
+    assert columns.learned(told(out)) == columns.learned(
+        columns.read(out / "calm" / "metrics.jsonl")
+    )
     assert any("Going on from" in note and "after step 3" in note for note in toy.report.notes)
 
 

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from musubi.errors import MusubiError
-from musubi.train import adapters
+from musubi.lora.options import arguments
 
 UP, DOWN = "lora_unet_blocks_0_inner.lora_up.weight", "lora_unet_blocks_0_inner.lora_down.weight"
 ALPHA = "lora_unet_blocks_0_inner.alpha"
@@ -113,11 +113,11 @@ def test_patterns_choose_layers(toy) -> None:
 )
 def test_odd_network_args(argument: str, sentence: str) -> None:
     with pytest.raises(MusubiError, match=sentence):
-        adapters.arguments([argument])
+        arguments([argument])
 
 
 def test_network_args() -> None:
-    found = adapters.arguments(
+    found = arguments(
         [
             "loraplus_lr_ratio=4",
             "groups=attention,mlp",

@@ -23,10 +23,12 @@ def trained(*, mirrored: bool, steps: int = 4) -> list[torch.Tensor]:
     optimizer = torch.optim.AdamW(groups if mirror is None else mirror.groups(groups))
     update = Update(parameters, optimizer, Constant(), None, 1.0, mirror=mirror)
     for step in range(steps):
-        loss = sum((p * (step + 1)).square().sum() for p in parameters)
-        if step == 2:
-            loss = parameters[0].square().sum()  # the other has no gradient this time
-        update.backward(loss)
+        # In the third step the other has no gradient.
+        learning = parameters[:1] if step == 2 else parameters
+        for part in (0.25, 0.75):  # accumulated
+            loss = sum((p * (step + 1)).square().sum() for p in learning)
+            update.backward(loss * part)
+            assert not mirrored or all(p.grad is None for p in parameters)
         update.step()
         with torch.no_grad():
             parameters[1].clamp_(-1, 1)  # as a limit on norms does, behind the optimizer's back

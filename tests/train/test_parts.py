@@ -12,7 +12,7 @@ from PIL import Image
 from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError, MissingPackageError, RunError
 from musubi.plugin import Quiet
-from musubi.train import feed, log, seeds, state, timesteps
+from musubi.train import loader, log, seeds, state, timesteps
 from musubi.train.checkpoints import Names
 from musubi.train.step import without_caption
 from musubi.train.update import Update
@@ -21,19 +21,19 @@ BATCHES = [[i] for i in range(7)]
 
 
 def test_steps_share_an_epoch_between_processes() -> None:
-    one = list(feed.steps_of(BATCHES, accumulation=4))
+    one = list(loader.steps_of(BATCHES, accumulation=4))
     assert [[m.indices[0] for m in s.micros] for s in one] == [[0, 1, 2, 3], [4, 5, 6]]
     assert [(s.total, s.end) for s in one] == [(4, 4), (3, 7)]
-    two = [list(feed.steps_of(BATCHES, accumulation=2, rank=r, world=2)) for r in (0, 1)]
+    two = [list(loader.steps_of(BATCHES, accumulation=2, rank=r, world=2)) for r in (0, 1)]
     for step, (a, b) in enumerate(zip(*two, strict=True)):
         together = sorted((*a.micros, *b.micros), key=lambda m: m.number)
         assert tuple(together) == one[step].micros
         assert a.total == b.total == one[step].total
-    assert len(two[0]) == feed.steps_per_epoch(7, 2, 2) == 2
+    assert len(two[0]) == loader.steps_per_epoch(7, 2, 2) == 2
 
 
 def test_steps_go_on_in_the_middle_of_an_epoch() -> None:
-    rest = list(feed.steps_of(BATCHES, accumulation=2, start=4))
+    rest = list(loader.steps_of(BATCHES, accumulation=2, start=4))
     assert [[m.indices[0] for m in s.micros] for s in rest] == [[4, 5], [6]]
 
 
@@ -41,26 +41,26 @@ def test_reading_ahead_keeps_the_order_and_passes_errors_on() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(3) as pool:
-        found = list(feed.ahead(lambda n: n * n, iter(range(20)), pool, 5))
+        found = list(loader.ahead(lambda n: n * n, iter(range(20)), pool, 5))
         assert found == [(n, n * n) for n in range(20)]
         with pytest.raises(ZeroDivisionError):
-            list(feed.ahead(lambda n: 1 // n, iter(range(3)), pool, 2))
+            list(loader.ahead(lambda n: 1 // n, iter(range(3)), pool, 2))
 
 
 def test_who_is_held_back_depends_on_its_key_alone() -> None:
     keys = [f"clip{i // 2}" for i in range(200)]  # two clips of each of 100 videos
-    training, held = feed.split(keys, 0.1)
+    training, held = loader.split(keys, 0.1)
     assert 4 <= len(held) // 2 <= 18
     assert {keys[i] for i in held}.isdisjoint({keys[i] for i in training})
-    fewer, still = feed.split(keys[:100], 0.1)
+    fewer, still = loader.split(keys[:100], 0.1)
     assert {keys[i] for i in still} - {min({keys[i] for i in still})} <= {keys[i] for i in held} | {
         keys[i] for i in still[:2]
     }
     assert len(fewer) + len(still) == 100
-    assert len({keys[i] for i in feed.split(keys, 3)[1]}) == 3
-    assert feed.split(keys, 0) == (list(range(200)), [])
-    assert feed.split(["a"], 0.5) == ([0], [])
-    assert len(feed.split(["a", "b"], 2)[0]) == 1
+    assert len({keys[i] for i in loader.split(keys, 3)[1]}) == 3
+    assert loader.split(keys, 0) == (list(range(200)), [])
+    assert loader.split(["a"], 0.5) == ([0], [])
+    assert len(loader.split(["a", "b"], 2)[0]) == 1
 
 
 def test_generators_go_back_to_where_they_were() -> None:
@@ -109,7 +109,7 @@ def test_trackers_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) ->
     assert log.trackers(TrainConfig(log_with="none")) == []
     monkeypatch.setattr(log, "_installed", lambda name: False)
     assert log.trackers(TrainConfig()) == []
-    with pytest.raises(MissingPackageError, match=r"pip install musubi\[wandb\]"):
+    with pytest.raises(MissingPackageError, match=r"pip install musubi-diffusion\[wandb\]"):
         log.trackers(TrainConfig(log_with="wandb"))
 
 

@@ -14,7 +14,7 @@ from musubi.plugin import Quiet
 from musubi.train.preview import Gallery, read_prompts
 
 
-class FakeSession:
+class FakePipeline:
     def __init__(self, broken: str = "") -> None:
         self.broken = broken
 
@@ -48,7 +48,7 @@ def test_prompts_get_a_seed_that_stays(toy) -> None:
 def test_names_and_failures(toy, tmp_path: Path) -> None:
     report = Quiet()
     gallery = Gallery(
-        FakeSession(broken="a cow"),
+        FakePipeline(broken="a cow"),
         prompts_of(toy, "a cat --f 5 --d 7\na cow\na dog\n"),
         tmp_path / "sample",
         "cat",
@@ -74,7 +74,7 @@ def test_a_full_device_is_told_in_the_words_of_the_plan(toy, tmp_path: Path) -> 
     asked = []
 
     @contextmanager
-    def rescued(where, recipe):
+    def explained(where, recipe):
         asked.append((where, recipe.prompt))
         try:
             yield
@@ -83,9 +83,9 @@ def test_a_full_device_is_told_in_the_words_of_the_plan(toy, tmp_path: Path) -> 
 
     report = Quiet()
     prompts = prompts_of(toy, "a cow\na dog\n")
-    session = FakeSession(broken="a cow")
+    pipeline = FakePipeline(broken="a cow")
     folder = tmp_path / "sample"
-    Gallery(session, prompts, folder, "cat", facts={}, report=report, rescued=rescued).draw(
+    Gallery(pipeline, prompts, folder, "cat", facts={}, report=report, explained=explained).draw(
         step=3, epoch=None
     )
     assert asked == [("sample", "a cow"), ("sample", "a dog"), ("decode", "a dog")]

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from musubi.errors import RunError, StoppedError
+from musubi.pages import columns
 from musubi.plugin import Quiet
-from musubi.train.run import Processes
 from musubi.train.signals import Stop
+from musubi.train.train_loop import Processes
 
 
 def lines(folder: Path) -> list[dict]:
@@ -70,10 +71,27 @@ def test_a_killed_run_ends_where_the_undisturbed_one_ends(
 
     assert same(weights(calm), weights(resumed))
     assert same(optimizer_of(calm), optimizer_of(resumed))
-    metrics = [tmp_path / name / "toy" / "metrics.jsonl" for name in ("calm", "killed")]
-    assert metrics[0].read_bytes() == metrics[1].read_bytes()
+    metrics = [
+        columns.learned(columns.read(tmp_path / name / "toy" / "metrics.jsonl"))
+        for name in ("calm", "killed")
+    ]
+    assert metrics[0] == metrics[1]
+    assert len([line for line in metrics[0] if columns.LOSS.key in line]) == calm.total
     finals = [tmp_path / name / "toy.safetensors" for name in ("calm", "killed")]
     assert finals[0].read_bytes() == finals[1].read_bytes()
+
+
+def test_every_step_says_what_it_took(world, tmp_path: Path) -> None:
+    run = world.make(tmp_path, max_train_steps=3)
+    run.train()
+    for line in columns.read(tmp_path / "toy" / "metrics.jsonl"):
+        assert set(line) - {"step", "epoch"} <= {c.key for c in columns.COLUMNS}
+        assert 0 < line["seconds"] < 60 and 0 < line["memory/host"] < 1000
+        assert line["tokens"] in (
+            1,
+            2,
+        )  # 1 x 2 x 2 cells are one token; the last batch has one item
+        assert columns.MEASURED.isdisjoint(columns.learned([line])[0])
 
 
 def test_the_loss_falls_and_every_step_is_told(world, tmp_path: Path) -> None:
@@ -83,7 +101,9 @@ def test_the_loss_falls_and_every_step_is_told(world, tmp_path: Path) -> None:
     assert [entry["step"] for entry in told] == list(range(1, 61))
     assert [entry["epoch"] for entry in told[:9]] == [1] * 4 + [2] * 4 + [3]
     assert told[-1]["loss/average"] < told[3]["loss/average"]
-    assert set(told[0]) == {"step", "epoch", "loss/current", "loss/average", "lr/unet", "grad_norm"}
+    assert set(columns.learned(told)[0]) == {
+        *("step", "epoch", "loss/current", "loss/average", "lr/unet", "grad_norm", "tokens")
+    }
 
 
 def test_an_epoch_visits_every_item_once(world, tmp_path: Path) -> None:
@@ -126,7 +146,8 @@ def test_two_processes_equal_accumulation_on_one(world, weights, tmp_path: Path)
         thread.join(timeout=60)
     assert same(weights(runs[0]), weights(runs[1]))
     assert same(weights(alone), weights(runs[0]))
-    for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+    told = [columns.learned(lines(tmp_path / name)) for name in ("one", "two")]
+    for a, b in zip(*told, strict=True):
         assert a == pytest.approx(b)
 
 
@@ -162,16 +183,16 @@ def test_the_last_epoch_has_no_checkpoint_of_its_own(world, tmp_path: Path) -> N
 def test_a_full_disk_leaves_the_previous_checkpoint(
     world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from musubi.train import trainee
+    from musubi.train import trainable
 
-    real = trainee.save
+    real = trainable.save
 
     def full(path: Path, tensors: dict, metadata: dict) -> None:
         if "step00000004" in path.name:
             raise RunError(f"{path} could not be written: the disk is full.", fix="Make room.")
         real(path, tensors, metadata)
 
-    monkeypatch.setattr(trainee, "save", full)
+    monkeypatch.setattr(trainable, "save", full)
     run = world.make(tmp_path, save_every_n_steps=2, save_last_n_steps=0)
     with pytest.raises(RunError, match=r"toy-step00000002\.safetensors, is intact"):
         run.train()
@@ -206,7 +227,8 @@ def test_a_signal_finishes_the_step_and_saves_the_state(
     resumed = world.make(tmp_path / "stopped", resume="auto")
     resumed.train()
     assert same(weights(calm), weights(resumed))
-    assert lines(tmp_path / "calm") == lines(tmp_path / "stopped")
+    told = [columns.learned(lines(tmp_path / name)) for name in ("calm", "stopped")]
+    assert told[0] == told[1]
 
 
 def test_a_second_signal_stops_now() -> None:
@@ -255,7 +277,7 @@ def test_previews_leave_no_trace_and_come_after_the_checkpoint(
         def draw(self, *, step: int, epoch: int | None) -> None:
             torch.rand(7)
             saved = (tmp_path / "b" / f"toy-step{step:08d}.safetensors").exists()
-            assert not run.trainee.dit.training
+            assert not run.trainable.dit.training
             drawn.append((step, epoch, saved))
 
     calm = world.make(tmp_path / "a", dropout=0.2)

@@ -102,7 +102,7 @@ def test_what_the_system_refuses_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(files, "read_header", refused)
-    _refused(tmp_path / "x.safetensors", r"x\.safetensors cannot be read: Permission denied\.")
+    _refused(tmp_path / "x.safetensors", r"x\.safetensors cannot be read: permission is denied\.")
     _refused(tmp_path / ("x" * 5000), "cannot be read")
 
 

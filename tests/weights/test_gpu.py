@@ -4,7 +4,7 @@ from torch import nn
 
 from musubi.errors import CheckpointError
 from musubi.plugin import KeyMap
-from musubi.weights import reading
+from musubi.weights import stream_in
 from musubi.weights.load import load
 from musubi.weights.write import save
 
@@ -53,7 +53,7 @@ def test_a_device_gets_what_the_host_gets(
     toy, toy_tensors, write, monkeypatch, chunk, transform, dtype
 ):
     if chunk is not None:
-        monkeypatch.setattr(reading, "CHUNK", chunk)
+        monkeypatch.setattr(stream_in, "CHUNK", chunk)
     given = toy_tensors(256, torch.bfloat16)
     theirs = {f"net.{n}": given[n] for n in ("table.weight", "extra", "count")}
     for i, part in enumerate("qkv"):
@@ -99,9 +99,9 @@ def test_homes_on_the_host_are_filled_straight_and_from_the_device(toy, toy_tens
             return self.homes.get(name)
 
     given = toy_tensors(256, torch.bfloat16)
-    placing = Homes()
-    module = load(toy, write(given), device="cuda", placing=placing)
-    for name, home in placing.homes.items():
+    placement = Homes()
+    module = load(toy, write(given), device="cuda", placement=placement)
+    for name, home in placement.homes.items():
         found = module.get_parameter(name)
         assert found.data_ptr() == home.data_ptr()
         assert torch.equal(found, given[name].to(home.dtype))

@@ -7,6 +7,7 @@ from musubi.weights.dtypes import FP8
 from musubi.weights.scaled import expand
 
 KINDS = sorted(FP8, key=str)
+FP8_KIND = torch.float8_e4m3fn
 
 
 @pytest.fixture(autouse=True, params=[1, 3])
@@ -51,3 +52,26 @@ def test_single_numbers_and_slices():
     assert torch.equal(expand("x", weight.T, None), weight.float().T)
     with pytest.raises(CheckpointError, match="scale of 'x' has the shape"):
         expand("x", torch.tensor(2.0).to(torch.float8_e4m3fn), torch.ones(2))
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(0.3), torch.rand(10), torch.rand(10, 1)])
+def test_integers_stand_for_their_multiples_of_a_scale(scale):
+    weight = torch.randint(-127, 128, (10, 7), dtype=torch.int8)
+    exact = weight.float() * (scale.reshape(-1, 1) if scale.ndim else scale)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert torch.equal(expand("x", weight, scale, dtype), exact.to(dtype))
+
+
+def test_integers_of_other_widths_are_refused():
+    with pytest.raises(CheckpointError, match=r"quantised as torch\.int16"):
+        expand("x", torch.ones(2, 2, dtype=torch.int16), torch.ones(2))
+
+
+def test_integers_are_kept_only_with_scales():
+    shapes = {"a": (4, 4), "b": (4, 4), "sa": (4, 1), "sb": ()}
+    dtypes = {"a": torch.int8, "b": torch.int8}
+    assert scaled.joinable(["a", "b"], shapes, dtypes, {"a": "sa", "b": "sb"})
+    assert not scaled.joinable(["a", "b"], shapes, dtypes, {"a": "sa"})
+    assert not scaled.joinable(
+        ["a", "b"], shapes, {**dtypes, "b": FP8_KIND}, {"a": "sa", "b": "sb"}
+    )

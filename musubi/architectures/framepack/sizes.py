@@ -1,6 +1,6 @@
 """The denoiser's sizes and traits. Plain data: no torch in this file."""
 
-from musubi.plugin import LoraNames, LoraTargets, Traits
+from musubi.plugin import LoraTargets, Traits
 
 FULL = {
     "hidden": 3072,
@@ -49,7 +49,7 @@ DIT_TRAITS = Traits(
         _DOUBLE + r"(norm1|norm1_context)\.linear\.weight",
         _SINGLE + r"(attn\.to_[qkv]|proj_mlp|proj_out|norm\.linear)\.weight",
     ),
-    tokenwise=(_DOUBLE + r"(ff|ff_context)",),
+    per_token=(_DOUBLE + r"(ff|ff_context)",),
     swap=swapped,
     lora=LoraTargets(
         include=(r"(single_)?transformer_blocks\.\d+\..*",),
@@ -64,5 +64,4 @@ DIT_TRAITS = Traits(
             "single_blocks": (r"single_transformer_blocks\.\d+\..*",),
         },
     ),
-    lora_names=(LoraNames(program="ComfyUI", prefix="transformer."),),
 )

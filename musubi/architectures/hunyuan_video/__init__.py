@@ -31,7 +31,7 @@ DIT = Component(
     build=Lazy("musubi.architectures.hunyuan_video.dit:HunyuanDiT"),
     infer=Lazy("musubi.architectures.hunyuan_video.dit:infer"),
     dialects=keys.DIT,
-    strangers={
+    foreign_keys={
         "clean_x_embedder.proj.weight": "a FramePack denoiser",
         "image_projection.up.weight": "a FramePack denoiser",
         "vision_in.proj.0.weight": "a HunyuanVideo 1.5 denoiser",
@@ -117,7 +117,7 @@ OPTIONS = (
         help="Encode in overlapping spatial tiles: less memory, slightly different latents. "
         "Decoding always uses tiles.",
         commands=("cache latents", "train"),
-        recorded=True,
+        affects_cache=True,
     ),
     Option(
         name="vae_spatial_tile_sample_min_size",
@@ -125,14 +125,14 @@ OPTIONS = (
         help="Side of a VAE tile in pixels, a multiple of 32; encoding then uses tiles too. "
         "256 when not given.",
         commands=("cache latents", "train", "generate"),
-        recorded=True,
+        affects_cache=True,
     ),
     Option(
         name="vae_temporal_tile_sample_min_size",
         type=int,
         help="Frames of a temporal VAE tile, a multiple of 16; all at once when not given.",
         commands=("cache latents", "train", "generate"),
-        recorded=True,
+        affects_cache=True,
     ),
     Option(
         name="vae_chunk_size",
@@ -145,7 +145,7 @@ OPTIONS = (
         type=int,
         help="Store a sample of the VAE's posterior, drawn with this seed; its mean when not given.",
         commands=("cache latents", "train"),
-        recorded=True,
+        affects_cache=True,
     ),
     Option(
         name="guidance_scale",
@@ -188,7 +188,7 @@ OPTIONS = (
         default=False,
         help="Use LoRA files in the double blocks only.",
         commands=("generate", "lora merge"),
-        spares=r"single_blocks\..*",
+        lora_exclude=r"single_blocks\..*",
     ),
 )
 

@@ -26,7 +26,7 @@ from musubi.errors import CheckpointError
 from musubi.nn import rope
 from musubi.nn.attention import attention
 from musubi.nn.linear import PatchEmbedding, PreciseLinear
-from musubi.nn.norm import RMSNorm, modulated
+from musubi.nn.norm import RMSNorm, gated, modulated
 from musubi.plugin import Shapes
 
 PATCH = (1, 2, 2)
@@ -117,8 +117,12 @@ class DoubleBlock(nn.Module):
         """
         i_shift, i_scale, i_gate, i_shift2, i_scale2, i_gate2 = self.img_mod(vec, img.dtype)
         t_shift, t_scale, t_gate, t_shift2, t_scale2, t_gate2 = self.txt_mod(vec, txt.dtype)
-        iq, ik, iv = split_heads(self.img_attn_qkv(modulated(img, i_shift, i_scale).to(img.dtype)))
-        tq, tk, tv = split_heads(self.txt_attn_qkv(modulated(txt, t_shift, t_scale).to(txt.dtype)))
+        iq, ik, iv = split_heads(
+            self.img_attn_qkv(modulated(img, i_shift, i_scale, dtype=img.dtype))
+        )
+        tq, tk, tv = split_heads(
+            self.txt_attn_qkv(modulated(txt, t_shift, t_scale, dtype=txt.dtype))
+        )
         iq = rope.rotate(self.img_attn_q_norm(iq), cos, sin)
         ik = rope.rotate(self.img_attn_k_norm(ik), cos, sin)
         tq, tk = self.txt_attn_q_norm(tq), self.txt_attn_k_norm(tk)
@@ -126,10 +130,10 @@ class DoubleBlock(nn.Module):
             torch.cat([iq, tq], 1), torch.cat([ik, tk], 1), torch.cat([iv, tv], 1), lengths=lengths
         ).flatten(2)
         seen, read = joint[:, : img.shape[1]], joint[:, img.shape[1] :]
-        img = _added(img, self.img_attn_proj(seen), i_gate)
-        txt = _added(txt, self.txt_attn_proj(read), t_gate)
-        img = _added(img, self.img_mlp(modulated(img, i_shift2, i_scale2).to(img.dtype)), i_gate2)
-        txt = _added(txt, self.txt_mlp(modulated(txt, t_shift2, t_scale2).to(txt.dtype)), t_gate2)
+        img = gated(img, self.img_attn_proj(seen), i_gate)
+        txt = gated(txt, self.txt_attn_proj(read), t_gate)
+        img = gated(img, self.img_mlp(modulated(img, i_shift2, i_scale2, dtype=img.dtype)), i_gate2)
+        txt = gated(txt, self.txt_mlp(modulated(txt, t_shift2, t_scale2, dtype=txt.dtype)), t_gate2)
         return img, txt
 
 
@@ -163,14 +167,14 @@ class SingleBlock(nn.Module):
         """
         dim = x.shape[-1]
         shift, scale, gate = self.modulation(vec, x.dtype)
-        y = self.linear1(modulated(x, shift, scale).to(x.dtype))
+        y = self.linear1(modulated(x, shift, scale, dtype=x.dtype))
         qkv, hidden = y.split([3 * dim, MLP_RATIO * dim], dim=-1)
         q, k, v = split_heads(qkv)
         q = rope.rotate(self.q_norm(q), cos, sin)
         k = rope.rotate(self.k_norm(k), cos, sin)
         seen = attention(q, k, v, lengths=lengths).flatten(2)
         y = self.linear2(torch.cat([seen, F.gelu(hidden, approximate="tanh")], dim=-1))
-        return _added(x, y, gate)
+        return gated(x, y, gate)
 
 
 class FinalLayer(nn.Module):
@@ -293,10 +297,6 @@ class HunyuanDiT(nn.Module):
         if guidance is None:
             raise ValueError("this checkpoint was distilled with guidance: its scale is an input")
         return vec + self.guidance_in(guidance)
-
-
-def _added(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    return torch.addcmul(x.float(), y.float(), gate).to(x.dtype)
 
 
 def _packed(

@@ -1,6 +1,6 @@
 """The denoiser's sizes and traits. Plain data: no torch in this file."""
 
-from musubi.plugin import LoraNames, LoraTargets, Traits
+from musubi.plugin import LoraTargets, Traits
 
 FULL = {
     "hidden": 3072,
@@ -49,7 +49,7 @@ DIT_TRAITS = Traits(
         _DOUBLE + r"(attn_qkv|attn_proj|mlp\.fc[12]|mod\.linear)\.weight",
         r"single_blocks\.\d+\.(linear[12]|modulation\.linear)\.weight",
     ),
-    tokenwise=(_DOUBLE + "mlp",),
+    per_token=(_DOUBLE + "mlp",),
     swap=swapped,
     lora=LoraTargets(
         include=(r"(double|single)_blocks\.\d+\..*",),
@@ -60,13 +60,5 @@ DIT_TRAITS = Traits(
             "double_blocks": (r"double_blocks\.\d+\..*",),
             "single_blocks": (r"single_blocks\.\d+\..*",),
         },
-    ),
-    # diffusers knows the original names under either prefix, and reads no alpha.
-    lora_names=(
-        LoraNames(
-            program="diffusers", prefix="diffusion_model.", down=("lora_A",), alpha="refused"
-        ),
-        LoraNames(program="diffusers", prefix="transformer.", down=("lora_A",), alpha="refused"),
-        LoraNames(program="ComfyUI", prefix="transformer."),
     ),
 )

@@ -8,7 +8,6 @@ from musubi.plugin import (
     Component,
     Field,
     Lazy,
-    LoraNames,
     LoraTargets,
     Option,
     Publication,
@@ -33,7 +32,7 @@ DIT = Component(
     build=Lazy("musubi.architectures.wan.dit:WanDiT"),
     infer=Lazy("musubi.architectures.wan.dit:infer"),
     dialects=keys.DIT,
-    strangers={
+    foreign_keys={
         "double_blocks.0.img_attn.qkv.weight": "a FLUX denoiser",
         "transformer_blocks.0.attn.to_q.weight": "a denoiser of another architecture",
         "visual.transformer.resblocks.0.attn.in_proj_weight": "a CLIP image encoder",
@@ -47,7 +46,7 @@ DIT = Component(
             r"blocks\.\d+\.(self_attn|cross_attn)\.(q|k|v|o|k_img|v_img)\.weight",
             r"blocks\.\d+\.ffn\.[02]\.weight",
         ),
-        tokenwise=(r"blocks\.\d+\.ffn",),
+        per_token=(r"blocks\.\d+\.ffn",),
         lora=LoraTargets(
             include=(r"blocks\.\d+\..*",),
             exclude=(
@@ -60,17 +59,6 @@ DIT = Component(
                 "mlp": (r"blocks\.\d+\.ffn\..*",),
             },
         ),
-        # Its converters take a layer after the other out of the file, and refuse what is left.
-        lora_names=(
-            LoraNames(program="diffusers", prefix="diffusion_model.", demands="known"),
-            LoraNames(
-                program="diffusers",
-                prefix="lora_unet_",
-                down=("lora_down",),
-                alpha="needed",
-                demands="all",
-            ),
-        ),
     ),
     dtype="file",
     tiny={
@@ -82,6 +70,8 @@ DIT = Component(
         "out_dim": 16,
         "text_dim": 32,
         "freq_dim": 256,
+        "reference": False,
+        "vace_layers": 0,
     },
 )
 
@@ -97,7 +87,7 @@ T2V = Sampling(
     guidance_scale=5.0,
     frames=81,
     solver="unipc",
-    solvers=("unipc", "dpm++", "vanilla"),
+    solvers=("unipc", "dpm++", "vanilla", "lcm"),
     negative_prompt=NEGATIVE_PROMPT,
 )
 T2I = Sampling(
@@ -106,7 +96,7 @@ T2I = Sampling(
     guidance_scale=5.0,
     frames=1,
     solver="unipc",
-    solvers=("unipc", "dpm++", "vanilla"),
+    solvers=("unipc", "dpm++", "vanilla", "lcm"),
     negative_prompt=NEGATIVE_PROMPT,
 )
 
@@ -153,7 +143,7 @@ OPTIONS = (
         default=False,
         help="Encode and decode in overlapping spatial tiles: less memory, slightly different frames.",
         commands=("cache latents", "train", "generate"),
-        recorded=True,
+        affects_cache=True,
     ),
     Option(
         name="vae_tile_size",
@@ -161,7 +151,7 @@ OPTIONS = (
         default=256,
         help="Side of a VAE tile in pixels, a multiple of 32, when tiling.",
         commands=("cache latents", "train", "generate"),
-        recorded=True,
+        affects_cache=True,
     ),
     Option(
         name="slg_layers",

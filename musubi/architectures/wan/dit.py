@@ -1,6 +1,7 @@
 """Wan's denoiser, with the module names of the released checkpoints.
 
-Axes: B batch, C channels, F frames, H, W (latent cells), L video tokens, T text tokens, D width.
+Axes: B batch, C channels, F frames, H, W (latent cells), L video tokens, T text tokens, D width,
+G groups of tokens that share a time: 1, or as many as frames.
 Wan et al., https://arxiv.org/abs/2503.20314. Order of reading: `WanDiT.forward`, then `Block`.
 """
 
@@ -14,17 +15,19 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from musubi.architectures.wan.image import ImageEmbedding
+from musubi.architectures.wan.image import FEATURES, ImageEmbedding
 from musubi.errors import CheckpointError
 from musubi.nn import rope
 from musubi.nn.attention import attention
 from musubi.nn.linear import PatchEmbedding, PreciseLinear
-from musubi.nn.norm import LayerNorm, RMSNorm, modulated
+from musubi.nn.norm import LayerNorm, RMSNorm, gated, modulated
 from musubi.plugin import Shapes
 
 HEAD = 128
 PATCH = (1, 2, 2)
 TEXT_TOKENS = 512
+VACE_CHANNELS = 96
+"""Latents of what is kept and of what is changed (16 each), and 64 of the mask's 8x8 pixels."""
 THETA = 10000.0
 # Of a head's 128 dimensions 44 turn with time, 42 with height, 42 with width.
 ROPE_SIZES = (HEAD - 4 * (HEAD // 6), 2 * (HEAD // 6), 2 * (HEAD // 6))
@@ -106,18 +109,46 @@ class Block(nn.Module):
 
         Args:
             x: Video tokens.
-            e: The time, B 6 D, float32: shift, scale and gate of attention, then of feed-forward.
+            e: The time, B 6 D, float32: shift, scale and gate of attention, then of feed-forward;
+                B G 6 D where groups of tokens have times of their own.
             text: B T D.
             cos: (L, 64).
             sin: (L, 64).
             image: B I D.
         """
-        shift, scale, gate, shift2, scale2, gate2 = (self.modulation.float() + e).chunk(6, dim=1)
-        y = self.self_attn(modulated(x, shift, scale).to(x.dtype), cos, sin)
-        x = torch.addcmul(x.float(), y.float(), gate).to(x.dtype)
+        shift, scale, gate, shift2, scale2, gate2 = (self.modulation.float() + e).chunk(6, dim=-2)
+        y = self.self_attn(_modulated(x, shift, scale, dtype=x.dtype), cos, sin)
+        x = _gated(x, y, gate)
         x = x + self.cross_attn(self.norm3(x), text, image).to(x.dtype)
-        y = self.ffn(modulated(x, shift2, scale2).to(x.dtype))
-        return torch.addcmul(x.float(), y.float(), gate2).to(x.dtype)
+        y = self.ffn(_modulated(x, shift2, scale2, dtype=x.dtype))
+        return _gated(x, y, gate2)
+
+
+class ControlBlock(Block):
+    """A block of VACE's (https://arxiv.org/abs/2503.07598): it reads the control tokens as a block
+    reads the video's, and makes of them what is added to the video behind one of the blocks.
+    """
+
+    def __init__(self, dim: int, ffn_dim: int, *, image: bool, first: bool) -> None:
+        super().__init__(dim, ffn_dim, image=image)
+        if first:
+            self.before_proj = nn.Linear(dim, dim)
+        self.after_proj = nn.Linear(dim, dim)
+
+    def forward(  # type: ignore[override]
+        self, state: torch.Tensor, tokens: torch.Tensor, *shared: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The hint, and the control tokens for the next; all B L D.
+
+        Args:
+            state: Control tokens.
+            tokens: Video tokens, before the first block.
+            shared: The time, the text, positions and image, as for `Block`.
+        """
+        if hasattr(self, "before_proj"):
+            state = self.before_proj(state) + tokens
+        state = super().forward(state, *shared)
+        return self.after_proj(state), state
 
 
 class Head(nn.Module):
@@ -129,16 +160,16 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
 
     def forward(self, x: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-        """B L D and the time embedding B D to B L (patch · channels)."""
-        shift, scale = (self.modulation.float() + e[:, None]).chunk(2, dim=1)
-        return self.head(modulated(x, shift, scale))
+        """B L D and the time embedding B D (or B G D) to B L (patch · channels)."""
+        shift, scale = (self.modulation.float() + e.unsqueeze(-2)).chunk(2, dim=-2)
+        return self.head(_modulated(x, shift, scale))
 
 
 class WanDiT(nn.Module):
     """The velocity of latents at a time, given text and whatever the task adds.
 
     Args:
-        family: "t2v"; "i2v" has an image embedding, and "flf2v" positions for two of them.
+        family: "i2v" has an image embedding, "flf2v" also positions for two images, "t2v" neither.
         dim: Width; a multiple of 128, the head size.
         ffn_dim: Width of the feed-forward layers.
         num_layers: Number of blocks.
@@ -146,9 +177,13 @@ class WanDiT(nn.Module):
         out_dim: Channels of the velocity.
         text_dim: Width of the text encoder.
         freq_dim: Width of the sinusoidal time embedding.
+        image_dim: Width of the image features.
+        reference: Whether a reference image can stand before the video (Fun-Control 1.1).
+        vace_layers: Number of control blocks beside the blocks (VACE); 0 where there are none.
+        vace_dim: Channels of what the control blocks read.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one for each size that a file shows
         self,
         *,
         family: str,
@@ -159,6 +194,10 @@ class WanDiT(nn.Module):
         out_dim: int,
         text_dim: int,
         freq_dim: int,
+        image_dim: int = FEATURES,
+        reference: bool = False,
+        vace_layers: int = 0,
+        vace_dim: int = VACE_CHANNELS,
     ) -> None:
         super().__init__()
         self.freq_dim = freq_dim
@@ -174,10 +213,19 @@ class WanDiT(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, ffn_dim, image=image) for _ in range(num_layers))
         self.head = Head(dim, PATCH[0] * PATCH[1] * PATCH[2] * out_dim)
         if image:
-            self.img_emb = ImageEmbedding(dim, positions=family == "flf2v")
+            self.img_emb = ImageEmbedding(dim, image_dim, positions=family == "flf2v")
+        if reference:
+            self.ref_conv = nn.Conv2d(out_dim, dim, PATCH[1:], stride=PATCH[1:])
+        if vace_layers:
+            self.vace_patch_embedding = PatchEmbedding(vace_dim, dim, PATCH)
+            self.vace_blocks = nn.ModuleList(
+                ControlBlock(dim, ffn_dim, image=image, first=number == 0)
+                for number in range(vace_layers)
+            )
+            self._every = -(-num_layers // vace_layers)
         self._tables = rope.Tables(ROPE_SIZES, theta=THETA)
 
-    def forward(
+    def forward(  # noqa: PLR0913 - each task brings its own
         self,
         x: torch.Tensor,
         t: torch.Tensor,
@@ -185,6 +233,9 @@ class WanDiT(nn.Module):
         *,
         joined: torch.Tensor | None = None,
         clip: torch.Tensor | None = None,
+        reference: torch.Tensor | None = None,
+        control: torch.Tensor | None = None,
+        control_scale: float = 1.0,
         frame_positions: Sequence[int] | None = None,
         skip: Collection[int] = (),
     ) -> torch.Tensor:
@@ -192,11 +243,14 @@ class WanDiT(nn.Module):
 
         Args:
             x: Noisy latents, B C F H W, H and W even.
-            t: (B,), 0 clean to 1 noise.
+            t: (B,), 0 clean to 1 noise; or (B, F), a time for each latent frame.
             text: One (T, D) a sample, or B T D; padded with zeros to 512 tokens, which the model
                 was trained to attend to.
             joined: What the task puts beside the latents along the channels, B C' F H W.
             clip: Image features, B I 1280, for checkpoints with an image embedding.
+            reference: Latents of a reference image, B C H W; it comes before the video in time.
+            control: What the control blocks read, B C'' F H W, for checkpoints that have some.
+            control_scale: Weight of what the control blocks add.
             frame_positions: The time position of each latent frame; None counts from 0.
             skip: Numbers of blocks to leave out (skip-layer guidance).
         """
@@ -209,21 +263,27 @@ class WanDiT(nn.Module):
         if joined is not None:
             x = torch.cat([x, joined.to(x.dtype)], dim=1)
         tokens = self.patch_embedding(x).to(dtype)
+        positions = frame_positions or range(frames)
+        before = 0
+        if reference is not None:
+            first = self.ref_conv(reference.to(self.ref_conv.weight.dtype)).to(dtype)
+            tokens = torch.cat([first.flatten(2).transpose(1, 2), tokens], dim=1)
+            before = tokens.shape[1] // (frames + 1)
+            positions = [0, *(p + 1 for p in positions)]
         time = self.time_embedding(sinusoid(t, self.freq_dim))
-        e = self.time_projection(time).unflatten(1, (6, -1))
+        e = self.time_projection(time).unflatten(-1, (6, -1))
         words = self.text_embedding(_padded(text, dtype)).to(dtype)
         image = None if clip is None else self.img_emb(clip).to(dtype)
-        axes = (
-            frame_positions or range(frames),
-            range(height // PATCH[1]),
-            range(width // PATCH[2]),
-        )
-        cos, sin = self._tables(axes, x.device)
+        axes = (positions, range(height // PATCH[1]), range(width // PATCH[2]))
+        shared = (e, words, *self._tables(axes, x.device), image)
+        hints = self._hints(control, tokens, shared)
         for number, block in enumerate(self.blocks):
             if number not in skip:
-                tokens = block(tokens, e, words, cos, sin, image)
+                tokens = block(tokens, *shared)
+            if hints and number % self._every == 0:
+                tokens = tokens + hints[number // self._every] * control_scale
         return rearrange(
-            self.head(tokens, time),
+            self.head(tokens[:, before:], time),
             "b (f h w) (p q r c) -> b c (f p) (h q) (w r)",
             f=frames // PATCH[0],
             h=height // PATCH[1],
@@ -233,9 +293,44 @@ class WanDiT(nn.Module):
             r=PATCH[2],
         )
 
+    def _hints(
+        self, control: torch.Tensor | None, tokens: torch.Tensor, shared: tuple[Any, ...]
+    ) -> list[torch.Tensor]:
+        """What the control blocks add, one for each."""
+        if control is None:
+            return []
+        state = self.vace_patch_embedding(control).to(tokens.dtype)
+        hints: list[torch.Tensor] = []
+        for block in self.vace_blocks:
+            hint, state = block(state, tokens, *shared)
+            hints.append(hint)
+        return hints
+
+
+def _modulated(
+    x: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """B L D with a shift and a scale B 1 D, or B G 1 D for each group of tokens."""
+    if shift.ndim == x.ndim:
+        return modulated(x, shift, scale, dtype=dtype)
+    groups = x.unflatten(1, (shift.shape[1], -1))
+    return modulated(groups, shift, scale, dtype=dtype).flatten(1, 2)
+
+
+def _gated(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """X + y gate, summed in float32; the gate is B 1 D, or B G 1 D."""
+    if gate.ndim == x.ndim:
+        return gated(x, y, gate)
+    groups = (gate.shape[1], -1)
+    return gated(x.unflatten(1, groups), y.unflatten(1, groups), gate).flatten(1, 2)
+
 
 def sinusoid(t: torch.Tensor, dim: int) -> torch.Tensor:
-    """Cosines, then sines, of the timestep 1000 t at `dim / 2` frequencies: (B, dim), float32.
+    """Cosines, then sines, of the timestep 1000 t at `dim / 2` frequencies: (…, dim), float32.
 
     In float64, as the reference does it: at 1000, float32 is off by 8e-6. `t` itself, being
     float32, holds 1000 t only to 3e-5; rounding to 1e-4 gives back the whole timesteps that
@@ -243,8 +338,8 @@ def sinusoid(t: torch.Tensor, dim: int) -> torch.Tensor:
     """
     timestep = (t.double() * 1000).round(decimals=4)
     exponents = torch.arange(dim // 2, dtype=torch.float64, device=t.device) / (dim // 2)
-    angles = torch.outer(timestep, THETA**-exponents)
-    return torch.cat([angles.cos(), angles.sin()], dim=1).float()
+    angles = timestep.unsqueeze(-1) * THETA**-exponents
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).float()
 
 
 def _heads(x: torch.Tensor) -> torch.Tensor:
@@ -289,7 +384,14 @@ def infer(shapes: Shapes) -> dict[str, Any]:
     if "img_emb.proj.1.weight" in shapes:
         family = "flf2v" if "img_emb.emb_pos" in shapes else "i2v"
     blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
+    control = {name.split(".")[1] for name in shapes if name.startswith("vace_blocks.")}
+    found: dict[str, Any] = {}
+    if family != "t2v":
+        found["image_dim"] = shapes["img_emb.proj.1.weight"][1]
+    if control:
+        found["vace_dim"] = shapes["vace_patch_embedding.weight"][1]
     return {
+        **found,
         "family": family,
         "dim": dim,
         "ffn_dim": shapes["blocks.0.ffn.0.weight"][0],
@@ -298,4 +400,6 @@ def infer(shapes: Shapes) -> dict[str, Any]:
         "out_dim": shapes["head.head.weight"][0] // (PATCH[0] * PATCH[1] * PATCH[2]),
         "text_dim": shapes["text_embedding.0.weight"][1],
         "freq_dim": shapes["time_embedding.0.weight"][1],
+        "reference": "ref_conv.weight" in shapes,
+        "vace_layers": len(control),
     }

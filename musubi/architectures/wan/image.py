@@ -15,20 +15,21 @@ class ImageEmbedding(nn.Module):
 
     Args:
         dim: Width of the denoiser.
+        features: Width of the features.
         positions: Whether two images (first and last frame) are told apart by learned positions.
     """
 
-    def __init__(self, dim: int, *, positions: bool) -> None:
+    def __init__(self, dim: int, features: int = FEATURES, *, positions: bool) -> None:
         super().__init__()
         self.proj = nn.Sequential(
-            nn.LayerNorm(FEATURES),
-            nn.Linear(FEATURES, FEATURES),
+            nn.LayerNorm(features),
+            nn.Linear(features, features),
             nn.GELU(),
-            nn.Linear(FEATURES, dim),
+            nn.Linear(features, dim),
             nn.LayerNorm(dim),
         )
         if positions:
-            self.emb_pos = nn.Parameter(torch.zeros(1, 2 * TOKENS, FEATURES))
+            self.emb_pos = nn.Parameter(torch.zeros(1, 2 * TOKENS, features))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Features of one image, or of two joined along the tokens."""

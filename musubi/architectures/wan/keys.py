@@ -45,6 +45,17 @@ _DIT_BLOCK = renamed(
     ours="blocks.{n}.",
 )
 
+# diffusers numbers VACE's blocks as ours are, and calls their two projections in and out.
+_CONTROL_BLOCK = (
+    *(Rename(theirs=f"vace_{rule.theirs}", ours=f"vace_{rule.ours}") for rule in _DIT_BLOCK),
+    *renamed(
+        {"proj_in": "before_proj", "proj_out": "after_proj"},
+        theirs="vace_blocks.{n}.",
+        ours="vace_blocks.{n}.",
+    ),
+    Rename(theirs="vace_blocks.{n}.scale_shift_table", ours="vace_blocks.{n}.modulation"),
+)
+
 _DIT_OFFICIAL = ("patch_embedding.weight", "blocks.{n}.self_attn.q.weight")
 
 DIT = (
@@ -56,10 +67,15 @@ DIT = (
         rules=(
             *_DIT_TOP,
             *_DIT_BLOCK,
+            *_CONTROL_BLOCK,
             Rename(theirs="condition_embedder.image_embedder.pos_embed", ours="img_emb.emb_pos"),
             Rename(theirs="blocks.{n}.scale_shift_table", ours="blocks.{n}.modulation"),
             Rename(theirs="scale_shift_table", ours="head.modulation"),
         ),
-        drop=("blocks.{n}.attn2.norm_added_q.{rest}",),  # written by early conversions, never used
+        # written by early conversions, never used
+        drop=(
+            "blocks.{n}.attn2.norm_added_q.{rest}",
+            "vace_blocks.{n}.attn2.norm_added_q.{rest}",
+        ),
     ),
 )

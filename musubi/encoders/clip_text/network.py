@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from musubi.encoders.sizes import all_there, depth
-from musubi.encoders.tokens import tokenized
+from musubi.encoders.tokens import check_ids, tokenized
 from musubi.errors import CheckpointError
 from musubi.plugin import Shapes
+from musubi.weights.meta import cpu_device
 
 TOKENS = 77
 HEAD = 64
@@ -31,8 +32,9 @@ class ClipText(nn.Module):
         self, *, vocab_size: int, dim: int, ffn_dim: int, num_layers: int, positions: int
     ) -> None:
         super().__init__()
-        from transformers import CLIPTextConfig
-        from transformers.models.clip import modeling_clip
+        with cpu_device():
+            from transformers import CLIPTextConfig
+            from transformers.models.clip import modeling_clip
 
         config = CLIPTextConfig(
             vocab_size=vocab_size,
@@ -76,6 +78,9 @@ def encode(
     # The padding of CLIP's tokenizer is the end token again: the first one counts.
     ends = (tokens.ids == tokenizer.eos_token_id).int().argmax(dim=1)
     device = next(encoder.parameters()).device
+    check_ids(
+        tokens.ids, encoder.get_parameter("text_model.embeddings.token_embedding.weight").shape[0]
+    )
     pooled = encoder(tokens.ids.to(device), ends.to(device))
     return [(one.clone(), mask.clone()) for one, mask in zip(pooled, tokens.mask, strict=True)]
 

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from musubi.encoders.sizes import all_there, depth
-from musubi.encoders.tokens import tokenized
+from musubi.encoders.tokens import check_ids, tokenized
 from musubi.errors import CheckpointError
 from musubi.plugin import Shapes
+from musubi.weights.meta import cpu_device
 
 # Word for word what the model was trained with; images use it too.
 BEFORE = (
@@ -58,7 +59,8 @@ class Llama(nn.Module):
         num_kv_heads: int,
     ) -> None:
         super().__init__()
-        from transformers import LlamaConfig, LlamaModel
+        with cpu_device():
+            from transformers import LlamaConfig, LlamaModel
 
         sizes: dict[str, Any] = {"rope_theta": 500000.0}  # transformers 5 files it elsewhere
         config = LlamaConfig(
@@ -143,6 +145,7 @@ def encode(
     start = template_length(tokenizer, before)
     tokens = tokenized(tokenizer, [f"{before}{c}{AFTER}" for c in captions], length=start + TOKENS)
     device = next(encoder.parameters()).device
+    check_ids(tokens.ids, encoder.get_parameter("model.embed_tokens.weight").shape[0])
     hidden = encoder(tokens.ids.to(device), tokens.mask.to(device))
     return [
         (one[start:].clone(), mask[start:].clone())

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from musubi.encoders.sizes import all_there, depth
+from musubi.encoders.tokens import check_ids
 from musubi.errors import CheckpointError
 from musubi.plugin import Shapes
+from musubi.weights.meta import cpu_device
 
 MAX_TOKENS = 512
 
@@ -42,8 +44,9 @@ class TextEncoder(nn.Module):
         num_buckets: int,
     ) -> None:
         super().__init__()
-        from transformers import UMT5Config
-        from transformers.models.umt5.modeling_umt5 import UMT5DenseGatedActDense, UMT5Stack
+        with cpu_device():
+            from transformers import UMT5Config
+            from transformers.models.umt5.modeling_umt5 import UMT5DenseGatedActDense, UMT5Stack
 
         config = UMT5Config(
             vocab_size=vocab_size,
@@ -112,6 +115,7 @@ def encode(encoder: nn.Module, tokenizer: Any, captions: list[str]) -> list[torc
         return_tensors="pt",
     )
     mask = tokens["attention_mask"]
+    check_ids(tokens["input_ids"], encoder.get_parameter("shared.weight").shape[0])
     hidden = encoder(tokens["input_ids"].to(device), mask.to(device))
     return [one[:n].clone() for one, n in zip(hidden, mask.sum(1).tolist(), strict=True)]
 

@@ -3,7 +3,7 @@
 from musubi.plugin import KeyMap, Rename, renamed
 
 # One residual block: norm, SiLU, conv, norm, SiLU, dropout, conv.
-_RESIDUAL = {
+RESIDUAL = {
     "norm1": "residual.0",
     "conv1": "residual.2",
     "norm2": "residual.3",
@@ -12,12 +12,13 @@ _RESIDUAL = {
 }
 
 
-def _vae_middle(side: str) -> tuple[Rename, ...]:
+def vae_middle(side: str) -> tuple[Rename, ...]:
+    """Rules for what encoder and decoder have alike: the lowest level, and both ends."""
     resnets = [
         rule
         for index, place in ((0, 0), (1, 2))
         for rule in renamed(
-            _RESIDUAL,
+            RESIDUAL,
             theirs=f"{side}.mid_block.resnets.{index}.",
             ours=f"{side}.middle.{place}.",
         )
@@ -41,7 +42,7 @@ def _vae_upsamples() -> tuple[Rename, ...]:
         theirs = f"decoder.up_blocks.{group}"
         for index in range(3):
             rules += renamed(
-                _RESIDUAL,
+                RESIDUAL,
                 theirs=f"{theirs}.resnets.{index}.",
                 ours=f"decoder.upsamples.{4 * group + index}.",
             )
@@ -64,9 +65,9 @@ VAE = (
         marker=("encoder.conv_in.weight", "decoder.up_blocks.{n}.resnets.{m}.conv1.weight"),
         rules=(
             *renamed({"quant_conv": "conv1", "post_quant_conv": "conv2"}, theirs="", ours=""),
-            *_vae_middle("encoder"),
-            *_vae_middle("decoder"),
-            *renamed(_RESIDUAL, theirs="encoder.down_blocks.{n}.", ours="encoder.downsamples.{n}."),
+            *vae_middle("encoder"),
+            *vae_middle("decoder"),
+            *renamed(RESIDUAL, theirs="encoder.down_blocks.{n}.", ours="encoder.downsamples.{n}."),
             Rename(theirs="encoder.down_blocks.{n}.{rest}", ours="encoder.downsamples.{n}.{rest}"),
             *_vae_upsamples(),
         ),

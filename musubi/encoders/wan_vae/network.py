@@ -30,6 +30,7 @@ STD = (
     *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
 )
 WIDTHS = (1, 2, 4, 4)
+_WIDE = 1 << 24  # numbers in float32 at once
 RESIDUALS = 2
 SPATIAL = 8
 TEMPORAL = 4
@@ -49,8 +50,16 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """B C (F) H W."""
-        unit = F.normalize(x.float(), dim=1)
-        return (unit * (x.shape[1] ** 0.5 * self.gamma.float())).to(x.dtype)
+        gamma = x.shape[1] ** 0.5 * self.gamma.float()
+        if torch.is_grad_enabled() or x.ndim < 5:
+            return (F.normalize(x.float(), dim=1) * gamma).to(x.dtype)
+        out = torch.empty_like(x)
+        rows = max(1, _WIDE * x.shape[3] // max(1, x[:, :, :1].numel()))
+        for frame in range(x.shape[2]):  # a part of a frame at a time exists in float32
+            for top in range(0, x.shape[3], rows):
+                part = (slice(None), slice(None), slice(frame, frame + 1), slice(top, top + rows))
+                torch.mul(F.normalize(x[part].float(), dim=1), gamma, out=out[part])
+        return out
 
 
 class Layers(nn.Sequential):
@@ -71,10 +80,10 @@ class Residual(nn.Module):
         super().__init__()
         self.residual = Layers(
             ChannelNorm(in_dim, 3),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             CausalConv3d(in_dim, out_dim, 3, padding=1),
             ChannelNorm(out_dim, 3),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             nn.Dropout(0.0),
             CausalConv3d(out_dim, out_dim, 3, padding=1),
         )
@@ -112,18 +121,19 @@ class Resample(nn.Module):
     """Halve or double the picture, and, where `time` says so, the frames after the first.
 
     Args:
-        dim: Channels coming in; going up, half of them leave.
+        dim: Channels coming in; going down, as many leave.
         up: Up or down.
         time: Also in time.
+        out: Channels that leave going up; half of `dim` when not given.
     """
 
-    def __init__(self, dim: int, *, up: bool, time: bool) -> None:
+    def __init__(self, dim: int, *, up: bool, time: bool, out: int | None = None) -> None:
         super().__init__()
         self.up = up
         if up:
             self.resample = nn.Sequential(
                 nn.Upsample(scale_factor=(2.0, 2.0), mode="nearest-exact"),
-                nn.Conv2d(dim, dim // 2, 3, padding=1),
+                nn.Conv2d(dim, dim // 2 if out is None else out, 3, padding=1),
             )
         else:
             self.resample = nn.Sequential(
@@ -164,8 +174,8 @@ class Encoder(nn.Module):
             if level < len(WIDTHS) - 1:
                 layers.append(Resample(outer, up=False, time=level > 0))
         self.downsamples = Layers(*layers)
-        self.middle = _middle(widths[-1])
-        self.head = _head(widths[-1], 2 * z_dim)
+        self.middle = middle(widths[-1])
+        self.head = head(widths[-1], 2 * z_dim)
 
     def forward(self, x: torch.Tensor, stream: Stream) -> torch.Tensor:
         """A chunk B 3 F H W to B 2Z f H/8 W/8."""
@@ -180,7 +190,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [dim * w for w in (WIDTHS[-1], *reversed(WIDTHS))]
         self.conv1 = CausalConv3d(z_dim, widths[0], 3, padding=1)
-        self.middle = _middle(widths[0])
+        self.middle = middle(widths[0])
         layers: list[nn.Module] = []
         for level, (inner, outer) in enumerate(pairwise(widths)):
             inner = inner // 2 if level > 0 else inner  # the upsampler before it halves
@@ -188,20 +198,28 @@ class Decoder(nn.Module):
             if level < len(WIDTHS) - 1:
                 layers.append(Resample(outer, up=True, time=level < 2))
         self.upsamples = Layers(*layers)
-        self.head = _head(widths[-1], 3)
+        self.head = head(widths[-1], 3)
 
     def forward(self, x: torch.Tensor, stream: Stream) -> torch.Tensor:
-        """A chunk B Z f h w to B 3 F 8h 8w."""
+        """A chunk B Z f h w to B 3 F 8h 8w.
+
+        At full resolution the frames of a chunk follow one another: most of the memory is there.
+        """
         x = self.middle(self.conv1(x, stream), stream)
-        return self.head(self.upsamples(x, stream), stream)
+        start = max(i for i, layer in enumerate(self.upsamples) if isinstance(layer, Resample))
+        x, last = self.upsamples[:start](x, stream), self.upsamples[start:]
+        frames = [self.head(last(frame, stream), stream) for frame in x.split(1, dim=2)]
+        return torch.cat(frames, dim=2)
 
 
-def _middle(dim: int) -> Layers:
+def middle(dim: int) -> Layers:
+    """The layers at the lowest resolution, of encoder and decoder alike."""
     return Layers(Residual(dim, dim), FrameAttention(dim), Residual(dim, dim))
 
 
-def _head(dim: int, out: int) -> Layers:
-    return Layers(ChannelNorm(dim, 3), nn.SiLU(), CausalConv3d(dim, out, 3, padding=1))
+def head(dim: int, out: int) -> Layers:
+    """The last layers of encoder and decoder."""
+    return Layers(ChannelNorm(dim, 3), nn.SiLU(inplace=True), CausalConv3d(dim, out, 3, padding=1))
 
 
 class WanVAE(nn.Module):
@@ -210,14 +228,31 @@ class WanVAE(nn.Module):
     Args:
         dim: Width of the first layer.
         z_dim: Latent channels.
+        encoder: Takes the place of Wan2.1's encoder; Wan2.2's has another.
+        decoder: Likewise.
+        mean: Of each latent channel over the training set.
+        std: Likewise.
+        patch: Side of the squares of pixels that the encoder takes as channels of one cell.
     """
 
-    def __init__(self, *, dim: int, z_dim: int) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        z_dim: int,
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+        mean: tuple[float, ...] = MEAN,
+        std: tuple[float, ...] = STD,
+        patch: int = 1,
+    ) -> None:
         super().__init__()
-        self.encoder = Encoder(dim, z_dim)
+        self.encoder = encoder or Encoder(dim, z_dim)
         self.conv1 = CausalConv3d(2 * z_dim, 2 * z_dim, 1)
         self.conv2 = CausalConv3d(z_dim, z_dim, 1)
-        self.decoder = Decoder(dim, z_dim)
+        self.decoder = decoder or Decoder(dim, z_dim)
+        self._mean, self._std, self._patch = mean, std, patch
+        self.z_dim, self.spatial = z_dim, SPATIAL * patch
 
     @property
     def dtype(self) -> torch.dtype:
@@ -227,29 +262,33 @@ class WanVAE(nn.Module):
     def encode(
         self, frames: torch.Tensor, *, cache_on_host: bool = False, tile: int | None = None
     ) -> torch.Tensor:
-        """The posterior's mean, normalised: B 16 f H/8 W/8, float32.
+        """The posterior's mean, normalised: B Z f h w, float32; h is H/8, and H/16 of Wan2.2's.
 
         Args:
-            frames: B 3 F H W in [-1, 1]; F is 4k + 1, H and W are multiples of 8.
+            frames: B 3 F H W in [-1, 1]; F is 4k + 1, H and W are multiples of 8 (of 16).
             cache_on_host: Keep the feature cache in host memory.
             tile: Side of a spatial tile in pixels, a multiple of 32; None encodes whole frames.
         """
         count, height, width = frames.shape[2:]
-        if count % TEMPORAL != 1 or height % SPATIAL or width % SPATIAL:
-            raise ValueError(f"{count} frames of {height}x{width} are not 4k+1 of multiples of 8")
+        if count % TEMPORAL != 1 or height % self.spatial or width % self.spatial:
+            raise ValueError(
+                f"{count} frames of {height}x{width} are not 4k+1 of multiples of {self.spatial}"
+            )
 
         def whole(piece: torch.Tensor) -> torch.Tensor:
             stream = Stream(on_host=cache_on_host)
             chunks = []
             for chunk in piece.split([1] + [TEMPORAL] * (count // TEMPORAL), dim=2):
-                chunks.append(self.encoder(chunk.to(self.dtype), stream))
+                chunks.append(self.encoder(self._folded(chunk.to(self.dtype)), stream))
                 stream.first = False
             return self.conv1(torch.cat(chunks, dim=2)).chunk(2, dim=1)[0]
 
         if tile is None:
             mean = whole(frames)
         else:
-            mean = tiled(whole, frames, tile=tile, overlap=tile // 4, scale=Fraction(1, SPATIAL))
+            mean = tiled(
+                whole, frames, tile=tile, overlap=tile // 4, scale=Fraction(1, self.spatial)
+            )
         shift, scale = self._normalisation(mean.device)
         return (mean.float() - shift) / scale
 
@@ -259,32 +298,52 @@ class WanVAE(nn.Module):
         """Frames in [-1, 1], B 3 F H W, float32.
 
         Args:
-            latents: Normalised, B 16 f h w.
+            latents: Normalised, B Z f h w.
             cache_on_host: Keep the feature cache in host memory.
             tile: Side of a spatial tile in pixels, a multiple of 32; None decodes whole frames.
         """
 
         def whole(piece: torch.Tensor) -> torch.Tensor:
             stream = Stream(on_host=cache_on_host)
-            chunks = []
+            frames: torch.Tensor | None = None
+            done = 0
             for chunk in self.conv2(piece).split(1, dim=2):
-                chunks.append(self.decoder(chunk, stream).float())
+                made = self._unfolded(self.decoder(chunk, stream)).float().clamp_(-1, 1)
+                if frames is None:
+                    batch, channels, _, height, width = made.shape
+                    count = 1 + TEMPORAL * (piece.shape[2] - 1)
+                    frames = made.new_empty(batch, channels, count, height, width)
+                frames[:, :, done : done + made.shape[2]] = made
+                done += made.shape[2]
                 stream.first = False
-            return torch.cat(chunks, dim=2).clamp_(-1, 1)
+            assert frames is not None
+            return frames
 
         shift, scale = self._normalisation(latents.device)
         z = (latents.float() * scale + shift).to(self.dtype)
         if tile is None:
             return whole(z)
-        side = tile // SPATIAL
-        return tiled(whole, z, tile=side, overlap=side // 4, scale=Fraction(SPATIAL))
+        side = tile // self.spatial
+        return tiled(whole, z, tile=side, overlap=side // 4, scale=Fraction(self.spatial))
 
-    @staticmethod
-    def _normalisation(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        shape = (1, len(MEAN), 1, 1, 1)
+    def _folded(self, x: torch.Tensor) -> torch.Tensor:
+        if self._patch == 1:
+            return x
+        # Columns change slower than rows, as in the released weights.
+        p = self._patch
+        return rearrange(x, "b c f (h p) (w q) -> b (c q p) f h w", p=p, q=p)
+
+    def _unfolded(self, x: torch.Tensor) -> torch.Tensor:
+        if self._patch == 1:
+            return x
+        p = self._patch
+        return rearrange(x, "b (c q p) f h w -> b c f (h p) (w q)", p=p, q=p)
+
+    def _normalisation(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (1, len(self._mean), 1, 1, 1)
         return (
-            torch.tensor(MEAN, device=device).view(shape),
-            torch.tensor(STD, device=device).view(shape),
+            torch.tensor(self._mean, device=device).view(shape),
+            torch.tensor(self._std, device=device).view(shape),
         )
 
 

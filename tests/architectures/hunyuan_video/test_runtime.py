@@ -13,14 +13,14 @@ from musubi.architectures.hunyuan_video import ARCHITECTURE
 from musubi.architectures.hunyuan_video.runtime import HunyuanVideoRuntime
 from musubi.config.generate import GenerateConfig
 from musubi.config.options import for_architecture, own_options
+from musubi.config.recipe import build_recipe
 from musubi.config.resolve import resolve
 from musubi.config.task import choose_task
 from musubi.config.train import TrainConfig
 from musubi.encoders.hunyuan_vae.network import SCALING, Pieces
 from musubi.errors import CheckpointError, ConfigError
-from musubi.generate.recipes import build_recipe
+from musubi.estimate.trace import Recorder
 from musubi.generate.write import metadata
-from musubi.memory.trace import Recorder
 from musubi.plugin import Clip, Conditioning, Quiet, Recipe
 from musubi.testing import twins
 from musubi.train.step import move

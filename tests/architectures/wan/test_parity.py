@@ -71,6 +71,100 @@ def test_dit_with_images(family, loaded):
     assert error(ours(x, t, [text], joined=joined, clip=clip), expected) < 1e-5
 
 
+def words(text):
+    return torch.stack([torch.nn.functional.pad(t, (0, 0, 0, 512 - len(t))) for t in text])
+
+
+@pytest.mark.parametrize(("channels", "out"), [(36, 16), (48, 16), (48, 48)])
+def test_dit_with_more_channels(channels, out, loaded):
+    oracle = diffusers_dit(in_channels=channels, out_channels=out)
+    ours = loaded(DIT, oracle.state_dict())
+    found = DIT.infer({n: tuple(t.shape) for n, t in ours.state_dict().items()})
+    assert (found["family"], found["in_dim"], found["out_dim"]) == ("t2v", channels, out)
+    x, t = torch.randn(2, out, 2, 4, 6), torch.tensor([0.9, 0.1], dtype=torch.float64)
+    joined = torch.randn(2, channels - out, 2, 4, 6) if channels > out else None
+    text = [torch.randn(7, 48), torch.randn(12, 48)]
+    whole = x if joined is None else torch.cat([x, joined], 1)
+    expected = oracle(whole, t * 1000, words(text)).sample
+    assert error(ours(x, t, text, joined=joined), expected) < 1e-5
+
+
+def test_dit_with_a_time_for_each_frame(loaded):
+    oracle = diffusers_dit(in_channels=48, out_channels=48)
+    ours = loaded(DIT, oracle.state_dict())
+    x, text = torch.randn(2, 48, 3, 4, 6), [torch.randn(7, 48), torch.randn(12, 48)]
+    t = torch.tensor([[0.0, 0.9, 0.9], [0.0, 0.25, 0.5]], dtype=torch.float64)
+    tokens = (t * 1000).repeat_interleave(2 * 3, dim=1)  # each frame is 2x3 tokens
+    expected = oracle(x, tokens, words(text)).sample
+    assert error(ours(x, t, text), expected) < 1e-5
+    assert error(ours(x, t[:, 2], text), expected) > 1e-2
+
+
+def test_dit_with_a_reference_before_the_video(loaded):
+    oracle = diffusers_dit(in_channels=48, out_channels=16, image_dim=1280, added_kv_proj_dim=256)
+    convolution = fill(torch.nn.Conv2d(16, 256, 2, stride=2))
+    state = {**oracle.state_dict(), "ref_conv.weight": convolution.weight}
+    state["ref_conv.bias"] = convolution.bias
+    ours = loaded(DIT, state)
+    x, joined, t = torch.randn(1, 16, 2, 4, 4), torch.randn(1, 32, 2, 4, 4), torch.tensor([0.5])
+    reference, text, clip = (
+        torch.randn(1, 16, 4, 4),
+        [torch.randn(7, 48)],
+        torch.zeros(1, 257, 1280),
+    )
+
+    class WithReference(torch.nn.Module):
+        """The patch embedding of one frame more, whose first is the reference's tokens."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, latents):
+            first = convolution(reference)[:, :, None]
+            return torch.cat([first, self.inner(latents[:, :, 1:])], dim=2)
+
+    oracle.patch_embedding = WithReference(oracle.patch_embedding)
+    whole = torch.nn.functional.pad(torch.cat([x, joined], 1), (0, 0, 0, 0, 1, 0))
+    expected = oracle(whole, t * 1000, words(text), clip).sample[:, :, 1:]
+    found = ours(x, t, text, joined=joined, clip=clip, reference=reference)
+    assert error(found, expected) < 1e-5
+    # Zero features are not nothing: they pass the image embedding.
+    assert error(ours(x, t, text, joined=joined, reference=reference), expected) > 1e-2
+
+
+@pytest.mark.parametrize(("layers", "places"), [(4, [0, 2]), (3, [0, 2]), (2, [0, 1])])
+def test_dit_with_control_blocks(layers, places, loaded):
+    from diffusers import WanVACETransformer3DModel
+
+    torch.manual_seed(0)
+    oracle = WanVACETransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=128,
+        num_layers=layers,
+        ffn_dim=192,
+        text_dim=48,
+        vace_layers=places,
+        vace_in_channels=96,
+    )
+    fill(oracle).condition_embedder.timesteps_proj = ExactTime()
+    state = oracle.state_dict()
+    assert [d.name for d in keys.DIT if d.recognises(state)] == ["diffusers"]
+    ours = loaded(DIT, state)
+    assert DIT.infer({n: tuple(s.shape) for n, s in ours.state_dict().items()})["vace_layers"] == 2
+    x, control = torch.randn(2, 16, 2, 4, 6), torch.randn(2, 96, 2, 4, 6)
+    t, text = torch.tensor([0.9, 0.3]), [torch.randn(7, 48), torch.randn(12, 48)]
+    strength = torch.full((len(places),), 0.7)
+    expected = oracle(
+        x,
+        t * 1000,
+        words(text),
+        control_hidden_states=control,
+        control_hidden_states_scale=strength,
+    ).sample
+    assert error(ours(x, t, text, control=control, control_scale=0.7), expected) < 1e-5
+
+
 @pytest.mark.parametrize("variant", ARCHITECTURE.variants, ids=lambda v: v.name)
 def test_full_sizes_have_the_released_names_and_shapes(variant):
     from diffusers import WanTransformer3DModel

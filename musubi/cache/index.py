@@ -1,0 +1,267 @@
+"""The records of one cache directory, their heads read once."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from musubi.cache.header import RecordHeader
+from musubi.cache.store import Stored, is_whole, possible_stems, read_head
+from musubi.errors import DataError, system_reason
+from musubi.plugin.architecture import Architecture
+from musubi.plugin.report import Report
+from musubi.untrusted import parse_json, read_text
+from musubi.weights.write import atomic
+
+_READERS = 4
+"""Threads that compare records with their digests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheIndex:
+    """What lies in a cache directory.
+
+    Args:
+        directory: The directory; it need not exist.
+        media: File name to head, for names that end as media records do. None is a file that is
+            truncated, damaged, or not a record of this architecture.
+        text: The same for text records.
+        by_stem: Stem to the names of its media records that have our header.
+        foreign: Stems, as far as names tell, of media records without our header.
+    """
+
+    directory: Path
+    media: Mapping[str, Stored | None]
+    text: Mapping[str, Stored | None]
+    by_stem: Mapping[str, list[str]]
+    foreign: frozenset[str] = frozenset()
+
+    def path(self, name: str) -> Path:
+        """Where a file of that name lies."""
+        return self.directory / name
+
+
+def read_index(
+    directory: Path,
+    architecture: Architecture,
+    *,
+    media: bool = True,
+    text: bool = True,
+    whole: bool = False,
+) -> CacheIndex:
+    """Read the head of every record of one architecture in a directory.
+
+    Args:
+        directory: Nothing in it is a record when it does not exist.
+        architecture: Whose records.
+        media: Whether to read media records.
+        text: Whether to read text records.
+        whole: Whether to read the records whole and compare them with their digests, which takes as
+            long as the disk needs.
+    """
+    endings = {
+        "media": f"_{architecture.suffix}.safetensors",
+        "text": f"_{architecture.suffix}_te.safetensors",
+    }
+    found: dict[str, list[str]] = {"media": [], "text": []}
+    if directory.is_dir():
+        for name in sorted(os.listdir(directory)):  # noqa: PTH208 - names are all that is needed
+            for kind, ending in endings.items():
+                if name.endswith(ending):
+                    found[kind].append(name)
+    heads = {
+        "media": _heads(directory, found["media"] if media else [], architecture),
+        "text": _heads(directory, found["text"] if text else [], architecture),
+    }
+    if whole:
+        heads = {kind: _compared(directory, found) for kind, found in heads.items()}
+    by_stem: dict[str, list[str]] = {}
+    foreign: set[str] = set()
+    for name, head in heads["media"].items():
+        if head is not None and head.header is not None:
+            by_stem.setdefault(head.header.stem, []).append(name)
+        elif head is not None:
+            foreign.update(possible_stems(name))
+    return CacheIndex(
+        directory=directory,
+        media=heads["media"],
+        text=heads["text"],
+        by_stem=by_stem,
+        foreign=frozenset(foreign),
+    )
+
+
+def as_cached(
+    directories: Iterable[Path], architecture: Architecture, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The architecture's own options, with those that shape records as the records were made.
+
+    Training need not be told again what caching was told: an option that has its default takes the
+    value that the first record names. So does one that generation has as well, since in training it
+    says how previews are decoded.
+
+    Args:
+        directories: Of the records.
+        architecture: Declares the options.
+        options: Its own options and their values.
+    """
+    shaping = [
+        o
+        for o in architecture.options
+        if o.affects_cache and ("generate" in o.commands or options.get(o.name) == o.default)
+    ]
+    found = dict(options)
+    if not shaping:
+        return found
+    made: dict[str, Any] = {}
+    for directory in directories:
+        for header in _first_headers(directory, architecture):
+            made = {**header.options, **made}
+    return found | {o.name: made[o.name] for o in shaping if o.name in made}
+
+
+def _first_headers(directory: Path, architecture: Architecture) -> Iterator[RecordHeader]:
+    """The first header of a media record and of a text record."""
+    names = sorted(os.listdir(directory)) if directory.is_dir() else []  # noqa: PTH208 - as above
+    for ending in (f"_{architecture.suffix}.safetensors", f"_{architecture.suffix}_te.safetensors"):
+        for name in names:
+            if name.endswith(ending):
+                head = _heads(directory, [name], architecture)[name]
+                if head is not None and head.header is not None and not head.header.adopted:
+                    yield head.header
+                    break
+
+
+def _heads(
+    directory: Path, names: list[str], architecture: Architecture
+) -> dict[str, Stored | None]:
+    root = os.fspath(directory)
+    heads: dict[str, Stored | None] = {}
+    with collector_off():  # and no threads: they cost half as much again as the reading itself
+        for name in names:
+            try:
+                head = read_head(os.path.join(root, name))  # noqa: PTH118 - 20,000 of them
+            except DataError:
+                head = None
+            heads[name] = head if head is not None and head.belongs_to(architecture) else None
+    return heads
+
+
+def _compared(directory: Path, heads: Mapping[str, Stored | None]) -> dict[str, Stored | None]:
+    """The heads, with those marked whose records are damaged."""
+    sealed = [name for name, head in heads.items() if head and head.header and head.header.digest]
+    with ThreadPoolExecutor(_READERS) as pool:  # digests let other threads run
+        found = dict(
+            zip(sealed, pool.map(lambda name: is_whole(directory / name), sealed), strict=True)
+        )
+    return {
+        name: head._replace(damaged=True)
+        if head is not None and not found.get(name, True)
+        else head
+        for name, head in heads.items()
+    }
+
+
+@contextlib.contextmanager
+def collector_off() -> Iterator[None]:
+    """Keep the garbage collector from walking over every head again and again: half of the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One source that gave no record.
+
+    Args:
+        reason: A sentence or phrase.
+        signature: Of the source when it was tried.
+        plan: Digest of the settings it was tried with.
+    """
+
+    reason: str
+    signature: str
+    plan: str
+
+
+def _path(directory: Path, architecture: Architecture, kind: str) -> Path:
+    return directory / f".musubi-failed-{kind}.{architecture.suffix}.json"
+
+
+def read_failures(directory: Path, architecture: Architecture, kind: str) -> dict[str, Failure]:
+    """Source base name to why it failed; empty when nothing did.
+
+    Args:
+        directory: The cache directory.
+        architecture: Whose records.
+        kind: "media" or "text".
+    """
+    try:
+        found = parse_json(read_text(_path(directory, architecture, kind)))
+        return {name: Failure(**values) for name, values in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # a memory aid: absent is as good
+        return {}
+
+
+def write_failures(
+    directory: Path, architecture: Architecture, kind: str, failures: Mapping[str, Failure]
+) -> None:
+    """Remember the failures of a whole run over a dataset; nothing is left when there are none."""
+    path = _path(directory, architecture, kind)
+    if not failures:
+        with contextlib.suppress(OSError):  # a memory aid
+            path.unlink(missing_ok=True)
+        return
+    values = {name: asdict(failures[name]) for name in sorted(failures)}
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(values, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def delete_leftovers(
+    cache_index: CacheIndex,
+    heads: Mapping[str, Stored | None],
+    named: Collection[str],
+    spared: Collection[str] = (),
+    *,
+    report: Report,
+) -> list[Path]:
+    """Delete records that are not named.
+
+    A file is a record only when its metadata says so: a LoRA called `cat_toy.safetensors` in the
+    same directory stays, and so does a file that cannot be read.
+
+    Args:
+        cache_index: The cache directory.
+        heads: Its media or its text records.
+        named: File names that the dataset gives.
+        spared: Base names of sources that could not be read this time; their records stay.
+        report: Told of those that cannot be deleted.
+
+    Returns:
+        What was deleted.
+    """
+    gone: list[Path] = []
+    for name, head in heads.items():
+        if name in named or head is None:
+            continue
+        if head.header is not None and head.header.source in spared:
+            continue
+        try:
+            cache_index.path(name).unlink(missing_ok=True)
+        except OSError as error:
+            report.warn(f"{cache_index.path(name)} could not be deleted: {system_reason(error)}.")
+            continue
+        gone.append(cache_index.path(name))
+    return gone

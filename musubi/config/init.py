@@ -1,0 +1,45 @@
+"""The options of `musubi init`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from musubi.config.options import Options, Retired, option
+
+Goal = Literal["person", "object", "style", "motion"]
+
+
+class InitConfig(Options):
+    """`musubi init`."""
+
+    folder: list[str] = option(
+        ["."],
+        "The folder of clips and pictures, each with a text file of the same name that holds its "
+        "caption.",
+        metavar="FOLDER",
+    )
+    arch: str | None = option(
+        None,
+        "The architecture; asked for when not given.",
+        metavar="NAME",
+        aliases=("architecture",),
+    )
+    task: str | None = option(None, "The task or published variant; asked for when not given.")
+    goal: Goal | None = option(
+        None, "What the LoRA is for; asked for when not given.", aliases=("for",)
+    )
+    vram: str | None = option(
+        None,
+        "Memory of the card, such as 12GiB, or auto for the one in this computer; asked for when not "
+        "given.",
+        metavar="SIZE",
+    )
+    name: str | None = option(
+        None, "Name of the LoRA; the folder's when not given.", metavar="NAME"
+    )
+    to: str = option(".", "Where the files are written.", metavar="DIR")
+    force: bool = option(False, "Replace files that are there.")
+    no_ask: bool = option(False, "Ask nothing: take the usual where nothing is given.")
+
+
+RETIRED: tuple[Retired, ...] = ()

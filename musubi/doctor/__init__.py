@@ -1,0 +1,1 @@
+"""`musubi doctor`: what this computer can do for musubi, tried and not guessed."""

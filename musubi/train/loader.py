@@ -1,0 +1,237 @@
+"""Which records make which step, and reading them ahead."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from musubi.train.seeds import derive
+from musubi.train.step import without_caption
+
+T = TypeVar("T")
+R = TypeVar("R")
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One batch of one step.
+
+    Args:
+        indices: The items in it.
+        number: Its place among the batches of the step, over all processes.
+    """
+
+    indices: tuple[int, ...]
+    number: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step is made of on this process.
+
+    Args:
+        micros: The batches of this process; none when an epoch's last step has too few for all.
+        total: The batches of the step over all processes: each counts 1 / total.
+        end: How many batches of the epoch are used up after this step.
+    """
+
+    micros: tuple[Micro, ...]
+    total: int
+    end: int
+
+
+class RecordSource(Protocol):
+    """The records that are trained on; `musubi.cache.match.TrainingSet` is one."""
+
+    def load(
+        self, indices: Sequence[int], *, without_caption: Sequence[bool] | None = None
+    ) -> Batch:
+        """A batch on the CPU."""
+        ...
+
+
+def steps_of(
+    batches: Sequence[Sequence[int]],
+    *,
+    accumulation: int,
+    rank: int = 0,
+    world: int = 1,
+    start: int = 0,
+) -> Iterator[Step]:
+    """The steps of an epoch from its batch `start` on.
+
+    Processes take turns, so that two processes use the batches that one process accumulating twice
+    as many would. The last step of an epoch is made of what is left.
+    """
+    size = accumulation * world
+    for begin in range(start, len(batches), size):
+        chosen = batches[begin : begin + size]
+        mine = [
+            Micro(tuple(indices), number)
+            for number, indices in enumerate(chosen)
+            if number % world == rank
+        ]
+        yield Step(tuple(mine), len(chosen), begin + len(chosen))
+
+
+def steps_per_epoch(batches: int, accumulation: int, world: int) -> int:
+    """Optimizer steps that an epoch of so many batches takes."""
+    return -(-batches // (accumulation * world))
+
+
+def workers(asked: int) -> int:
+    """Threads to read with: what was asked for, at most one for each core."""
+    return min(asked, os.cpu_count() or 1)
+
+
+def ahead(
+    work: Callable[[T], R], jobs: Iterator[T], pool: ThreadPoolExecutor | None, depth: int
+) -> Iterator[tuple[T, R]]:
+    """(job, its result), in order, with up to `depth` results made ahead in `pool`.
+
+    Without a pool each is made when it is asked for.
+    """
+    if pool is None:
+        for job in jobs:
+            yield job, work(job)
+        return
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    try:
+        for job in jobs:
+            waiting.append((job, pool.submit(work, job)))
+            if len(waiting) > depth:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
+@dataclass(frozen=True)
+class _BatchRead:
+    """One batch to read; of a step without batches on this process, none.
+
+    Args:
+        number: Of the step, from 1.
+        epoch: Of the step.
+        step: What it is made of.
+        micro: The batch.
+        last: Whether it is the last of the step.
+    """
+
+    number: int
+    epoch: int
+    step: Step
+    micro: Micro | None
+    last: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """The steps of a run with their batches.
+
+    Args:
+        source: The records.
+        batches: Epoch, from 1 → its batches, each a list of items, for all processes.
+        total: Steps of the run.
+        accumulation: Batches of a step on each process.
+        rank: Of this process.
+        world: How many processes there are.
+        dropout: Part of the items that are trained without their caption.
+        seed: Of the run.
+    """
+
+    source: RecordSource
+    batches: Callable[[int], Sequence[Sequence[int]]]
+    total: int
+    accumulation: int
+    rank: int = 0
+    world: int = 1
+    dropout: float = 0.0
+    seed: int = 0
+
+    def steps(
+        self, pool: ThreadPoolExecutor | None, depth: int, *, done: int, epoch: int, start: int
+    ) -> Iterator[tuple[int, Step, Iterator[tuple[Micro, Batch]]]]:
+        """Epoch, step, and its batches, which must be used up before the next step is asked for.
+
+        Args:
+            pool: Reads batches ahead; None: each is read when it is asked for.
+            depth: How many are read ahead.
+            done: Steps that are made.
+            epoch: Of the last of them; 0 before the first.
+            start: Batches of that epoch that are used up.
+        """
+        stream = ahead(self._load, self._jobs(done, epoch, start), pool, depth)
+
+        def of_one(job: _BatchRead, batch: Any) -> Iterator[tuple[Micro, Batch]]:
+            while True:
+                if job.micro is not None:
+                    yield job.micro, batch
+                if job.last:
+                    return
+                job, batch = next(stream)
+
+        for job, batch in stream:
+            yield job.epoch, job.step, of_one(job, batch)
+
+    def _jobs(self, number: int, epoch: int, start: int) -> Iterator[_BatchRead]:
+        while number < self.total:
+            batches = self.batches(epoch) if epoch else ()
+            if start >= len(batches):
+                epoch, start = epoch + 1, 0
+                batches = self.batches(epoch)
+            for step in steps_of(
+                batches,
+                accumulation=self.accumulation,
+                rank=self.rank,
+                world=self.world,
+                start=start,
+            ):
+                number += 1
+                if number > self.total:
+                    return
+                micros = step.micros or (None,)
+                for micro in micros:
+                    yield _BatchRead(number, epoch, step, micro, micro is micros[-1])
+            start = len(batches)
+
+    def _load(self, job: _BatchRead) -> Any:
+        if job.micro is None:
+            return None
+        drop = None
+        if self.dropout:
+            seed = derive(self.seed, "caption", job.number, job.micro.number)
+            drop = without_caption(self.dropout, len(job.micro.indices), seed)
+        return self.source.load(job.micro.indices, without_caption=drop)
+
+
+def split(keys: Sequence[str], amount: float) -> tuple[list[int], list[int]]:
+    """Indices to train on, and indices held back.
+
+    Who is held back depends on its key alone, so that it stays held back when others are added.
+    Items of one key (the clips of one video) go together.
+
+    Args:
+        keys: One for each item.
+        amount: A ratio below 1, or a number of keys.
+    """
+    order = sorted(set(keys), key=lambda key: derive(0, "validation", key))
+    if amount <= 0 or len(order) < 2:
+        return list(range(len(keys))), []
+    if amount < 1:
+        held = {k for k in order if derive(0, "validation", k) < amount * 2**63} or {order[0]}
+    else:
+        held = set(order[: int(amount)])
+    if len(held) == len(order):
+        held.discard(order[-1])
+    training = [i for i, key in enumerate(keys) if key not in held]
+    return training, [i for i, key in enumerate(keys) if key in held]

@@ -1,0 +1,396 @@
+"""The loop over steps: make one, tell of it, save, validate, preview, stop."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from musubi.config.train import TrainConfig
+from musubi.errors import RunError, StoppedError
+from musubi.pages import columns
+from musubi.plugin.report import Progress, Report
+from musubi.stopping import StopSignal
+from musubi.train import loader, log, optim, seeds
+from musubi.train.checkpoints import Checkpoints
+from musubi.train.loader import Loader, Micro, RecordSource, Step
+from musubi.train.log import Mark, Metrics, StepNumbers, Window
+from musubi.train.processes import Processes
+from musubi.train.signals import Stop
+from musubi.train.state import Position
+from musubi.train.step import FlowMatchingLoss, tokens_of
+from musubi.train.trainable import Trainable
+from musubi.train.update import Update
+from musubi.train.validation import Validation
+
+SHOWN = 8  # items named in an error
+
+
+class Previews(Protocol):
+    """Draws the previews of a moment; see `musubi.train.preview`."""
+
+    def draw(self, *, step: int, epoch: int | None) -> None:
+        """Draw and write them; what fails is reported and not raised."""
+        ...
+
+
+class RunPage(Protocol):
+    """Shows the run while it goes on; see `musubi.pages.live`."""
+
+    def tick(self) -> None:
+        """A line of metrics was written."""
+        ...
+
+    def renew(self) -> None:
+        """A checkpoint or a preview was written."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A step that was made and not yet told of."""
+
+    number: int
+    epoch: int
+    step: Step
+    figures: StepNumbers
+    rate: float
+    extra: Mapping[str, float]
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run that is ready to start.
+
+    Args:
+        config: What was asked for.
+        report: Shows the bar.
+        objective: The loss.
+        trainable: What is trained.
+        update: Makes the step.
+        source: The records.
+        names: Item → what to call it in a message.
+        batches: Epoch, from 1 → its batches, each a list of items, for all processes.
+        total: Optimizer steps.
+        seed: Of the run.
+        position: Where to start.
+        metrics: `metrics.jsonl`.
+        track: Sends figures to the trackers.
+        checkpoints: Writes them.
+        processes: Those of the run.
+        validation: Measures held-back items, or None.
+        previews: Draws previews, or None.
+        stop: Set by Ctrl+C.
+        page: Shows the run, or None.
+    """
+
+    config: TrainConfig
+    report: Report
+    objective: FlowMatchingLoss
+    trainable: Trainable
+    update: Update
+    source: RecordSource
+    names: Sequence[str]
+    batches: Callable[[int], Sequence[Sequence[int]]]
+    total: int
+    seed: int
+    position: Position
+    metrics: Metrics
+    track: Callable[[Mapping[str, float], int], None]
+    checkpoints: Checkpoints
+    processes: Processes = field(default_factory=Processes)
+    validation: Validation | None = None
+    previews: Previews | None = None
+    stop: Stop | None = None
+    page: RunPage | None = None
+
+    def __post_init__(self) -> None:
+        self.batches = functools.lru_cache(maxsize=4)(self.batches)
+        self._window = Window(self.position.window, self._steps_per_epoch(1))
+        self._pending: _Made | None = None
+        self._bar: Progress | None = None
+        self._stop_agreed = False
+
+    def rehearse(self, largest: Sequence[int]) -> None:
+        """Try the batch that needs the most memory, before an epoch is spent; nothing is learned.
+
+        Where memory has no bounds of its own, there is nothing to try.
+
+        Args:
+            largest: Its items.
+        """
+        if self.objective.device.type != "cuda" or self.position.step >= self.total:
+            return
+        self.trainable.mode(training=True)
+        batch = self.source.load(largest)
+        self.update.backward(self.objective.training_loss(batch, 0, 0))
+        for parameter in self.trainable.parameters():
+            parameter.grad = None
+
+    def train(self) -> None:
+        """Train to the end.
+
+        Raises:
+            StoppedError: The user asked to stop; the state is saved.
+            RunError: A loss that is not finite, a disk that is full.
+        """
+        done = self.position.step
+        if self.processes.rank == 0:
+            self.metrics.start(done)
+        self.trainable.mode(training=True)
+        if optim.is_schedule_free(self.update.optimizer):
+            self.update.optimizer.train()  # type: ignore[attr-defined]
+        if done == 0:
+            self._measure(when=self.validation is not None)
+            self._preview(when=self.config.sample_at_first, epoch=None)
+        else:
+            self._measure(when=self._validation_due(self._epoch_is_over()))
+        self._stop_aside(last=done >= self.total)
+        if done >= self.total:
+            self.report.note(f"The run is complete: {done} of {self.total} steps are made.")
+            self._save(last=True, epoch_ends=True)
+            return
+        threads = loader.workers(self.config.max_data_loader_n_workers)
+        with ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads else None
+            self._bar = stack.enter_context(
+                self.report.progress("steps", self.total, done=done, unit="it")
+            )
+            steps = self._feed().steps(
+                pool,
+                threads,
+                done=done,
+                epoch=self.position.epoch,
+                start=self.position.batch,
+            )
+            for epoch, step, loaded in steps:
+                self.position.epoch, self.position.size = epoch, len(self.batches(epoch))
+                self._step(step, loaded)
+                if self.position.step >= self.total:
+                    break
+
+    # the order of things
+
+    def _feed(self) -> Loader:
+        return Loader(
+            source=self.source,
+            batches=self.batches,
+            total=self.total,
+            accumulation=self.config.gradient_accumulation_steps,
+            rank=self.processes.rank,
+            world=self.processes.world,
+            dropout=self.config.caption_dropout_rate,
+            seed=self.seed,
+        )
+
+    def _step(self, step: Step, loaded: Iterator[tuple[Micro, Any]]) -> None:
+        number = self.position.step + 1
+        began, tokens = Mark(self.objective.device), 0
+        losses: dict[str, torch.Tensor] = {}
+        for micro, batch in loaded:
+            tokens += tokens_of(batch)
+            loss = self.objective.training_loss(batch, number, micro.number) / step.total
+            self.update.backward(loss)
+            losses[f"micro {micro.number}"] = loss.detach()
+        loss = sum(losses.values(), torch.zeros((), device=self.objective.device))
+        rate = self._rate()
+        asked = torch.full_like(loss, float(self._asked()))
+        seen = torch.full_like(loss, float(tokens))
+        if self.processes.world > 1:
+            loss, asked, seen = self.processes.total(torch.stack([loss, asked, seen])).unbind()
+        norm = self.update.step()
+        figures = {"loss": loss, "grad_norm": norm, "stop": asked, "tokens": seen, **losses}
+        extra = self.trainable.after_step()
+        self._tell()
+        figures_read = StepNumbers(figures, began)
+        epoch = self.position.epoch
+        self._pending = _Made(number, epoch, step, figures_read, rate, extra)
+        self.position.step, self.position.batch = number, step.end
+        self._after_step(step)
+
+    def _after_step(self, step: Step) -> None:
+        number, epoch = self.position.step, self.position.epoch
+        epoch_ends = self._epoch_is_over()
+        last = number >= self.total
+        stopping = self._stopping() and not last
+        due = bool(self.checkpoints.due(step=number, epoch=epoch, epoch_ends=epoch_ends, last=last))
+        validating = self._validation_due(epoch_ends) or (last and self.validation is not None)
+        drawing, for_epoch = self._preview_due(epoch_ends)
+        if due or stopping or validating or drawing or last:
+            self._tell()
+        if due:
+            self._save(last=last, epoch_ends=epoch_ends)
+        if stopping:
+            self._stop()
+        self._measure(when=validating)
+        self._preview(when=drawing, epoch=epoch if for_epoch else None)
+        self._stop_aside(last=last)
+
+    def _asked(self) -> bool:
+        return self.stop is not None and self.stop.requested
+
+    def _stopping(self) -> bool:
+        if self.processes.world > 1:
+            return self._stop_agreed  # all must stop at the same step
+        return self._asked()
+
+    def _stop_aside(self, *, last: bool) -> None:
+        """Stop after validation or previews, in which a signal has come."""
+        if self._asked() and self.processes.world == 1 and not last:
+            self._stop()
+
+    def _stop(self) -> None:
+        folder = self.checkpoints.names.state(self.checkpoints.names.step(self.position.step))
+        if self.processes.rank == 0:
+            folder = self.checkpoints.save_state(self.position.step)
+        self.processes.wait()
+        raise StoppedError(
+            f"Stopped after step {self.position.step} of {self.total}; the state is {folder}.",
+            fix=f"Go on with: {self.checkpoints.names.command()}",
+        )
+
+    # telling
+
+    def _rate(self) -> float:
+        rates = self.update.schedule.get_last_lr()
+        return float(rates[0])
+
+    def _tell(self) -> None:
+        """Read the figures of the step before, which the device has long finished, and log them."""
+        if self._pending is None:
+            return
+        made, self._pending = self._pending, None
+        number, epoch, extra = made.number, made.epoch, made.extra
+        read = made.figures.read()
+        self._stop_agreed = self._stop_agreed or read["stop"] > 0
+        loss, norm = read["loss"], read["grad_norm"]
+        bad_norm = not math.isfinite(norm) and self.update.scaler is None
+        if not math.isfinite(loss) or bad_norm:
+            self._refuse(number, made.step, read)
+        average = self._window.add(loss)
+        self.position.window = list(self._window.losses)
+        told = {columns.LOSS.key: loss, columns.AVERAGE.key: average, columns.RATE.key: made.rate}
+        told |= {columns.GRADIENT.key: norm, **extra}
+        for group in self.update.optimizer.param_groups[:1]:
+            if "d" in group and group["lr"] is not None:  # Prodigy and its kin
+                told[columns.ADAPTED_RATE.key] = float(group["d"]) * float(group["lr"])
+        told |= {columns.TOKENS.key: int(read["tokens"]), columns.SECONDS.key: made.figures.seconds}
+        told |= log.memory(self.objective.device)
+        self._record(told, number, epoch)
+        if self._bar is not None:
+            self._bar.advance(1, avr_loss=average)
+
+    def _record(self, figures: Mapping[str, float], step: int, epoch: int) -> None:
+        if self.processes.rank == 0:
+            # JSON has no infinity, which float16's scaler lets a gradient be.
+            finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}
+            self.metrics.write({"step": step, "epoch": epoch, **finite})
+            if self.page is not None:
+                self.page.tick()
+        self.track({**figures, "epoch": epoch}, step)
+
+    def _refuse(self, number: int, step: Step, read: Mapping[str, float]) -> None:
+        bad = [m for m in step.micros if not math.isfinite(read.get(f"micro {m.number}", 0.0))]
+        items = [self.names[i] for m in (bad or step.micros) for i in m.indices]
+        shown = ", ".join(items[:SHOWN]) + (
+            f" and {len(items) - SHOWN} more" if items[SHOWN:] else ""
+        )
+        what = "loss" if bad or not math.isfinite(read["loss"]) else "gradient"
+        raise RunError(
+            f"The {what} of step {number} is not finite; its items: {shown or 'on another process'}. "
+            "Nothing was saved after it.",
+            fix="Look at these items, lower --learning_rate, or use --mixed_precision bf16; "
+            "then go on from the last state or checkpoint.",
+        )
+
+    # saving
+
+    def _save(self, *, last: bool, epoch_ends: bool) -> None:
+        position = self.position
+        if self.processes.rank == 0:
+            due = self.checkpoints.due(
+                step=position.step, epoch=position.epoch, epoch_ends=epoch_ends, last=last
+            )
+            for kind, path in due:
+                number = position.epoch if kind == "epoch" else position.step
+                self.checkpoints.save(kind, path, number=number)
+                self.report.note(f"Saved {path}.")
+            if self.page is not None:
+                self.page.renew()
+        self.processes.wait()
+
+    # looking
+
+    def _validation_due(self, epoch_ends: bool) -> bool:
+        if self.validation is None:
+            return False
+        steps, epochs = self.config.validate_every_n_steps, self.config.validate_every_n_epochs
+        if steps is None and epochs is None:
+            epochs = 1
+        by_step = bool(steps) and self.position.step % (steps or 1) == 0
+        by_epoch = bool(epochs) and epoch_ends and self.position.epoch % (epochs or 1) == 0
+        return by_step or by_epoch
+
+    def _measure(self, *, when: bool) -> None:
+        if not when or self.validation is None:
+            return
+        with self._aside():
+            try:
+                found = self.validation.measure(self.report)
+            except StopSignal:
+                return
+        self._record(found, self.position.step, self.position.epoch)
+        self.report.note(
+            f"Validation loss {found['loss/validation']:.5f} "
+            f"± {found['loss/validation_error']:.5f} after step {self.position.step}."
+        )
+
+    def _preview_due(self, epoch_ends: bool) -> tuple[bool, bool]:
+        """Whether previews are due, and whether the epoch is why."""
+        steps, epochs = self.config.sample_every_n_steps, self.config.sample_every_n_epochs
+        by_epoch = bool(epochs) and epoch_ends and self.position.epoch % (epochs or 1) == 0
+        by_step = bool(steps) and self.position.step % (steps or 1) == 0
+        return by_epoch or by_step, by_epoch
+
+    def _preview(self, *, when: bool, epoch: int | None) -> None:
+        """The first process draws; the others, which have nothing to draw with, wait for it."""
+        if not when or self.config.sample_prompts is None:
+            return
+        if self.previews is not None:
+            with self._aside():
+                try:
+                    self.previews.draw(step=self.position.step, epoch=epoch)
+                except StopSignal:
+                    self.report.note("The previews are left unfinished.")
+            if self.page is not None:
+                self.page.renew()
+        self.processes.wait()
+
+    def _aside(self) -> ExitStack:
+        """Look at the network without a trace: evaluation mode, averaged weights, generators put back."""
+        stack = ExitStack()
+        kept = seeds.capture()
+        stack.callback(lambda: seeds.restore(kept))
+        stack.callback(lambda: self.trainable.mode(training=True))
+        self.trainable.mode(training=False)
+        stack.enter_context(optim.averaged(self.update.optimizer))
+        stack.enter_context(torch.no_grad())
+        return stack
+
+    # places
+
+    def _epoch_is_over(self) -> bool:
+        return self.position.epoch > 0 and self.position.batch >= self.position.size
+
+    def _steps_per_epoch(self, epoch: int) -> int:
+        return loader.steps_per_epoch(
+            len(self.batches(epoch)),
+            self.config.gradient_accumulation_steps,
+            self.processes.world,
+        )

@@ -1,0 +1,144 @@
+"""What is trained: adapters on a frozen DiT, or the DiT itself. The loop sees no difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from musubi.errors import RunError
+from musubi.plugin.traits import named
+from musubi.weights.write import save
+
+
+class Trainable(Protocol):
+    """What the loop and the state ask of it."""
+
+    @property
+    def title(self) -> str:
+        """For the summary: what, and how much of it."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What a state must have been made with."""
+        ...
+
+    def groups(self, lr: float) -> list[dict[str, Any]]:
+        """Parameter groups of the optimizer."""
+        ...
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything that is trained, in a fixed order."""
+        ...
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The trained tensors by name, as they are in memory."""
+        ...
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put back what `tensors` gave."""
+        ...
+
+    def mode(self, training: bool) -> None:
+        """Dropout on or off."""
+        ...
+
+    def after_step(self) -> Mapping[str, float]:
+        """What is done to the weights after each step; figures to log."""
+        ...
+
+    def write(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write a checkpoint that others can use."""
+        ...
+
+    def remarks(self) -> list[str]:
+        """What the user should know about the file at the end."""
+        ...
+
+
+class FullModel:
+    """The DiT itself.
+
+    Args:
+        dit: The network; every floating-point parameter is trained.
+        save_dtype: Of the checkpoint.
+        fp32: Patterns of names that stay in float32 whatever the dtype of the checkpoint.
+    """
+
+    def __init__(
+        self, dit: nn.Module, *, save_dtype: torch.dtype, fp32: Iterable[str] = ()
+    ) -> None:
+        self.dit = dit
+        self.save_dtype = save_dtype
+        self.fp32 = tuple(fp32)
+        for parameter in dit.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+
+    @property
+    def title(self) -> str:
+        count = sum(p.numel() for p in self.parameters())
+        return f"the whole DiT, {count:,} parameters"
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "full"}
+
+    def groups(self, lr: float) -> list[dict[str, Any]]:
+        return [{"params": self.parameters(), "lr": lr}]
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.dit.parameters() if p.requires_grad]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {n: p.detach() for n, p in self.dit.named_parameters() if p.requires_grad}
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        _copy(dict(self.dit.named_parameters()), tensors)
+
+    def mode(self, training: bool) -> None:
+        self.dit.train(training)
+
+    def after_step(self) -> Mapping[str, float]:
+        return {}
+
+    def remarks(self) -> list[str]:
+        return []
+
+    def write(self, path: Path, metadata: Mapping[str, str]) -> None:
+        state = self.dit.state_dict()
+        refuse_broken(state, path)
+        tensors = {
+            name: value.detach().cpu()
+            if not value.is_floating_point()
+            else value.detach().to(
+                "cpu", torch.float32 if named(name, self.fp32) else self.save_dtype
+            )
+            for name, value in state.items()
+        }
+        save(path, tensors, dict(metadata))
+
+
+def refuse_broken(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse to write weights that are not finite.
+
+    Raises:
+        RunError: Naming the first such tensor.
+    """
+    floating = {n: t for n, t in tensors.items() if t.is_floating_point()}
+    if not floating:
+        return
+    finite = torch.stack([torch.isfinite(t).all().cpu() for t in floating.values()])
+    if not bool(finite.all()):
+        name = list(floating)[int((~finite).nonzero()[0])]
+        raise RunError(
+            f"{path} was not written: {name!r} holds values that are not finite.",
+            fix="Go on from an earlier state or checkpoint with a lower --learning_rate.",
+        )
+
+
+def _copy(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in tensors.items():
+            own[name].copy_(value)
