@@ -319,12 +319,6 @@ def test_two_files_of_one_stem(say, tmp_path):
     expect(say(*check(path), code=0), "a.png", "a.webp")
 
 
-def test_control_without_its_partner(say, tmp_path):
-    path = dataset(tmp_path, control_directory=(tmp_path / "control").as_posix())
-    (tmp_path / "control").mkdir()
-    expect(say(*check(path)), "control", "a.png|'a'")
-
-
 def test_bucket_smaller_than_the_batch(say, tmp_path):
     expect(say(*check(dataset(tmp_path, batch_size=4)), code=0), "batch")
 

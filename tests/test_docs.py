@@ -50,7 +50,8 @@ def _datasets(text: str, folder: Path) -> tuple[object, ...]:
                 (folder / value).touch()
     path = folder / "data.toml"
     path.write_text(text, encoding="utf-8")
-    return read_dataset_config(path, registry.find("wan")).datasets
+    wan = registry.find("wan")
+    return read_dataset_config(path, wan, wan.tasks[0]).datasets
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)

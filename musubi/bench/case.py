@@ -90,8 +90,8 @@ class BenchCase:
     def loss(self, dit: nn.Module) -> Callable[[], torch.Tensor]:
         """The loss of a training step, with its graph: the same noise each time."""
         settings = TrainConfig(timestep_sampling="shift", discrete_flow_shift=3.0)
-        objective = FlowMatchingLoss(
-            self.runtime, dit, settings, self.device, self._autocast, seed=0
+        objective = FlowMatchingLoss.of_one(
+            self.runtime, self.task, dit, settings, self.device, self._autocast, seed=0
         )
         batch = self._batch()
         return lambda: objective.training_loss(batch, 1, 0)

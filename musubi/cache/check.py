@@ -16,10 +16,12 @@ from musubi.cache.survey import (
     judge_alone,
     judge_media,
     judge_text,
+    origin_of_text,
+    seen_by_text,
     settings_of,
     text_head,
 )
-from musubi.cache.tasks import choose_task, encoders_of
+from musubi.cache.tasks import encoders_of, task_of
 from musubi.config.cache import CacheCheckConfig
 from musubi.config.dataset import read_dataset_config
 from musubi.config.options import paths
@@ -46,7 +48,7 @@ def record_states(
 ) -> list[tuple[int, str, str, int]]:
     """Dataset number from 1, "latents" or "text", a state, and how many sources are in it."""
     files = paths(config, architecture)
-    task = choose_task(architecture, config.task, files)
+    task = task_of(config, architecture)
     wanted: dict[Kind, Wanted] = {}
     kinds: tuple[Kind, ...] = ("media", "text")
     for kind in kinds:
@@ -59,10 +61,10 @@ def record_states(
             },
         )
     rows: list[tuple[int, str, str, int]] = []
-    dataset = read_dataset_config(config.dataset_config, architecture)
+    dataset = read_dataset_config(config.dataset_config, architecture, task)
     for number, entry in enumerate(dataset.datasets, start=1):
         cache_index = read_index(entry.cache_directory, architecture, whole=True)
-        settings = settings_of(entry, architecture, task)
+        settings = settings_of(entry, task)
         if entry.place.exists():
             found = list(_judged(scan(entry).sources, cache_index, wanted, settings, architecture))
         else:
@@ -82,9 +84,17 @@ def _judged(
 ) -> Iterator[tuple[str | None, str | None]]:
     """Why the latents and the text of each source are not fresh."""
     for source in sources:
-        media = judge_media(source, Origin(source), cache_index, wanted["media"], settings)
+        media = judge_media(source, Origin(source.paths), cache_index, wanted["media"], settings)
         head = text_head(source.stem, cache_index, architecture)
-        yield media.reason, judge_text(head, source.caption, wanted["text"])
+        yield (
+            media.reason,
+            judge_text(
+                head,
+                source.caption,
+                wanted["text"],
+                origin=origin_of_text(seen_by_text(source, wanted["text"].task)),
+            ),
+        )
 
 
 def _alone(

@@ -13,7 +13,7 @@ from musubi.cache.caching_run import CachingRun, Summary, Told
 from musubi.cache.freshness import Wanted, cache_options
 from musubi.cache.header import Kind
 from musubi.cache.media import cache_media
-from musubi.cache.tasks import choose_task, device_of, encoders_of, threads
+from musubi.cache.tasks import device_of, encoders_of, task_of, threads
 from musubi.cache.text import cache_captions
 from musubi.config.cache import CacheLatentsConfig, CacheTextConfig, EncodingOptions
 from musubi.config.dataset import read_dataset_config
@@ -53,7 +53,7 @@ def cache_latents(
     Raises:
         MusubiError: See `musubi.cache.media.cache_media`; or an option cannot be used.
     """
-    task = choose_task(architecture, config.task, paths(config, architecture))
+    task = task_of(config, architecture)
     request = _request(config, architecture, task, report)
     dtypes = {c.name: config.vae_dtype for c in architecture.components if c.role == "vae"}
     return _run("media", replace(request, dtypes=dtypes, batch_size=config.batch_size or 1))
@@ -65,7 +65,7 @@ def cache_text(config: CacheTextConfig, architecture: Architecture, report: Repo
     Raises:
         MusubiError: See `musubi.cache.text.cache_captions`; or an option cannot be used.
     """
-    task = choose_task(architecture, config.task, paths(config, architecture))
+    task = task_of(config, architecture)
     request = _request(config, architecture, task, report)
     dtypes = {c.name: config.text_encoder_dtype for c in architecture.components}
     return _run("text", replace(request, dtypes=dtypes))
@@ -153,7 +153,7 @@ class _Request:
 def _request(
     config: EncodingOptions, architecture: Architecture, task: Task, report: Report
 ) -> _Request:
-    dataset = read_dataset_config(config.dataset_config, architecture)
+    dataset = read_dataset_config(config.dataset_config, architecture, task)
     for note in dataset.notes:
         report.note(note)
     return _Request(

@@ -15,7 +15,7 @@ from typing import Any
 from musubi.cache.header import RecordHeader
 from musubi.plugin.architecture import Architecture, Task
 from musubi.plugin.option import Command
-from musubi.plugin.record import Field
+from musubi.plugin.record import Field, lacking
 
 PREPROCESSING_VERSION = 1
 """Raise it when reading, resizing or cropping changes what a clip holds."""
@@ -134,7 +134,7 @@ def made_otherwise(header: RecordHeader, wanted: Wanted, fields: Sequence[Field]
     """Why a record was not made as wanted, whatever its source; None when it was."""
     if header.schema != wanted.task.schema.version:
         return "a record of an older layout"
-    absent = [f.name for f in fields if not f.optional and f.name not in header.fields]
+    absent = lacking(fields, header.fields)
     if absent:
         return f"made for another task (no {absent[0]!r})"
     if header.adopted:

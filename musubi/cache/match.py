@@ -18,7 +18,9 @@ from musubi.cache.survey import (
     judge_alone,
     judge_media,
     judge_text,
+    origin_of_text,
     renew,
+    seen_by_text,
     settings_of,
     text_head,
 )
@@ -165,7 +167,7 @@ class _Opening:
         self.skipped += [
             Problem(name=s.path.name, what="source", reason=s.reason) for s in found.skipped
         ]
-        settings = settings_of(entry, self.architecture, self.wanted.task)
+        settings = settings_of(entry, self.wanted.task)
         failures = {
             kind: read_failures(entry.cache_directory, self.architecture, kind)
             for kind in ("media", "text")
@@ -174,7 +176,7 @@ class _Opening:
         text = self.wanted.only(self.names("text"))
         for source in sorted(found.sources, key=lambda s: s.path.name):
             name = source.path.name
-            origin = Origin(source)
+            origin = Origin(source.paths)
             verdict = judge_media(source, origin, cache_index, media, settings)
             if verdict.reason is not None:
                 known = failures["media"].get(name)
@@ -186,7 +188,8 @@ class _Opening:
             if verdict.renewed:
                 renew(cache_index, verdict.names, origin)
             head = text_head(source.stem, cache_index, self.architecture)
-            reason = judge_text(head, source.caption, text)
+            seen = origin_of_text(seen_by_text(source, text.task))
+            reason = judge_text(head, source.caption, text, origin=seen)
             if reason is not None:
                 known = failures["text"].get(name)
                 tried = (text_digest(source.caption), NO_PLAN)
@@ -199,7 +202,7 @@ class _Opening:
 
     def without_sources(self, entry: DatasetEntry, cache_index: CacheIndex) -> None:
         """Use the records of a dataset whose images or videos are no longer there."""
-        settings = settings_of(entry, self.architecture, self.wanted.task)
+        settings = settings_of(entry, self.wanted.task)
         media = self.wanted.only(self.names("media"))
         text = self.wanted.only(self.names("text"))
         used = 0

@@ -13,6 +13,7 @@ from musubi.cache.caching_run import CachingRun, DeviceFullError, Summary
 from musubi.cache.index import delete_leftovers, write_failures
 from musubi.cache.stale_clips import CachedDataset, StaleClip, StaleClips, named_size
 from musubi.cache.store import check_record, metadata_of, write_record
+from musubi.cache.tasks import encoders_of
 from musubi.cache.threads import WriteBehind, read_ahead
 from musubi.data import clips as data_clips
 from musubi.errors import DataError, MusubiError, RunError, line_of
@@ -161,7 +162,7 @@ class _MediaRun:
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 plan = batch[0].plan
-                (vae,) = caching.architecture.of_role("vae", caching.wanted.task)
+                vae = encoders_of(caching.architecture, caching.wanted.task, "media")[0]
                 raise DeviceFullError(
                     f"{batch[0].clip.name}: the device has too little memory to encode it.",
                     fix="Lower the resolution or the frames in the dataset file, or use the options "
@@ -225,9 +226,11 @@ class _MediaRun:
 
 def _shape(clip: Clip) -> Any:
     """Clips that are equal here can be encoded in one call."""
-    return (
-        clip.frames.shape,
-        clip.length,
-        tuple(control.shape for control in clip.controls),
-        repr(sorted(clip.options.items())),
+    return repr(
+        (
+            clip.frames.shape,
+            clip.length,
+            [(name, [frames.shape for frames in given]) for name, given in clip.inputs.items()],
+            sorted(clip.options.items()),
+        )
     )

@@ -87,14 +87,14 @@ class StaleClips:
                 self.summary.fresh += len(cache_index.media)
                 continue
             found = scan(entry)
-            settings = settings_of(entry, caching.architecture, caching.wanted.task)
+            settings = settings_of(entry, caching.wanted.task)
             place = CachedDataset(entry=entry, cache_index=cache_index, settings=settings)
             places.append(place)
             for skip in found.skipped:
                 caching.failed(self.summary, skip.path.name, skip.reason)
                 place.failures[skip.path.name] = Failure(reason=skip.reason, signature="", plan="")
             for source in found.sources:
-                origin = Origin(source)
+                origin = Origin(source.paths)
                 verdict = judge_media(
                     source, origin, place.cache_index, caching.wanted, place.settings
                 )
@@ -138,7 +138,7 @@ class StaleClips:
                 if work.plans:
                     out.append(work)
         for place in {id(w.place): w.place for w in pending}.values():
-            rate = caching.architecture.frame_rate
+            rate = caching.wanted.task.shape.frame_rate
             for note in data_clips.conversions(place.plans, place.entry, rate):
                 caching.report.note(note)
         out.sort(key=lambda w: (w.place.entry.index, w.source.path.name))
@@ -224,7 +224,7 @@ class StaleClips:
         self.summary.encoded -= len(work.written)
         work.place.failures.pop(work.source.path.name, None)
         self.summary.failed = [p for p in self.summary.failed if p not in work.problems]
-        return StaleClip(place=work.place, source=work.source, origin=Origin(work.source))
+        return StaleClip(place=work.place, source=work.source, origin=Origin(work.source.paths))
 
     def header(self, work: StaleClip, index: int, plan: ClipPlan) -> RecordHeader:
         """The header of a clip made now, but for its fields, content and sections."""

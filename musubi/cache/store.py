@@ -10,7 +10,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,8 @@ from pydantic_core import from_json
 from musubi.cache.header import RecordHeader, parse
 from musubi.errors import CheckpointError, DataError, system_fix, system_reason
 from musubi.plugin.architecture import Architecture
-from musubi.plugin.record import Field, is_mask
+from musubi.plugin.record import Field, is_mask, lacking
+from musubi.plugin.record import declared as declared_as
 from musubi.plugin.runtime import Record
 from musubi.weights.digest import Digest
 from musubi.weights.dtypes import stored_code
@@ -113,17 +114,23 @@ def dtype_of(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def tensor_key(field: Field, tensor: torch.Tensor, latents: torch.Tensor | None) -> str:
+def tensor_key(
+    field: Field, tensor: torch.Tensor, latents: torch.Tensor | None, *, name: str | None = None
+) -> str:
     """The key of one tensor of a record.
 
     Args:
         field: What the schema says of it.
         tensor: The tensor.
-        latents: The record's main latent, C F H W, whose F, H and W stand in every latent key.
+        latents: The record's main latent, C F H W, whose F, H and W stand in every latent key but
+            those of a field that is `many`, where each tensor has a size of its own.
+        name: Its name in the record, where that is not the field's.
     """
-    key = f"varlen_{field.name}" if field.varlen else field.name
+    name = name or field.name
+    key = f"varlen_{name}" if field.varlen else name
     if field.is_latents:
-        frames, height, width = (tensor if latents is None else latents).shape[-3:]
+        measured = tensor if latents is None or field.many else latents
+        frames, height, width = measured.shape[-3:]
         key += f"_{frames}x{height}x{width}"
     return key if field.is_mask else f"{key}_{dtype_of(tensor)}"
 
@@ -161,12 +168,11 @@ def check_record(
     Raises:
         DataError: Naming the item and the field.
     """
-    known = {f.name: f for f in fields}
-    absent = [f.name for f in fields if complete and not f.optional and f.name not in record]
+    absent = lacking(fields, record) if complete else []
     if absent:
         raise DataError(f"{name}: its record lacks {absent[0]!r}, which the task declares.")
     for key, tensor in record.items():
-        declared = known.get(key)
+        declared = declared_as(fields, key)
         if declared is None:
             raise DataError(f"{name}: its record holds {key!r}, which the task does not declare.")
         sizes = dict(declared.sizes)
@@ -236,12 +242,13 @@ def write_record(
     Raises:
         RunError: The disk is full, or the directory cannot be written.
     """
-    known = {f.name: f for f in fields}
     latents = record.get("latents")
-    tensors = {
-        tensor_key(known[name], tensor, latents): tensor.detach().cpu().contiguous()
-        for name, tensor in record.items()
-    }
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in record.items():
+        field = declared_as(fields, name)
+        assert field is not None, name  # `check_record` was here
+        key = tensor_key(field, tensor, latents, name=name)
+        tensors[key] = tensor.detach().cpu().contiguous()
     save(path, tensors, _sealed(metadata, tensors))
 
 
@@ -408,23 +415,22 @@ def read_header(path: str | os.PathLike[str]) -> RecordHeader | None:
 
 
 def read_record(
-    path: Path, names: Iterable[str] | None = None
+    path: Path, wanted: Callable[[str], bool] | None = None
 ) -> tuple[Record, RecordHeader | None]:
     """Read a record's tensors, on the CPU, by field name.
 
     Args:
         path: The file.
-        names: The fields wanted; those that are absent are left out. None means all.
+        wanted: Whether a tensor of that name is wanted; None means all.
 
     Raises:
         DataError: The file cannot be read, or holds one field in two dtypes.
     """
-    wanted = None if names is None else set(names)
     record: Record = {}
     tensors, metadata = _read_whole(path)
     for key, tensor in tensors.items():
         name = field_name(key)
-        if wanted is not None and name not in wanted:
+        if wanted is not None and not wanted(name):
             continue
         if name in record:
             raise DataError(

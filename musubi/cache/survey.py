@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,7 @@ class Settings:
     preprocessing: str
 
 
-def settings_of(entry: DatasetEntry, architecture: Architecture, task: Task) -> Settings:
+def settings_of(entry: DatasetEntry, task: Task) -> Settings:
     """The digests for one dataset.
 
     Keys that change no clip (repeats, batch size, captions, directories) are left out.
@@ -63,11 +64,11 @@ def settings_of(entry: DatasetEntry, architecture: Architecture, task: Task) -> 
         "resolution": tuple(entry.resolution),
         "enable_bucket": entry.enable_bucket,
         "bucket_no_upscale": entry.bucket_no_upscale,
-        "multiple": (architecture.spatial_multiple, architecture.temporal_multiple),
+        "multiple": (task.shape.side, task.shape.period),
         "usable_frames": task.usable_frames.address if task.usable_frames else None,
     }
     if entry.kind == "video":
-        shaping |= {"source_fps": entry.source_fps, "frame_rate": architecture.frame_rate}
+        shaping |= {"source_fps": entry.source_fps, "frame_rate": task.shape.frame_rate}
         shaping["decoding"] = DECODING_VERSION
         names = ("target_frames", "frame_extraction", "frame_stride", "frame_sample", "max_frames")
         choosing |= {name: getattr(entry, name) for name in names}
@@ -76,20 +77,27 @@ def settings_of(entry: DatasetEntry, architecture: Architecture, task: Task) -> 
     )
 
 
-def paths_of(source: Source) -> tuple[Path, ...]:
-    """Every file or directory that a source's media records are made of."""
-    return (source.path, *source.controls)
+def seen_by_text(source: Source, task: Task) -> dict[str, tuple[Path, ...]]:
+    """Name of an input → its files, for what the text encoders look at beside the caption."""
+    seen = [one.name for one in task.inputs if one.seen_by_text]
+    return {name: source.inputs[name] for name in seen if name in source.inputs}
+
+
+def origin_of_text(seen: Mapping[str, Sequence[Path]]) -> Origin | None:
+    """What a text record is made of beside its caption; None when that is all."""
+    paths = [path for given in seen.values() for path in given]
+    return Origin(paths) if paths else None
 
 
 class Origin:
-    """The signature and the content of a source, each found out at most once.
+    """The signature and the content of files, each found out at most once.
 
     The signature is always taken before the content, so that a file that changes between them has
     another signature from then on.
     """
 
-    def __init__(self, source: Source) -> None:
-        self._paths = paths_of(source)
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
         self._signature: str | None = None
         self._content: str | None = None
         self._stamp: tuple[Any, ...] = ()
@@ -195,7 +203,12 @@ def judge_alone(header: RecordHeader, wanted: Wanted, settings: Settings) -> str
 
 
 def judge_text(
-    head: Stored | None, caption: str | None, wanted: Wanted, *, complete: bool = True
+    head: Stored | None,
+    caption: str | None,
+    wanted: Wanted,
+    *,
+    origin: Origin | None = None,
+    complete: bool = True,
 ) -> str | None:
     """Why a text record is not fresh; None when it is.
 
@@ -203,6 +216,7 @@ def judge_text(
         head: Of the record, or None when there is none.
         caption: The caption there is now; None when its file is gone.
         wanted: What it should be made with; may be limited to one component.
+        origin: The pictures that the text encoders see beside the caption, where they see some.
         complete: Whether every field of the schema must be there.
     """
     if head is None:
@@ -213,6 +227,8 @@ def judge_text(
         return FOREIGN
     if caption is not None and head.header.caption != text_digest(caption):
         return "the caption has changed"
+    if origin is not None and not origin.same_as(head.header):
+        return "a picture that the text encoder sees has changed"
     fields = wanted.task.schema.text if complete else ()
     return made_otherwise(head.header, wanted, fields)
 

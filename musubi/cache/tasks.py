@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 
 import torch
 
 from musubi.cache.header import Kind
-from musubi.config import task as tasks
+from musubi.config.cache import CacheCheckConfig, EncodingOptions
+from musubi.config.options import own_options, paths
+from musubi.config.task import choose_task
 from musubi.errors import ConfigError
 from musubi.plugin.architecture import Architecture, Component, Task
 
 _MOST_THREADS = 8
 
 
-def choose_task(architecture: Architecture, text: str | None, given: Iterable[str]) -> Task:
-    """The task whose records are meant.
-
-    Args:
-        architecture: Whose tasks.
-        text: The value of `--task`, a task or a variant, or None.
-        given: Names of the components that have a file: without `text`, the first task that uses
-            every one of them is meant.
+def task_of(config: EncodingOptions | CacheCheckConfig, architecture: Architecture) -> Task:
+    """The task whose records a caching command means: `--task`, else the first that uses every file
+    that is given.
 
     Raises:
         ConfigError: No such task.
     """
-    if text is not None:
-        return tasks.choose_task(architecture, text).task
-    names = set(given)
-    for task in architecture.tasks:
-        if names <= {*task.components, architecture.dit.name}:
-            return task
-    return architecture.tasks[0]
+    given = paths(config, architecture)
+    own = own_options(config, architecture)
+    return choose_task(architecture, config.task, given=given, options=own).task
 
 
 def encoders_of(architecture: Architecture, task: Task, kind: Kind) -> tuple[Component, ...]:

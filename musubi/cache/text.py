@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,12 +25,14 @@ from musubi.cache.store import (
     text_name,
     write_record,
 )
-from musubi.cache.survey import judge_text
+from musubi.cache.survey import Origin, judge_text, origin_of_text, seen_by_text
 from musubi.cache.threads import WriteBehind
+from musubi.data.clips import picture
 from musubi.data.sources import scan
 from musubi.errors import DataError, MusubiError, line_of
+from musubi.plugin.record import lacking
 from musubi.plugin.report import Progress
-from musubi.plugin.runtime import Record
+from musubi.plugin.runtime import Prompt, Record
 from musubi.weights.temporary import sweep
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ class _Caption:
         source: Base name of the source, for messages; empty for the empty caption.
         stem: Of the source.
         text: The caption.
+        seen: Name of an input → its files, for what the text encoders see beside the caption.
+        origin: The same files; None when there are none.
         head: What the file holds now, or will once the queue is written.
         place: Its dataset.
         failed: It is left out.
@@ -60,6 +64,8 @@ class _Caption:
     text: str
     head: Stored | None
     place: _Place
+    seen: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    origin: Origin | None = None
     failed: bool = False
 
     @property
@@ -154,6 +160,7 @@ class _TextRun:
                 if name in place.named:
                     continue
                 place.named.add(name)
+                seen = seen_by_text(source, caching.wanted.task)
                 caption = _Caption(
                     path=cache_index.path(name),
                     source=source.path.name,
@@ -161,6 +168,8 @@ class _TextRun:
                     text=source.caption,
                     head=cache_index.text.get(name),
                     place=place,
+                    seen=seen,
+                    origin=origin_of_text(seen),
                 )
                 if caption.head is not None and caption.head.damaged:
                     caption.head = None  # nothing of it is taken over
@@ -198,7 +207,7 @@ class _TextRun:
     def stale(self, caption: _Caption, component: str) -> bool:
         """Whether one encoder has to run for a caption."""
         wanted = self.caching.wanted.only([component])
-        if judge_text(caption.head, caption.text, wanted, complete=False) is not None:
+        if judge_text(caption.head, caption.text, wanted, origin=caption.origin, complete=False):
             return True
         assert caption.head is not None and caption.head.header is not None
         header = caption.head.header
@@ -227,7 +236,8 @@ class _TextRun:
         caching = self.caching
         try:
             with torch.no_grad():
-                (found,) = caching.runtime.encode_text(caching.nets, component, [caption.text])
+                prompt = self.prompt(caption)
+                (found,) = caching.runtime.encode_text(caching.nets, component, [prompt])
                 return {k: t.detach().cpu() for k, t in found.items()}
         except torch.OutOfMemoryError as error:
             raise DeviceFullError(
@@ -236,6 +246,15 @@ class _TextRun:
                 component=component,
             ) from error
 
+    def prompt(self, caption: _Caption) -> Prompt:
+        """What an encoder is given."""
+        inputs = {one.name: one for one in self.caching.wanted.task.inputs}
+        pictures = {
+            name: tuple(picture(inputs[name], path) for path in files)
+            for name, files in caption.seen.items()
+        }
+        return Prompt(text=caption.text, pictures=pictures)
+
     def write(self, caption: _Caption, component: str, record: Record, *, complete: bool) -> None:
         """Queue a record, joined with what other encoders wrote for the same caption."""
         old = caption.head.header if caption.head is not None else None
@@ -243,7 +262,7 @@ class _TextRun:
         joins = (
             old is not None
             and not old.adopted
-            and old.caption == fresh.caption
+            and (old.caption, old.content) == (fresh.caption, fresh.content)
             and old.schema == fresh.schema
             and old.options == fresh.options
         )
@@ -260,7 +279,7 @@ class _TextRun:
             encoders={**encoders, component: wanted.encoders.get(component, "")},
             dtypes={**dtypes, component: self.caching.dtypes.get(component, "")},
         )
-        absent = [f.name for f in self.fields if not f.optional and f.name not in header.fields]
+        absent = lacking(self.fields, header.fields)
         if complete and absent and len(header.encoders) == len(self.components):
             error = f"{caption.name}: no text encoder gave {absent[0]!r}, which the task declares."
             self.failed(caption, DataError(error))
@@ -269,7 +288,7 @@ class _TextRun:
         caption.head = Stored(metadata, {}, header)
 
         def caching() -> None:
-            old_part = read_record(caption.path, kept)[0] if kept else {}
+            old_part = read_record(caption.path, kept.__contains__)[0] if kept else {}
             write_record(caption.path, {**old_part, **record}, self.fields, metadata)
 
         self.writer.put(caching)
@@ -286,6 +305,8 @@ class _TextRun:
             schema=wanted.task.schema.version,
             source=caption.source,
             caption=text_digest(caption.text),
+            signature=caption.origin.signature if caption.origin else "",
+            content=caption.origin.content if caption.origin else "",
         )
 
     def failed(self, caption: _Caption, error: Exception) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from musubi.cache.batch import Batch, batch_of
 from musubi.cache.store import empty_caption_name, read_record
 from musubi.data.batches import dataset_digest
 from musubi.errors import DataError
 from musubi.plugin.architecture import Architecture, Task
-from musubi.plugin.record import Field
+from musubi.plugin.record import Field, declared, lacking
 from musubi.plugin.runtime import Record
 
 
@@ -105,7 +106,7 @@ class TrainingSet:
 
     def load(
         self, indices: Sequence[int], *, without_caption: Sequence[bool] | None = None
-    ) -> dict[str, torch.Tensor | list[torch.Tensor]]:
+    ) -> Batch:
         """A batch for `Runtime.condition`, on the CPU, in the dtypes that the records hold.
 
         Args:
@@ -113,7 +114,7 @@ class TrainingSet:
             without_caption: For each index, whether the empty caption takes its caption's place.
 
         Returns:
-            Field name to a stack with a batch axis in front, or to a list where the field is varlen.
+            See `musubi.cache.batch.Batch`.
 
         Raises:
             DataError: A record cannot be read, lacks a field, or its shape differs from the others'.
@@ -132,20 +133,7 @@ class TrainingSet:
             for i, dropped in zip(indices, drop, strict=True)
         ]
         names = [self.items[i].name for i in indices]
-        batch: dict[str, torch.Tensor | list[torch.Tensor]] = {}
-        for field in (*schema.media, *schema.text):
-            column = [record.get(field.name) for record in records]
-            present = [tensor for tensor in column if tensor is not None]
-            if not present:
-                continue
-            if len(present) < len(column):
-                without = names[next(i for i, tensor in enumerate(column) if tensor is None)]
-                raise DataError(
-                    f"The record of {without!r} lacks {field.name!r}, which others in its batch have.",
-                    fix="Cache the dataset again.",
-                )
-            batch[field.name] = self._join(field, present, names)
-        return batch
+        return batch_of(records, schema, names, place=self._placed)
 
     def empty_text(self, dataset: int) -> Record:
         """The record of the empty caption, by field name, without a batch axis.
@@ -163,37 +151,19 @@ class TrainingSet:
     def _empty(self) -> dict[Path, Record]:
         return {}
 
-    def _join(
-        self, field: Field, tensors: Sequence[torch.Tensor], names: Sequence[str]
-    ) -> torch.Tensor | list[torch.Tensor]:
-        if field.varlen:
-            return [self._placed(tensor) for tensor in tensors]
-        for tensor, name in zip(tensors, names, strict=True):
-            if tensor.shape != tensors[0].shape or tensor.dtype != tensors[0].dtype:
-                raise DataError(
-                    f"{field.name!r} of {name!r} is {_described(tensor)}, and of {names[0]!r} in the "
-                    f"same batch {_described(tensors[0])}.",
-                    fix="Cache the dataset again, or set batch_size = 1.",
-                )
-        return self._placed(torch.stack(list(tensors)))
-
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.pin_memory() if self.pin and torch.cuda.is_available() else tensor
 
 
 def _read(path: Path, fields: Sequence[Field]) -> Record:
-    record, _ = read_record(path, [f.name for f in fields])
-    absent = [f.name for f in fields if not f.optional and f.name not in record]
+    record, _ = read_record(path, lambda name: declared(fields, name) is not None)
+    absent = lacking(fields, record)
     if absent:
         raise DataError(
             f"The record {str(path)!r} lacks {absent[0]!r}, which the task needs.",
             fix="Cache the dataset again for this task.",
         )
     return record
-
-
-def _described(tensor: torch.Tensor) -> str:
-    return f"{'x'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def by_reason(problems: Sequence[Problem]) -> Mapping[str, int]:

@@ -45,10 +45,10 @@ def show_one(name: str) -> None:
 
     architecture = registry.find(name)
     report = terminal()
+    shape = architecture.geometry
     report.note(
-        f"{architecture.title} (--arch {name}): trained at {architecture.frame_rate:g} frames per "
-        f"second, lengths of {architecture.temporal_multiple}k+1 frames, sides in steps of "
-        f"{architecture.spatial_multiple} pixels."
+        f"{architecture.title} (--arch {name}): trained at {shape.frame_rate:g} frames per "
+        f"second, lengths of {shape.period}k+1 frames, sides in steps of {shape.side} pixels."
     )
     report.table(
         "Tasks",
@@ -100,7 +100,7 @@ def _task_row(architecture: Architecture, task: Task) -> tuple[Any, ...]:
         _variants(architecture, task),
         _needs(architecture, task),
         defaults.steps,
-        f"{defaults.flow_shift:g}",
+        "by size" if defaults.flow_shift is None else f"{defaults.flow_shift:g}",
         f"{defaults.guidance_scale:g}",
         defaults.frames,
     )
@@ -112,4 +112,4 @@ def _variants(architecture: Architecture, task: Task) -> str:
 
 
 def _needs(architecture: Architecture, task: Task) -> str:
-    return " ".join(f"--{n}" for n in dict.fromkeys((architecture.dit.name, *task.components)))
+    return " ".join(f"--{n}" for n in dict.fromkeys((*task.denoisers, *task.components)))

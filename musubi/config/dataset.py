@@ -26,7 +26,8 @@ from musubi.config.dataset_values import (
     resolution_of,
 )
 from musubi.errors import ConfigError, MusubiError, did_you_mean
-from musubi.plugin.architecture import Architecture
+from musubi.plugin.architecture import Architecture, Task
+from musubi.plugin.inputs import Input
 from musubi.untrusted import TextError, parse_json, parse_toml, read_text, reason, value_fault
 
 Extraction = Literal["head", "chunk", "slide", "uniform", "full"]
@@ -64,7 +65,6 @@ class _Keys(BaseModel):
 
 class _Paths(_Keys):
     cache_directory: str | None = None
-    control_directory: str | None = None
     image_directory: str | None = None
     image_jsonl_file: str | None = None
     video_directory: str | None = None
@@ -83,7 +83,8 @@ class DatasetEntry:
         kind: Whether its files are images or videos.
         directory: Where the files lie, or None when they are listed.
         jsonl_file: The list of files, or None.
-        control_directory: Where control files lie, or None.
+        inputs: What the task takes beside the clips, and a dataset can name.
+        directories: Name of an input → where its files lie.
         cache_directory: Where records are kept; no other dataset has the same.
         resolution: Width and height in pixels; with buckets, their product is what counts.
         enable_bucket: Choose among sizes of about one area by aspect ratio.
@@ -97,7 +98,7 @@ class DatasetEntry:
         frame_sample: Number of clips, for "uniform".
         max_frames: Longest clip, for "full".
         source_fps: Taken for the frame rate of every video instead of its own time stamps.
-        temporal_multiple: Of the architecture: clips have so many frames, k times, and one.
+        period: Of the task's latents: clips have so many frames, k times, and one.
         options: The architecture's own keys, defaults filled in.
     """
 
@@ -106,7 +107,8 @@ class DatasetEntry:
     cache_directory: Path
     directory: Path | None = None
     jsonl_file: Path | None = None
-    control_directory: Path | None = None
+    inputs: tuple[Input, ...] = ()
+    directories: Mapping[str, Path] = field(default_factory=dict)
     resolution: tuple[int, int] = RESOLUTION
     enable_bucket: bool = False
     bucket_no_upscale: bool = False
@@ -119,7 +121,7 @@ class DatasetEntry:
     frame_sample: int = 1
     max_frames: int = MAX_FRAMES
     source_fps: float | None = None
-    temporal_multiple: int = 4
+    period: int = 4
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -148,6 +150,7 @@ class DatasetFile:
 def read_dataset_config(
     path: str | Path,
     architecture: Architecture,
+    task: Task,
     *,
     command_line: Mapping[str, Any] | None = None,
 ) -> DatasetFile:
@@ -156,6 +159,7 @@ def read_dataset_config(
     Args:
         path: The file.
         architecture: Its own keys are allowed, and those of other installed ones are passed over.
+        task: Says which sizes and lengths are possible, and what belongs beside the clips.
         command_line: Options that stand in where the file says nothing; None is "not given".
 
     Raises:
@@ -164,9 +168,11 @@ def read_dataset_config(
     path = Path(path)
     content = _content(path)
     own: dict[str, Any] = {o.name: (o.type | None, None) for o in architecture.dataset_options}
-    for option in _of_others(architecture):
+    others, directories = _of_all(architecture)
+    for option in others:
         own.setdefault(option, (Any, None))
     general_model: type[_Keys] = create_model("General", __base__=_Keys, **own)  # type: ignore[call-overload]
+    own |= dict.fromkeys(directories, (str | None, None))
     dataset_model: type[_Paths] = create_model("Dataset", __base__=_Paths, **own)  # type: ignore[call-overload]
     if unknown := [key for key in content if key not in ("general", "datasets")]:
         known = [*dataset_model.model_fields, "general", "datasets"]
@@ -176,7 +182,8 @@ def read_dataset_config(
             if unknown[0] in dataset_model.model_fields
             else did_you_mean(unknown[0], known),
         )
-    general = _checked(general_model, content.get("general", {}), f"{path}, [general]")
+    paths = {*_Paths.model_fields, *directories} - {*_Keys.model_fields}
+    general = _checked(general_model, content.get("general", {}), f"{path}, [general]", paths)
     tables = content.get("datasets", [])
     if not isinstance(tables, list) or not tables:
         raise ConfigError(
@@ -189,9 +196,14 @@ def read_dataset_config(
     fallback = {k: v for k, v in (command_line or {}).items() if v is not None}
     for index, table in enumerate(tables):
         where = f"{path}, [[datasets]] number {index + 1}"
-        given = {**fallback, **_given(general), **_given(_checked(dataset_model, table, where))}
+        given = {
+            **fallback,
+            **_given(general),
+            **_given(_checked(dataset_model, table, where, paths)),
+        }
         own_table = table if isinstance(table, dict) else {}
-        entries.append(_entry(index, given, own_table, where, path, architecture, notes))
+        target = (architecture, task)
+        entries.append(_entry(index, given, own_table, where, path, target, notes))
     _refuse_shared_caches(path, entries)
     return DatasetFile(path=path, datasets=tuple(entries), notes=tuple(dict.fromkeys(notes)))
 
@@ -222,24 +234,29 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _of_others(architecture: Architecture) -> set[str]:
-    """Dataset keys of other installed architectures: one file may serve several."""
-    found: set[str] = set()
+def _of_all(architecture: Architecture) -> tuple[set[str], set[str]]:
+    """Keys of other installed architectures, and every architecture's keys that name a directory:
+    one file may serve several.
+    """
+    options: set[str] = set()
+    directories = {i.directory for i in architecture.inputs if i.directory}
     for name in registry.names():
         if name != architecture.name:
             try:
-                found |= {o.name for o in registry.find(name).dataset_options}
+                other = registry.find(name)
             except MusubiError:  # a broken plugin is not this dataset's concern
                 continue
-    return found
+            options |= {o.name for o in other.dataset_options}
+            directories |= {i.directory for i in other.inputs if i.directory}
+    return options, directories
 
 
-def _checked(model: type[_Keys], table: Any, where: str) -> _Keys:
+def _checked(model: type[_Keys], table: Any, where: str, paths: set[str]) -> _Keys:
     if not isinstance(table, dict):
         raise ConfigError(f"{where} is not a table.", fix="Write keys and values under it.")
     for key in table:
         if key not in model.model_fields:
-            if key in _Paths.model_fields:
+            if key in paths:
                 raise ConfigError(
                     f"{where}: {key!r} belongs to one dataset.", fix="Move it into [[datasets]]."
                 )
@@ -278,9 +295,10 @@ def _entry(
     table: Mapping[str, Any],
     where: str,
     path: Path,
-    architecture: Architecture,
+    target: tuple[Architecture, Task],
     notes: list[str],
 ) -> DatasetEntry:
+    architecture, task = target
     places = [key for key in _PLACES if key in given]
     if len(places) != 1:
         raise ConfigError(
@@ -314,18 +332,30 @@ def _entry(
             f"{where} has {key} and no cache_directory.",
             fix="Give a cache_directory: a list of files has no directory to keep records in.",
         )
-    control = None
-    if "control_directory" in given:
+    inputs = tuple(one for one in task.inputs if one.in_datasets)
+    directories: dict[str, Path] = {}
+    read = {one.directory for one in inputs}
+    unread = {i.directory for i in architecture.inputs if i.directory} - read
+    notes.extend(
+        f"{where}: {name} is not read: the task {task.name!r} takes no such files."
+        for name in sorted(unread & set(given))
+    )
+    for one in inputs:
+        if one.directory is None or one.directory not in given:
+            continue
         if listed:
             raise ConfigError(
-                f"{where}: control_directory means nothing beside {key}.",
-                fix="Write control_path into the lines of the list.",
+                f"{where}: {one.directory} means nothing beside {key}.",
+                fix=f"Write {one.column} into the lines of the list."
+                if one.column
+                else f"Give image_directory or video_directory instead of {key}.",
             )
-        control, _ = found(given["control_directory"], path.parent)
-        if exists and not control.is_dir():
+        named = given[one.directory]
+        directories[one.name], _ = found(named, path.parent)
+        if exists and not directories[one.name].is_dir():
             raise ConfigError(
-                f"{where}: the directory {given['control_directory']!r} of control_directory does not exist.",
-                fix=near(control, "Check the path.", path.parent / given["control_directory"]),
+                f"{where}: the directory {named!r} of {one.directory} does not exist.",
+                fix=near(directories[one.name], "Check the path.", path.parent / named),
             )
     cache = place
     if "cache_directory" in given:
@@ -342,12 +372,13 @@ def _entry(
         kind=kind,
         directory=None if listed else place,
         jsonl_file=place if listed else None,
-        control_directory=control,
+        inputs=inputs,
+        directories=directories,
         cache_directory=cache,
-        resolution=resolution_of(given, where, architecture),
+        resolution=resolution_of(given, where, architecture, task),
         caption_extension=extension,
-        target_frames=lengths_of(given, kind, where, architecture, notes),
-        temporal_multiple=architecture.temporal_multiple,
+        target_frames=lengths_of(given, kind, where, task, notes),
+        period=task.shape.period,
         options={o.name: given.get(o.name, o.default) for o in architecture.dataset_options},
         **{name: given[name] for name in plain if name in given},
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from musubi.errors import ConfigError, nearest
-from musubi.plugin.architecture import Architecture
+from musubi.plugin.architecture import Architecture, Task
 
 Kind = Literal["image", "video"]
 RESOLUTION = (960, 544)
@@ -34,10 +34,10 @@ def extension_of(text: str | None, listed: bool, where: str, notes: list[str]) -
 
 
 def resolution_of(
-    given: Mapping[str, Any], where: str, architecture: Architecture
+    given: Mapping[str, Any], where: str, architecture: Architecture, task: Task
 ) -> tuple[int, int]:
     """Width and height in pixels."""
-    value, multiple = given.get("resolution", RESOLUTION), architecture.spatial_multiple
+    value, multiple = given.get("resolution", RESOLUTION), task.shape.side
     sides = (value, value) if isinstance(value, int) else tuple(value)
     if len(sides) != 2 or min(sides) < multiple or max(sides) > MOST_PIXELS:
         raise ConfigError(
@@ -56,9 +56,9 @@ def resolution_of(
 
 
 def lengths_of(
-    given: Mapping[str, Any], kind: Kind, where: str, architecture: Architecture, notes: list[str]
+    given: Mapping[str, Any], kind: Kind, where: str, task: Task, notes: list[str]
 ) -> tuple[int, ...]:
-    """Clip lengths, rounded down to what the architecture takes, ascending, each once."""
+    """Clip lengths, rounded down to what the task takes, ascending, each once."""
     if kind == "image":
         return (1,)
     asked = list(given.get("target_frames", [1]))
@@ -67,8 +67,8 @@ def lengths_of(
             f"{where}: target_frames = {asked!r:.100} cannot be used.",
             fix=f"Write a list of numbers from 1 to {MOST_FRAMES}, such as [1, 25, 49].",
         )
-    step = architecture.temporal_multiple
-    rounded = {n: (n - 1) // step * step + 1 for n in asked}
+    step = task.shape.period
+    rounded = {n: task.shape.fitting_frames(n) for n in asked}
     changed = [f"{n} to {m}" for n, m in sorted(rounded.items()) if n != m]
     if changed and given.get("frame_extraction") != "full":
         notes.append(

@@ -83,7 +83,11 @@ class SamplingOptions(Options):
         group=_SAMPLING,
     )
     seed: int | None = option(
-        None, "Seed; a random one when not given.", group=_SAMPLING, ge=0, le=2**63 - 1
+        None,
+        "Seed; a random one when not given, or -1.",
+        group=_SAMPLING,
+        ge=-1,
+        le=2**63 - 1,
     )
     cpu_noise: bool = option(
         False, "Draw noise on the CPU: the same on every device.", group=_SAMPLING
@@ -170,6 +174,7 @@ class MachineOptions(Options):
         None, "Dtype of the DiT's weights; the file's own when not given.", group=_MACHINE
     )
     vae_dtype: str | None = option(None, "Dtype of the VAE.", group=_MACHINE)
+    image_encoder_dtype: str | None = option(None, "Dtype of the image encoder.", group=_MACHINE)
     text_encoder_dtype: str | None = option(None, "Dtype of the text encoders.", group=_MACHINE)
     attn_mode: AttentionMode = option("torch", "Attention back end.", group=_MACHINE)
     split_attn: bool = option(False, "Attention for one item at a time.", group=_MACHINE)

@@ -93,6 +93,11 @@ class NetworkMemoryOptions(CompileOptions):
     text_encoder_swap: int | None = option(
         None, "The same for the blocks of each text encoder.", group=_MEMORY, ge=0
     )
+    offload_inactive_dit: bool = option(
+        False,
+        "Of several denoisers, the ones that rest wait in host memory instead of in their files.",
+        group=_MEMORY,
+    )
 
 
 class RoomOptions(Options):

@@ -5,14 +5,15 @@ The same field is a flag, a TOML key, a line of `--help` and a row of `docs/opti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator
 
-from musubi.plugin.architecture import Architecture
+from musubi.errors import ConfigError
+from musubi.plugin.architecture import Architecture, Component
 from musubi.plugin.option import Command
 from musubi.untrusted import value_fault
 
@@ -124,6 +125,10 @@ def for_architecture(
                     group="Memory and speed",
                 ),
             )
+    fields |= _input_fields(model, architecture, command)
+    fields |= _expert_fields(architecture, command)
+    if "timestep_sampling" in model.model_fields and architecture.shifts:
+        fields["timestep_sampling"] = _more_choices(model, "timestep_sampling", architecture.shifts)
     if ROLES[command] and "models" not in model.model_fields:
         fields["models"] = (
             str | None,
@@ -142,8 +147,57 @@ def for_architecture(
             annotation = kind if own.default is not None else kind | None
             fields[own.name] = (annotation, option(own.default, own.help, group=architecture.title))
     made = create_model(f"{model.__name__}_{architecture.name}", __base__=model, **fields)
-    made.own = taken
+    made.own = taken | {one.flag for one in architecture.inputs if one.flag in fields}
     return made
+
+
+def _input_fields(
+    model: type[Options], architecture: Architecture, command: Command
+) -> dict[str, Any]:
+    """The flags of what a prompt brings beside its text."""
+    fields: dict[str, Any] = {}
+    for one in architecture.inputs if command in ("generate", "plan") else ():
+        if one.flag is not None and one.flag not in model.model_fields:
+            kind: Any = list[str] if one.many and one.paths is None else str
+            fields[one.flag] = (
+                kind | None,
+                option(None, one.help, group=architecture.title, metavar="PATH"),
+            )
+    return fields
+
+
+def _expert_fields(architecture: Architecture, command: Command) -> dict[str, Any]:
+    """LoRA files for each denoiser beside the first: `lora_weight_high_noise` for dit_high_noise."""
+    fields: dict[str, Any] = {}
+    for component in further_denoisers(architecture) if command == "generate" else ():
+        ending = expert_ending(architecture, component)
+        fields[f"lora_weight{ending}"] = (
+            list[str] | None,
+            option(None, f"LoRA files for --{component.name}.", group="LoRA", metavar="PATH"),
+        )
+        fields[f"lora_multiplier{ending}"] = (
+            list[float] | None,
+            option(None, "Strength of each, in the same order; 1.0 where missing.", group="LoRA"),
+        )
+    return fields
+
+
+def further_denoisers(architecture: Architecture) -> tuple[Component, ...]:
+    """The denoisers beside the first."""
+    first = architecture.dit
+    return tuple(c for c in architecture.components if c.role == "dit" and c is not first)
+
+
+def expert_ending(architecture: Architecture, component: Component) -> str:
+    """What options and files of a denoiser have behind their name: "" for the first one."""
+    if component.name == architecture.dit.name:
+        return ""
+    return "_" + component.name.removeprefix(architecture.dit.name).lstrip("_")
+
+
+def _more_choices(model: type[Options], name: str, more: Iterable[str]) -> Any:
+    known = model.model_fields[name]
+    return (Literal[(*get_args(known.annotation), *more)], known)  # type: ignore[valid-type]
 
 
 def _own(model: type[Options], architecture: Architecture, command: Command) -> frozenset[str]:
@@ -158,6 +212,21 @@ def paths(config: Options, architecture: Architecture) -> dict[str, Path]:
     """Component name → the file given for it; components without one are absent."""
     given = {c.name: getattr(config, c.name, None) for c in architecture.components}
     return {name: Path(path) for name, path in given.items() if path}
+
+
+def needed(architecture: Architecture, name: str, given: Mapping[str, Path]) -> Path:
+    """The file of a component.
+
+    Raises:
+        ConfigError: None was given.
+    """
+    if name not in given:
+        component = architecture.component(name)
+        raise ConfigError(
+            f"The {name} of {architecture.title} is needed, and no file was given.",
+            fix=f"Give --{name} PATH. {component.help}",
+        )
+    return given[name]
 
 
 def tokenizers(config: Options, architecture: Architecture) -> dict[str, Path]:
@@ -179,7 +248,9 @@ def own_options(config: Options, architecture: Architecture) -> dict[str, Any]:
     that name: `guidance_scale` is embedded in training and classifier-free when generating.
     """
     own = type(config).own
-    return {
+    given = {
         o.name: getattr(config, o.name) if o.name in own else o.default
         for o in architecture.options
     }
+    flags = {one.flag for one in architecture.inputs if one.flag is not None}
+    return given | {flag: getattr(config, flag, None) for flag in flags if flag in own}

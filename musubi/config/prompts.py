@@ -1,121 +1,169 @@
 """Prompt lines and prompt files: `a cat --w 832 --h 480 --f 81 --d 7 --n blurry`.
 
-A line is split at " --"; its first part is the prompt and nothing is searched in it. Two grammars
-share their letters but one: `--g` is classifier-free guidance in a batch file and in interactive
-use, and embedded guidance in the prompts of training previews.
+An option begins with "--" and a letter, at the start of the line or behind a space; what stands
+before the first one is the prompt, and nothing is searched in it. What a line may say follows from
+the architecture: its inputs and its options bring letters of their own. The prompts of training's
+previews share them but for one: `--g` is classifier-free guidance in a batch file and in
+interactive use, and embedded guidance in previews.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from musubi.errors import ConfigError, did_you_mean
+from musubi.plugin.architecture import Architecture
 from musubi.untrusted import TextError, parse_json, parse_toml, read_text, reason
 
-Grammar = Literal["batch", "preview"]
+Kind = Literal["batch", "preview"]
+Note = Callable[[str], None]
 # What a preview is when its prompt does not say; the rest are the task's own defaults.
 PREVIEW: Mapping[str, int] = {"width": 256, "height": 256, "frames": 1, "steps": 20}
+_OPTION = re.compile(r"(?:^|(?<=\s))--(?=[A-Za-z])")
 
 
 @dataclass(frozen=True)
-class _Letter:
+class Letter:
+    """What one letter sets.
+
+    Args:
+        key: The name of the value.
+        kind: int, float or str.
+        repeats: Whether it may be given several times; the value is a list.
+    """
+
     key: str
     kind: type = str
     repeats: bool = False
 
 
 _SHARED = {
-    "w": _Letter("width", int),
-    "h": _Letter("height", int),
-    "f": _Letter("frames", int),
-    "d": _Letter("seed", int),
-    "s": _Letter("steps", int),
-    "fs": _Letter("flow_shift", float),
-    "l": _Letter("guidance_scale", float),
-    "n": _Letter("negative_prompt"),
-    "i": _Letter("image_path"),
-    "ei": _Letter("end_image_path"),
-    "ci": _Letter("control_image_path", repeats=True),
+    "w": Letter("width", int),
+    "h": Letter("height", int),
+    "f": Letter("frames", int),
+    "d": Letter("seed", int),
+    "s": Letter("steps", int),
+    "fs": Letter("flow_shift", float),
+    "l": Letter("guidance_scale", float),
+    "n": Letter("negative_prompt"),
 }
-LETTERS: Mapping[Grammar, Mapping[str, _Letter]] = {
-    "batch": {
-        **_SHARED,
-        "g": _Letter("guidance_scale", float),
-        "cn": _Letter("control_path"),
-        "cim": _Letter("control_image_mask_path", repeats=True),
-        "of": _Letter("one_frame_inference"),
-        "vs": _Letter("video_sections", int),
-        "mcrr": _Letter("magcache_retention_ratio", float),
-        "mct": _Letter("magcache_threshold", float),
-        "mck": _Letter("magcache_k", int),
-    },
-    "preview": {
-        **_SHARED,
-        "g": _Letter("embedded_cfg_scale", float),
-        "cn": _Letter("control_path"),
-        "of": _Letter("one_frame_inference"),
-    },
-}
-
-# What prompt files in TOML and JSON may set and a line has no letter for.
-_UNLETTERED: Mapping[Grammar, tuple[_Letter, ...]] = {
-    "batch": (_Letter("video_path"), _Letter("strength", float)),
-    "preview": (),
-}
-
 # Keys of prompt files in TOML and JSON → what a line's letters set.
-_FILE_KEYS: Mapping[Grammar, Mapping[str, str]] = {
-    "preview": {
-        "frame_count": "frames",
-        "sample_steps": "steps",
-        "guidance_scale": "embedded_cfg_scale",
-        "discrete_flow_shift": "flow_shift",
-        "cfg_scale": "guidance_scale",
-        "control_video_path": "control_path",
-        "one_frame": "one_frame_inference",
-    },
-    "batch": {
-        "frame_count": "frames",
-        "video_length": "frames",
-        "sample_steps": "steps",
-        "infer_steps": "steps",
-        "discrete_flow_shift": "flow_shift",
-        "cfg_scale": "guidance_scale",
-        "control_video_path": "control_path",
-    },
+_KEYS = {
+    "frame_count": "frames",
+    "video_length": "frames",
+    "sample_steps": "steps",
+    "infer_steps": "steps",
+    "discrete_flow_shift": "flow_shift",
+    "cfg_scale": "guidance_scale",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grammar:
+    """What a prompt may say.
+
+    Args:
+        letters: Letter → what it sets.
+        keys: Other keys of prompt files in TOML and JSON → what they set.
+        more: What prompt files may set and a line has no letter for.
+        unused: Letters that mean something for other models only → what is said of them.
+    """
+
+    letters: Mapping[str, Letter] = field(default_factory=lambda: dict(_SHARED))
+    keys: Mapping[str, str] = field(default_factory=lambda: dict(_KEYS))
+    more: tuple[Letter, ...] = ()
+    unused: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+def grammar(architecture: Architecture, kind: Kind = "batch") -> Grammar:
+    """What prompts of an architecture may say: in batch files and interactive use, or in previews."""
+    letters = dict(_SHARED)
+    keys = dict(_KEYS)
+    unused: dict[str, str] = {}
+    if kind == "batch":
+        letters["g"] = Letter("guidance_scale", float)
+    else:
+        for name, other in (("--g", "--l"), ("guidance_scale", "cfg_scale")):
+            unused[name.removeprefix("--")] = (
+                f"{name} in the prompt of a preview is embedded guidance, which "
+                f"{architecture.title} does not have; {other} is classifier-free guidance."
+            )
+        del keys["video_length"], keys["infer_steps"]
+    more: list[Letter] = []
+    for one in architecture.inputs:
+        if one.flag is None:
+            continue
+        letter = Letter(one.flag, repeats=one.many and one.paths is None)
+        if one.letter:
+            letters[one.letter] = letter
+        else:
+            more.append(letter)
+        keys |= dict.fromkeys(one.aliases, one.flag)
+    for option in architecture.options:
+        name = option.letter
+        if kind == "preview" and option.preview_letter is not None:
+            name = option.preview_letter
+        kinds = option.type if option.type in (int, float, str) else str
+        if "generate" not in option.commands:
+            continue
+        if name:
+            letters[name] = Letter(option.name, kinds)
+            unused.pop(name, None)
+        elif kind == "batch" and option.type is not bool:
+            more.append(Letter(option.name, kinds))
+        keys |= dict.fromkeys(option.aliases, option.name)
+        if kind == "preview" and name == "g":  # prompt files spell it out
+            keys["guidance_scale"] = option.name
+            unused.pop("guidance_scale", None)
+    return Grammar(letters=letters, keys=keys, more=tuple(more), unused=unused)
 
 
 def parse_line(
-    text: str, defaults: Mapping[str, Any] | None = None, *, grammar: Grammar = "batch"
+    text: str,
+    says: Grammar | None = None,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    note: Note | None = None,
 ) -> dict[str, Any]:
     """One prompt line → what it sets, laid over `defaults`.
 
     Keys: prompt, width, height, frames, seed, steps, flow_shift, guidance_scale, negative_prompt,
-    and options that only some architectures have, such as image_path.
+    and what only some architectures have, such as the path of an image.
 
     >>> parse_line("a cat --w 64 --d 7")
     {'prompt': 'a cat', 'width': 64, 'seed': 7}
 
+    Args:
+        text: The line.
+        says: What it may say; what every architecture takes, when None.
+        defaults: What holds where the line says nothing.
+        note: Told of letters that are not used.
+
     Raises:
         ConfigError: An unknown letter, or a value that is not what the letter takes.
     """
-    prompt, *parts = text.strip().split(" --")
+    says = says or Grammar()
+    prompt, *parts = _OPTION.split(text.strip())
     found: dict[str, Any] = {**(defaults or {}), "prompt": prompt.strip()}
-    letters = LETTERS[grammar]
     repeated: dict[str, list[Any]] = {}
     for part in parts:
-        name, _, word = part.strip().partition(" ")
-        letter = letters.get(name.lower())
+        name, *rest = part.split(None, 1)
+        word = rest[0].strip() if rest else ""
+        if name.lower() in says.unused:
+            if note is not None:
+                note(says.unused[name.lower()])
+            continue
+        letter = says.letters.get(name.lower())
         if letter is None:
             raise ConfigError(
                 f"The prompt line has --{name}, which is no option of prompts.",
-                fix=f"Known: {', '.join('--' + n for n in letters)}.",
+                fix=f"Known: {', '.join('--' + n for n in says.letters)}.",
             )
-        value = _value(letter.kind, word.strip(), f"--{name}")
+        value = _value(letter.kind, word, f"--{name}")
         if letter.repeats:
             repeated.setdefault(letter.key, []).append(value)
         else:
@@ -123,7 +171,12 @@ def parse_line(
     return {**found, **repeated}
 
 
-def read_prompt_file(path: str | Path, *, grammar: Grammar = "batch") -> list[dict[str, Any]]:
+def read_prompt_file(
+    path: str | Path,
+    says: Grammar | None = None,
+    *,
+    note: Note | None = None,
+) -> list[dict[str, Any]]:
     """The prompts of a `.txt`, `.toml` or `.json` file, in order; see `parse_line` for the keys.
 
     Lines that are blank or begin with `#` are left out. TOML has `[prompt]` with defaults and
@@ -133,13 +186,14 @@ def read_prompt_file(path: str | Path, *, grammar: Grammar = "batch") -> list[di
         ConfigError: The file cannot be read, or holds no prompt, or one of them is wrong.
     """
     path = Path(path)
+    says = says or Grammar()
     suffix = path.suffix.lower()
     if suffix not in (".toml", ".json"):
-        prompts = [parse_line(line, grammar=grammar) for _, line in read_lines(path)]
+        prompts = [parse_line(line, says, note=note) for _, line in read_lines(path)]
     elif suffix == ".toml":
-        prompts = _from_toml(_toml(path), path, grammar)
+        prompts = _from_toml(_toml(path), path, says, note)
     else:
-        prompts = _from_json(_text(path), path, grammar)
+        prompts = _from_json(_text(path), path, says, note)
     if not prompts:
         raise ConfigError(f"{path} holds no prompt.", fix="Write one prompt a line.")
     return prompts
@@ -151,7 +205,9 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
     return [(n, line) for n, line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-def _from_toml(content: Mapping[str, Any], path: Path, grammar: Grammar) -> list[dict[str, Any]]:
+def _from_toml(
+    content: Mapping[str, Any], path: Path, says: Grammar, note: Note | None
+) -> list[dict[str, Any]]:
     shared = content.get("prompt")
     if not isinstance(shared, Mapping):
         raise ConfigError(
@@ -161,10 +217,10 @@ def _from_toml(content: Mapping[str, Any], path: Path, grammar: Grammar) -> list
     general = {key: value for key, value in shared.items() if key != "subset"}
     if isinstance(subsets, Mapping):
         subsets = [subsets]
-    return [_from_table({**general, **subset}, path, grammar) for subset in subsets or [{}]]
+    return [_from_table({**general, **subset}, path, says, note) for subset in subsets or [{}]]
 
 
-def _from_json(text: str, path: Path, grammar: Grammar) -> list[dict[str, Any]]:
+def _from_json(text: str, path: Path, says: Grammar, note: Note | None) -> list[dict[str, Any]]:
     try:
         content = parse_json(text)
     except TextError as error:
@@ -172,23 +228,26 @@ def _from_json(text: str, path: Path, grammar: Grammar) -> list[dict[str, Any]]:
     if not isinstance(content, list):
         raise ConfigError(f"{path} is not a list of prompts.", fix='Write ["a cat", …].')
     return [
-        parse_line(entry, grammar=grammar)
+        parse_line(entry, says, note=note)
         if isinstance(entry, str)
-        else _from_table(entry, path, grammar)
+        else _from_table(entry, path, says, note)
         for entry in content
     ]
 
 
-def _from_table(table: Any, path: Path, grammar: Grammar) -> dict[str, Any]:
+def _from_table(table: Any, path: Path, says: Grammar, note: Note | None) -> dict[str, Any]:
     if not isinstance(table, Mapping) or not isinstance(table.get("prompt"), str):
         raise ConfigError(f"{path} has an entry without a prompt.", fix='Add prompt = "…" to it.')
-    letters = (*LETTERS[grammar].values(), *_UNLETTERED[grammar])
-    kinds = {letter.key: letter for letter in letters}
-    aliases = _FILE_KEYS[grammar]
+    kinds = {letter.key: letter for letter in (*says.letters.values(), *says.more)}
+    aliases = says.keys
     found: dict[str, Any] = {}
     for key, value in table.items():
         if key == "prompt":
             found["prompt"] = value
+            continue
+        if key in says.unused:
+            if note is not None:
+                note(says.unused[key])
             continue
         letter = kinds.get(aliases.get(key, key))
         if letter is None:

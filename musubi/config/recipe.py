@@ -1,18 +1,23 @@
-"""From what was asked to a recipe in which every number is decided."""
+"""From what was asked to a recipe in which every number is decided: the one place that decides them."""
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from musubi.config.generate import GenerateConfig
+from musubi.config.options import own_options
+from musubi.config.plan import PlanConfig
 from musubi.config.prompts import PREVIEW
 from musubi.config.task import Choice
-from musubi.errors import ConfigError
-from musubi.plugin import Architecture, Recipe, Report
+from musubi.errors import ConfigError, did_you_mean
+from musubi.plugin import Architecture, Input, Recipe, Report, Task
 from musubi.untrusted import text_fault
 
 ENGINE_OPTIONS = ("cfg_skip_mode", "cfg_apply_ratio")
+MOST_SEED = 2**63 - 1
 _NUMBERS = (
     "prompt",
     "negative_prompt",
@@ -28,6 +33,13 @@ _NUMBERS = (
     "cpu_noise",
 )
 
+PROMPT, NEGATIVE = "prompt", "negative"
+"""The names of a recipe's two texts, where its task names no others."""
+
+Given = tuple[dict[str, Any], dict[str, Any]]
+SizeOf = Callable[[str], tuple[int, int]]
+"""`(path) -> (width, height)` of an image."""
+
 
 def build_recipe(
     architecture: Architecture,
@@ -35,45 +47,105 @@ def build_recipe(
     given: Mapping[str, Any],
     options: Mapping[str, Any],
     report: Report,
+    *,
+    size_of: SizeOf | None = None,
+    complete: bool = True,
 ) -> Recipe:
     """Fill in what `given` leaves open (missing or None) from the task's defaults, and check it.
 
     Args:
-        architecture: Whose sizes and options count.
+        architecture: Whose options count.
         choice: The task and variant.
         given: As `config.prompts.parse_line` makes it, and `fps`, `solver`, `cpu_noise`.
         options: The architecture's own options and the engine's `cfg_skip_mode` and
             `cfg_apply_ratio`; keys of `given` that are among them are laid over.
         report: Told when the frames are rounded.
+        size_of: Measures a picture whose proportions the video takes; None: such pictures are not
+            looked at.
+        complete: Whether the inputs that the task needs must be there; a plan does without.
 
     Raises:
-        ConfigError: A size, a length or an option that this architecture does not take.
+        ConfigError: A size, a length or an option that this task does not take.
+        DataError: A picture cannot be read.
     """
+    task, shape = choice.task, choice.task.shape
     asked = {key: value for key, value in given.items() if value is not None}
+    own = _over(choice.sampling.options, options, _own(architecture, asked))
     width = asked.get("width", choice.sampling.size[0])
     height = asked.get("height", choice.sampling.size[1])
-    check_size(architecture, width, height)
     defaults = choice.sampling_at(width, height)
+    own = _of_task(architecture, choice, own)
+    picture = _leading_picture(choice, own)
+    if picture is not None and size_of is not None:
+        width, height = shape.same_area((width, height), size_of(picture))
+    check_size(architecture, choice, width, height)
     solver = asked.get("solver", defaults.solver)
     if solver not in defaults.solvers:
-        report.warn(f"The solver {solver} was not tried with the task {choice.task.name!r}.")
+        report.warn(f"The solver {solver} was not tried with the task {task.name!r}.")
+    if task.frames is not None:
+        frames = int(task.frames(own))
+    else:
+        asked_frames = asked.get("frames", defaults.frames)
+        frames = fitting_frames(architecture, choice, asked_frames, report)
     recipe = Recipe(
         prompt=asked.get("prompt", ""),
         negative_prompt=asked.get("negative_prompt") or defaults.negative_prompt,
         width=width,
         height=height,
-        frames=fitting_frames(architecture, asked.get("frames", defaults.frames), report),
-        fps=asked.get("fps", architecture.frame_rate),
-        seed=asked["seed"] if "seed" in asked else secrets.randbelow(2**32),
+        frames=frames,
+        fps=asked.get("fps", shape.frame_rate),
+        seed=_seed(asked.get("seed", -1)),
         steps=_positive("steps", asked.get("steps", defaults.steps)),
         solver=solver,
-        flow_shift=asked.get("flow_shift", defaults.flow_shift),
-        guidance_scale=asked.get("guidance_scale", defaults.guidance_scale),
+        flow_shift=_shift(asked.get("flow_shift", defaults.flow_shift)),
+        guidance_scale=_finite(
+            "guidance_scale", asked.get("guidance_scale", defaults.guidance_scale)
+        ),
         cpu_noise=asked.get("cpu_noise", False),
-        options=_over(defaults.options, options, _own(architecture, asked)),
+        options=_over(defaults.options, own),
     )
     _check_limits(recipe)
+    if complete:
+        _check_inputs(choice, recipe)
+        if task.check is not None:
+            task.check(recipe)
     return recipe
+
+
+def requested(config: GenerateConfig | PlanConfig, architecture: Architecture) -> Given:
+    """What the options of a command ask for, and its options: two arguments of `build_recipe`."""
+    size = config.width_height or (None, None)
+    frames = config.video_length
+    if isinstance(config, PlanConfig):
+        size = (config.width or size[0], config.height or size[1])
+        frames = config.frames or frames
+    given = {
+        "prompt": config.prompt,
+        "negative_prompt": config.negative_prompt,
+        "width": size[0],
+        "height": size[1],
+        "frames": frames,
+        "fps": config.fps,
+        "seed": config.seed,
+        "steps": config.infer_steps,
+        "solver": config.sample_solver,
+        "flow_shift": config.flow_shift,
+        "guidance_scale": config.guidance_scale,
+        "cpu_noise": config.cpu_noise,
+    }
+    own = own_options(config, architecture)
+    own |= {name: getattr(config, name) for name in ENGINE_OPTIONS}
+    return given, own
+
+
+def texts_of(recipe: Recipe, task: Task) -> dict[str, str]:
+    """The texts that are encoded for a recipe, by name: the task's own, else the prompt and, where
+    some step reads it, the negative prompt. With a guidance scale of 1 none does.
+    """
+    if task.texts is not None:
+        return dict(task.texts(recipe))
+    negative = {NEGATIVE: recipe.negative_prompt} if recipe.guidance_scale != 1 else {}
+    return {PROMPT: recipe.prompt, **negative}
 
 
 def preview_recipe(
@@ -82,50 +154,85 @@ def preview_recipe(
     given: Mapping[str, Any],
     options: Mapping[str, Any],
     report: Report,
+    *,
+    size_of: SizeOf | None = None,
+    complete: bool = True,
 ) -> Recipe:
     """The recipe of a training preview: `PREVIEW` where the prompt says nothing, sizes rounded down.
 
     The flow shift, the guidance scale and the negative prompt default to the task's own.
     """
     asked = {**PREVIEW, **{key: value for key, value in given.items() if value is not None}}
-    step = architecture.spatial_multiple
+    step = choice.task.shape.side
     for side in ("width", "height"):
         asked[side] = max(asked[side] // step, 1) * step
-    return build_recipe(architecture, choice, asked, options, report)
+    return build_recipe(
+        architecture, choice, asked, options, report, size_of=size_of, complete=complete
+    )
 
 
 _LONGEST = 1 << 20  # characters of a prompt
 
 
-def check_size(architecture: Architecture, width: int, height: int) -> None:
+def check_size(architecture: Architecture, choice: Choice, width: int, height: int) -> None:
     """Refuse sides that the network cannot take, with the nearest ones it can.
 
     Raises:
-        ConfigError: A side is not a positive multiple of the architecture's `spatial_multiple`.
+        ConfigError: A side is not a positive multiple of what the task's geometry demands.
     """
-    step = architecture.spatial_multiple
-    fits = [max(round(side / step), 1) * step for side in (width, height)]
+    shape = choice.task.shape
+    fits = [shape.fitting_side(side) for side in (width, height)]
     if fits != [width, height]:
         raise ConfigError(
-            f"{architecture.title} makes no {width}x{height} (width x height): sides are multiples of {step}.",
+            f"{architecture.title} makes no {width}x{height} (width x height): sides are multiples of {shape.side}.",
             fix=f"Give --size {fits[0]}x{fits[1]}.",
         )
 
 
-def fitting_frames(architecture: Architecture, frames: int, report: Report) -> int:
-    """The largest `temporal_multiple * k + 1` that is not above `frames`; says so when it differs.
+def fitting_frames(architecture: Architecture, choice: Choice, frames: int, report: Report) -> int:
+    """The longest possible length that is not above `frames`; says so when it differs.
 
     Raises:
         ConfigError: `frames` is not positive.
     """
-    step = architecture.temporal_multiple
-    fitting = (_positive("frames", frames) - 1) // step * step + 1
+    shape = choice.task.shape
+    fitting = shape.fitting_frames(_positive("frames", frames))
     if fitting != frames:
         report.note(
             f"{frames} frames are rounded down to {fitting}: "
-            f"{architecture.title} makes {step} k + 1 of them."
+            f"{architecture.title} makes {shape.period} k + 1 of them."
         )
     return fitting
+
+
+def paths_of(wanted: Input, value: Any) -> list[str]:
+    """The paths that the value of an input's flag names."""
+    if not value:
+        return []
+    if wanted.paths is not None:
+        return list(wanted.paths(value))
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _leading_picture(choice: Choice, options: Mapping[str, Any]) -> str | None:
+    """The picture whose proportions the video takes: the first that was given."""
+    for one in choice.task.inputs:
+        if one.fit == "area" and one.flag is not None:
+            given = paths_of(one, options.get(one.flag))
+            if given:
+                return given[0]
+    return None
+
+
+def _check_inputs(choice: Choice, recipe: Recipe) -> None:
+    for one in choice.task.inputs:
+        if one.required and one.flag and not paths_of(one, recipe.options.get(one.flag)):
+            letter = f", or --{one.letter} in a prompt line" if one.letter else ""
+            kind = {"image": "an image", "video": "a video", "mask": "a mask"}[one.kind]
+            raise ConfigError(
+                f"The task {choice.task.name!r} needs {kind} ({one.name}), and none was given.",
+                fix=f"Give --{one.flag} PATH{letter}.",
+            )
 
 
 _LIMITS: Mapping[str, tuple[float, float]] = {
@@ -144,7 +251,7 @@ def _check_limits(recipe: Recipe) -> None:
     """Refuse what a prompt file asks for and no network or no memory can give."""
     for name, (low, high) in _LIMITS.items():
         value = getattr(recipe, name)
-        if not low <= value <= high:  # nor is NaN
+        if value is not None and not low <= value <= high:  # nor is NaN
             raise ConfigError(
                 f"A prompt cannot have {name} {value!r:.60}.", fix=f"Give {low:g} to {high:g}."
             )
@@ -165,14 +272,51 @@ def _over(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 def _own(architecture: Architecture, asked: Mapping[str, Any]) -> dict[str, Any]:
     known = {option.name for option in architecture.options} | set(ENGINE_OPTIONS)
+    known |= {one.flag for one in architecture.inputs if one.flag is not None}
     own = {key: value for key, value in asked.items() if key not in _NUMBERS}
-    own = {k: v for k, v in own.items() if k in known or k != "embedded_cfg_scale"}
     for key in own:
         if key not in known:
             raise ConfigError(
-                f"{architecture.title} takes no {key} in a prompt.", fix="Leave it out of the line."
+                f"{architecture.title} takes no {key} in a prompt.", fix=did_you_mean(key, known)
             )
     return own
+
+
+def _of_task(
+    architecture: Architecture, choice: Choice, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options without the inputs of other tasks, which must not be given."""
+    others = {one.flag for one in architecture.inputs} - {one.flag for one in choice.task.inputs}
+    for name in others:
+        if name is not None and options.get(name):
+            raise ConfigError(
+                f"--{name} means nothing for the task {choice.task.name!r}.", fix="Leave it out."
+            )
+    return {name: value for name, value in options.items() if name not in others}
+
+
+def _seed(value: int) -> int:
+    if value == -1:
+        return secrets.randbelow(2**32)
+    if not 0 <= value <= MOST_SEED:
+        raise ConfigError(
+            f"The seed {value} is not possible.", fix="Give a number from 0 to 2^63 - 1, or -1."
+        )
+    return value
+
+
+def _shift(value: float | None) -> float | None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise ConfigError(
+            f"A flow shift of {value:g} is not possible.", fix="Give --flow_shift above 0."
+        )
+    return value
+
+
+def _finite(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise ConfigError(f"A {name} of {value} is not possible.", fix=f"Give --{name} 5, say.")
+    return value
 
 
 def _positive(name: str, value: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ def choose_task(
     text: str | None,
     numbers: Mapping[str, Any] | None = None,
     path: Path | None = None,
+    *,
+    given: Iterable[str] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Choice:
     """The task that `text` names, checked against the DiT's numbers; else the one they show.
 
@@ -45,14 +48,30 @@ def choose_task(
         text: The value of `--task`: a variant, a task, or None.
         numbers: What the DiT's `infer` found in the checkpoint, when there is one.
         path: The checkpoint, for messages.
+        given: Names of the components that have a file, where that is known: without `text`, a task
+            is meant that uses every one of them.
+        options: The architecture's own options: some mean another task.
 
     Raises:
-        ConfigError: No such task, or the checkpoint is made for another one.
+        ConfigError: No such task, or the checkpoint is made for another one, or for several that
+            differ in what they are given.
         CheckpointError: The checkpoint is made for none of the tasks.
     """
     if text is None:
-        return _recognised(architecture, numbers, path)
-    choice = _named(architecture, text)
+        choice = _recognised(architecture, numbers, path, given)
+    else:
+        choice = _named(architecture, text)
+        _check_numbers(architecture, choice, text, numbers, path)
+    return _switched(architecture, choice, options or {})
+
+
+def _check_numbers(
+    architecture: Architecture,
+    choice: Choice,
+    text: str,
+    numbers: Mapping[str, Any] | None,
+    path: Path | None,
+) -> None:
     for key, wanted in choice.task.requires.items() if numbers is not None else ():
         if numbers is not None and numbers.get(key) != wanted:
             fitting = [t.name for t in architecture.tasks if _fits(t, numbers)]
@@ -63,6 +82,20 @@ def choose_task(
                 if fitting
                 else "Give another --dit.",
             )
+
+
+def _switched(architecture: Architecture, choice: Choice, options: Mapping[str, Any]) -> Choice:
+    """The task that options such as `--one_frame` turn this one into."""
+    for option in architecture.options:
+        if not option.task or not options.get(option.name):
+            continue
+        if choice.task.name not in (*option.task, *option.task.values()):
+            raise ConfigError(
+                f"--{option.name} means nothing for the task {choice.task.name!r}.",
+                fix=f"Leave it out, or give --task {' or '.join(option.task)}.",
+            )
+        name = option.task.get(choice.task.name, choice.task.name)
+        choice = Choice(architecture.task(name), choice.variant)
     return choice
 
 
@@ -96,21 +129,47 @@ def _named(architecture: Architecture, text: str) -> Choice:
 
 
 def _recognised(
-    architecture: Architecture, numbers: Mapping[str, Any] | None, path: Path | None
+    architecture: Architecture,
+    numbers: Mapping[str, Any] | None,
+    path: Path | None,
+    given: Iterable[str] | None,
 ) -> Choice:
-    if numbers is None:
-        return Choice(architecture.tasks[0])
-    fitting = [t for t in architecture.tasks if _fits(t, numbers)]
+    fitting = [t for t in architecture.tasks if numbers is None or _fits(t, numbers)]
     if not fitting:
-        shown = ", ".join(f"{k} {v}" for k, v in numbers.items())
+        shown = ", ".join(f"{k} {v}" for k, v in (numbers or {}).items())
         raise CheckpointError(
             f"{path or 'The checkpoint'} ({shown}) is made for no task of {architecture.title}.",
             fix=f"`musubi models show {architecture.name}` lists the files that are known.",
         )
-    for variant in architecture.variants:
-        if variant.task == fitting[0].name and _has(numbers, variant.numbers):
-            return Choice(fitting[0], variant)
+    if given is not None:
+        names = set(given)
+        fitting = [t for t in fitting if names <= {*t.components, *t.denoisers}] or fitting
+        if numbers is not None:
+            fitting = [t for t in fitting if names.issuperset(t.denoisers)] or fitting
+    if numbers is not None:
+        _refuse_ambiguity(fitting, path)
+        for variant in architecture.variants:
+            if variant.task == fitting[0].name and _has(numbers, variant.numbers):
+                return Choice(fitting[0], variant)
     return Choice(fitting[0])
+
+
+def _refuse_ambiguity(fitting: Sequence[Task], path: Path | None) -> None:
+    """Refuse a checkpoint that fits tasks which are given different things.
+
+    Tasks that differ in nothing but their defaults are alike here: the first is meant.
+    """
+
+    def given(task: Task) -> tuple[object, ...]:
+        return (task.schema, task.components, task.denoisers, task.inputs, task.geometry)
+
+    different = [t for t in fitting if given(t) != given(fitting[0])]
+    if different:
+        names = [fitting[0].name, *(t.name for t in different)]
+        raise ConfigError(
+            f"{path or 'This checkpoint'} fits the tasks {', '.join(names[:-1])} and {names[-1]}.",
+            fix=f"Say which is meant: --task {' or --task '.join(names)}.",
+        )
 
 
 def _fits(task: Task, numbers: Mapping[str, Any]) -> bool:

@@ -105,6 +105,9 @@ class DtypeOptions(Options):
     text_encoder_dtype: str | None = option(
         None, "Dtype of the text encoders in previews; their own when not given.", group=_MODELS
     )
+    image_encoder_dtype: str | None = option(
+        None, "Dtype of the image encoder in previews; its own when not given.", group=_MODELS
+    )
 
 
 class TrainConfig(

@@ -56,7 +56,7 @@ def resize_and_crop(frames: np.ndarray, bucket: Size) -> np.ndarray:
     Enlarged with Lanczos, shrunk by averaging areas; what fits exactly is returned as it is.
 
     Args:
-        frames: uint8, F H W C, C 3 or 4.
+        frames: uint8, F H W C, C 1, 3 or 4.
         bucket: Width and height.
     """
     height, width = frames.shape[1:3]
@@ -73,8 +73,10 @@ def resize_and_crop(frames: np.ndarray, bucket: Size) -> np.ndarray:
         if new == (width, height):
             whole = frame
         elif scale > 1:
-            picture = Image.fromarray(np.ascontiguousarray(frame))
+            grey = frame.shape[2] == 1
+            picture = Image.fromarray(np.ascontiguousarray(frame[..., 0] if grey else frame))
             whole = np.asarray(picture.resize(new, Image.Resampling.LANCZOS))
+            whole = whole[..., None] if grey else whole
         else:
             whole = shrink(frame, new)
         out[i] = whole[top : top + bucket[1], left : left + bucket[0]]

@@ -32,7 +32,8 @@ def run(config: Any, architecture: Architecture, report: Report) -> None:
         DataError: It gives nothing to train on.
     """
     given = {"batch_size": config.batch_size}
-    found = survey_of(config, architecture, report, command_line=given)
+    task, found = survey_of(config, architecture, report, command_line=given)
+    rate = task.shape.frame_rate
     if not found:
         return
     report.table(
@@ -59,9 +60,9 @@ def run(config: Any, architecture: Architecture, report: Report) -> None:
     if not any(one.plans for one in found):
         raise nothing(found)
     for one in found:
-        for said in clips.conversions(one.plans, one.entry, architecture.frame_rate):
+        for said in clips.conversions(one.plans, one.entry, rate):
             report.note(f"Dataset {one.entry.index + 1}: {said}")
-        for said in _too_short(one, architecture.frame_rate):
+        for said in _too_short(one, rate):
             report.note(f"Dataset {one.entry.index + 1}: {said}")
         if not one.plans:
             report.warn(str(nothing([one])))
@@ -128,19 +129,19 @@ def _buckets(found: Sequence[Surveyed], report: Report) -> None:
     for one in found:
         size, repeats = one.entry.batch_size, one.entry.num_repeats
         counts = Counter(_key(p) for p in one.plans)
-        for (bucket, length, controls), count in sorted(counts.items()):
+        for (bucket, length, inputs), count in sorted(counts.items()):
             items = count * repeats
             number = -(-items // size)
             batches += number
             shown = f"{bucket[0]}x{bucket[1]}"
-            rows.append((one.entry.index + 1, shown, length, controls, count, items, number))
+            rows.append((one.entry.index + 1, shown, length, inputs, count, items, number))
             if size > 1 and items < size:
                 report.warn(
                     f"Dataset {one.entry.index + 1}: the bucket {shown} with {length} "
                     f"frame{'s' if length > 1 else ''} has {items} items, fewer than the batch size, {size}: "
                     "its batches are short. Add files of this shape, repeats, or lower batch_size."
                 )
-    heads = ("dataset", "bucket", "frames", "controls", "clips", "items an epoch", "batches")
+    heads = ("dataset", "bucket", "frames", "inputs", "clips", "items an epoch", "batches")
     report.table("Buckets", heads, rows)
     total = sum(len(one.plans) for one in found)
     frames = sum(len(p.frames) for one in found for p in one.plans)
@@ -151,4 +152,4 @@ def _buckets(found: Sequence[Surveyed], report: Report) -> None:
 
 
 def _key(plan: ClipPlan) -> tuple[tuple[int, int], int, int]:
-    return plan.bucket, len(plan.frames), len(plan.source.controls)
+    return plan.bucket, len(plan.frames), len(plan.source.paths) - 1

@@ -6,17 +6,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from musubi.config.dataset import DatasetEntry
-from musubi.data import buckets, frames, media
+from musubi.data import buckets, frames, images, media
 from musubi.data.buckets import Size
 from musubi.data.media import VideoInfo
 from musubi.data.sources import Source
 from musubi.errors import DataError
 from musubi.plugin.architecture import Architecture, Task
+from musubi.plugin.inputs import Input
 from musubi.plugin.runtime import Clip
 
 _NAMED = 3
@@ -24,6 +26,23 @@ _NAMED = 3
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Given:
+    """One file of an input.
+
+    Args:
+        input: What it is.
+        path: The file.
+        video: What is known of it, when it is a video.
+        frames: For each frame that is used, its number in the video.
+    """
+
+    input: Input
+    path: Path
+    video: VideoInfo | None = None
+    frames: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,9 +58,8 @@ class ClipPlan:
         total: Frames that the whole source has at the model's rate, as far as was looked.
         frames: For each frame that is used, its number in the source: as many as the task uses of
             `length`.
-        controls: The same for each control.
+        inputs: For each input the files given for it.
         video: The source, when it is a video.
-        control_videos: Its controls, when they are videos.
         options: The architecture's own keys of the dataset.
     """
 
@@ -52,9 +70,8 @@ class ClipPlan:
     length: int = 1
     total: int = 1
     frames: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
-    controls: tuple[np.ndarray, ...] = ()
+    inputs: Mapping[str, tuple[Given, ...]] = field(default_factory=dict)
     video: VideoInfo | None = None
-    control_videos: tuple[VideoInfo, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -84,8 +101,8 @@ def plan(
     Args:
         source: A file of the dataset.
         entry: The dataset.
-        architecture: Gives the frame rate and what sides are multiples of.
-        task: Says how many of a clip's frames it uses.
+        architecture: For messages.
+        task: Gives the frame rate, what sides are multiples of, and how many of a clip's frames it uses.
         options: The architecture's own options, laid over those of the dataset.
 
     Raises:
@@ -97,17 +114,24 @@ def plan(
             ClipPlan(
                 source=source,
                 size=size,
-                bucket=_bucket(size, entry, architecture),
+                bucket=_bucket(size, entry, task),
+                inputs=_given(source, entry, task, {}, np.zeros(1, np.int64)),
                 options=entry.options,
             )
         ]
-    video, shown = _timeline(source.path, entry, architecture.frame_rate)
-    found = [_timeline(path, entry, architecture.frame_rate) for path in source.controls]
+    rate = task.shape.frame_rate
+    video, shown = _timeline(source.path, entry, rate)
+    beside = {
+        path: _timeline(path, entry, rate)
+        for one in entry.inputs
+        for path in source.inputs.get(one.name, ())
+        if _moves(one, path)
+    }
     size = video.width, video.height
     plans: list[ClipPlan] = []
     spans = frames.windows(len(shown), entry)
     for start, length in spans:
-        used = _usable(length, architecture, task, {**entry.options, **(options or {})})
+        used = _usable(length, task, {**entry.options, **(options or {})})
         if used == 0:
             continue
         wanted = np.arange(start, start + used)
@@ -115,20 +139,18 @@ def plan(
             ClipPlan(
                 source=source,
                 size=size,
-                bucket=_bucket(size, entry, architecture),
+                bucket=_bucket(size, entry, task),
                 start=start,
                 length=length,
                 total=len(shown),
                 frames=shown[wanted],
-                # a control that ends early stands still
-                controls=tuple(c[np.minimum(wanted, len(c) - 1)] for _, c in found),
+                inputs=_given(source, entry, task, beside, wanted),
                 video=video,
-                control_videos=tuple(v for v, _ in found),
                 options=entry.options,
             )
         )
     if not plans:
-        raise _too_short(source, len(shown), entry, architecture, task, bool(spans))
+        raise _too_short(source, len(shown), entry, task, bool(spans))
     return plans
 
 
@@ -142,14 +164,36 @@ def decode(source: Source, plans: Sequence[ClipPlan]) -> Iterator[Clip]:
     """
     if source.kind == "image":
         for one in plans:
-            controls = [media.read_image(p, alpha=True)[None] for p in source.controls]
-            yield _clip(one, media.read_image(source.path)[None], controls)
+            inputs = {n: tuple(map(_picture, given)) for n, given in one.inputs.items()}
+            yield _clip(one, media.read_image(source.path)[None], inputs)
         return
-    streams = [_Frames(plans, None)]
-    streams += [_Frames(plans, i) for i in range(len(source.controls))]
+    video = plans[0].video
+    assert video is not None
+    target = _Frames(video, [p.frames for p in plans], plans[0].bucket)
+    beside = {
+        name: [_stream(plans, name, i) for i in range(len(given))]
+        for name, given in plans[0].inputs.items()
+    }
     for number, one in enumerate(plans):
-        found = [stream.take(number) for stream in streams]
-        yield _clip(one, found[0], found[1:])
+        inputs = {
+            name: tuple(
+                _picture(given) if stream is None else _channels(given.input, stream.take(number))
+                for stream, given in zip(streams, one.inputs[name], strict=True)
+            )
+            for name, streams in beside.items()
+        }
+        yield _clip(one, target.take(number), inputs)
+
+
+def picture(wanted: Input, path: Path) -> np.ndarray:
+    """An image of an input, as it is: uint8, 1 H W C.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    if wanted.kind == "mask":
+        return images.read_mask(path)[None]
+    return media.read_image(path, alpha=wanted.alpha)[None]
 
 
 def decode_all(
@@ -187,7 +231,7 @@ def conversions(plans: Iterable[ClipPlan], entry: DatasetEntry, rate: float) -> 
     videos = {id(p.video): p.video for p in plans if p.video is not None and not p.video.images}
     said = _rates(list(videos.values()), entry, rate)
     remarked: dict[str, dict[str, None]] = {}
-    for video in (*videos.values(), *(c for p in plans for c in p.control_videos)):
+    for video in (*videos.values(), *_videos_beside(plans)):
         for remark in video.remarks:
             remarked.setdefault(remark, {})[video.path.name] = None
     for remark, names in sorted(remarked.items()):
@@ -195,6 +239,11 @@ def conversions(plans: Iterable[ClipPlan], entry: DatasetEntry, rate: float) -> 
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         said.append(f"{first}{more}: {remark}.")
     return said
+
+
+def _videos_beside(plans: Iterable[ClipPlan]) -> list[VideoInfo]:
+    given = (g for plan in plans for files in plan.inputs.values() for g in files)
+    return [g.video for g in given if g.video is not None]
 
 
 def _rates(videos: Sequence[VideoInfo], entry: DatasetEntry, rate: float) -> list[str]:
@@ -233,11 +282,65 @@ def _result(task: T, future: Future[R]) -> tuple[T, R | Exception]:
     return task, future.result()
 
 
-def _bucket(size: Size, entry: DatasetEntry, architecture: Architecture) -> Size:
+def _moves(wanted: Input, path: Path) -> bool:
+    """Whether a file of an input is read as a video: a mask may be an image or a video."""
+    if wanted.kind == "mask":
+        return path.is_dir() or path.suffix.lower() in media.VIDEO_EXTENSIONS
+    return wanted.kind == "video"
+
+
+def _given(
+    source: Source,
+    entry: DatasetEntry,
+    task: Task,
+    beside: Mapping[Path, tuple[VideoInfo, np.ndarray]],
+    wanted: np.ndarray,
+) -> dict[str, tuple[Given, ...]]:
+    """The files of each input, and which of their frames belong to the frames `wanted`."""
+    found: dict[str, tuple[Given, ...]] = {}
+    for one in entry.inputs:
+        files: list[Given] = []
+        for path in source.inputs.get(one.name, ()):
+            if path not in beside:
+                files.append(Given(input=one, path=path))
+                continue
+            video, shown = beside[path]
+            if not one.hold and wanted[-1] >= len(shown):
+                raise DataError(
+                    f"{path.name}, the {one.name} of {source.path.name}, has {len(shown)} frames at "
+                    f"{task.shape.frame_rate:g} fps, and {wanted[-1] + 1} are needed.",
+                    fix="Use a longer one.",
+                )
+            frames = shown[np.minimum(wanted, len(shown) - 1)]  # one that ends early stands still
+            files.append(Given(input=one, path=path, video=video, frames=frames))
+        if files:
+            found[one.name] = tuple(files)
+    return found
+
+
+def _picture(given: Given) -> np.ndarray:
+    return picture(given.input, given.path)
+
+
+def _stream(plans: Sequence[ClipPlan], name: str, number: int) -> _Frames | None:
+    """The frames of a video beside the clips; None for an image."""
+    given = [plan.inputs[name][number] for plan in plans]
+    if given[0].video is None:
+        return None
+    size = plans[0].bucket if given[0].input.fit == "bucket" else None
+    return _Frames(given[0].video, [g.frames for g in given], size)
+
+
+def _channels(wanted: Input, frames: np.ndarray) -> np.ndarray:
+    """A mask's video has one channel: its brightness."""
+    return images.brightness(frames) if wanted.kind == "mask" else frames
+
+
+def _bucket(size: Size, entry: DatasetEntry, task: Task) -> Size:
     return buckets.choose(
         size,
         entry.resolution,
-        architecture.spatial_multiple,
+        task.shape.side,
         enable=entry.enable_bucket,
         no_upscale=entry.bucket_no_upscale,
     )
@@ -260,22 +363,20 @@ def _timeline(path: Any, entry: DatasetEntry, rate: float) -> tuple[VideoInfo, n
     return info, frames.by_timestamps(info.times, info.end, rate, info.tick)
 
 
-def _usable(length: int, architecture: Architecture, task: Task, options: Mapping[str, Any]) -> int:
+def _usable(length: int, task: Task, options: Mapping[str, Any]) -> int:
     if task.usable_frames is not None:
         return int(task.usable_frames(length, options))
-    step = architecture.temporal_multiple
-    return (length - 1) // step * step + 1
+    return task.shape.fitting_frames(length)
 
 
 def _too_short(
     source: Source,
     total: int,
     entry: DatasetEntry,
-    architecture: Architecture,
     task: Task,
     cut: bool,
 ) -> DataError:
-    name, rate = source.path.name, f"{architecture.frame_rate:g}"
+    name, rate = source.path.name, f"{task.shape.frame_rate:g}"
     if cut:
         return DataError(
             f"{name} gives no clip that is long enough for the task {task.name!r}: it has {total} "
@@ -283,7 +384,7 @@ def _too_short(
             fix="Raise target_frames, or use a longer video.",
         )
     least = min(entry.target_frames)
-    fits = (total - 1) // entry.temporal_multiple * entry.temporal_multiple + 1
+    fits = task.shape.fitting_frames(total)
     return DataError(
         f"{name} has {total} frame{'s' if total != 1 else ''} at {rate} fps, and the smallest of "
         f"target_frames is {least}.",
@@ -291,12 +392,25 @@ def _too_short(
     )
 
 
-def _clip(one: ClipPlan, pictures: np.ndarray, controls: Sequence[np.ndarray]) -> Clip:
+def fitted(wanted: Input, pictures: np.ndarray, size: Size) -> np.ndarray:
+    """Pictures of an input at the size that the input asks for."""
+    return buckets.resize_and_crop(pictures, size) if wanted.fit == "bucket" else pictures
+
+
+def _clip(
+    one: ClipPlan, pictures: np.ndarray, inputs: Mapping[str, tuple[np.ndarray, ...]]
+) -> Clip:
     return Clip(
         name=one.name,
         frames=buckets.resize_and_crop(pictures, one.bucket),
         length=len(pictures),
-        controls=tuple(buckets.resize_and_crop(c, one.bucket) for c in controls),
+        inputs={
+            name: tuple(
+                fitted(given.input, found, one.bucket)
+                for given, found in zip(one.inputs[name], frames, strict=True)
+            )
+            for name, frames in inputs.items()
+        },
         options=one.options,
     )
 
@@ -305,19 +419,18 @@ class _Frames:
     """One video read forwards; frames are kept from their first clip's turn to their last's.
 
     Args:
-        plans: The clips, all of one source and of one bucket.
-        control: Which control to read; None reads the source.
+        video: The file.
+        wanted: For each clip, the numbers of its frames in the file.
+        size: Width and height that each frame is made when it is read; None: its own.
     """
 
-    def __init__(self, plans: Sequence[ClipPlan], control: int | None) -> None:
-        self.wanted = [p.frames if control is None else p.controls[control] for p in plans]
-        self.bucket = plans[0].bucket
+    def __init__(self, video: VideoInfo, wanted: Sequence[np.ndarray], size: Size | None) -> None:
+        self.wanted = wanted
+        self.size = size
         self.last: dict[int, int] = {}
         for number, indices in enumerate(self.wanted):
             self.last.update(dict.fromkeys(indices.tolist(), number))
-        info = plans[0].video if control is None else plans[0].control_videos[control]
-        assert info is not None
-        self.reader = media.read_frames(info, list(self.last))
+        self.reader = media.read_frames(video, list(self.last))
         self.kept: dict[int, np.ndarray] = {}
 
     def take(self, number: int) -> np.ndarray:
@@ -326,7 +439,9 @@ class _Frames:
         missing = set(indices) - self.kept.keys()
         while missing:
             index, picture = next(self.reader)
-            self.kept[index] = buckets.resize_and_crop(picture[None], self.bucket)[0]
+            if self.size is not None:
+                picture = buckets.resize_and_crop(picture[None], self.size)[0]
+            self.kept[index] = picture
             missing.discard(index)
         out = np.stack([self.kept[i] for i in indices])
         self.kept = {i: f for i, f in self.kept.items() if self.last[i] > number}

@@ -33,7 +33,7 @@ class Extraction(Protocol):
     @property
     def max_frames(self) -> int: ...
     @property
-    def temporal_multiple(self) -> int: ...
+    def period(self) -> int: ...
 
 
 def windows(total: int, entry: Extraction) -> list[tuple[int, int]]:
@@ -43,7 +43,7 @@ def windows(total: int, entry: Extraction) -> list[tuple[int, int]]:
     """
     mode = entry.frame_extraction
     if mode == "full":
-        step = entry.temporal_multiple
+        step = entry.period
         most = min(total, entry.max_frames)
         return [(0, (most - 1) // step * step + 1)] if most > 0 else []
     found: set[tuple[int, int]] = set()

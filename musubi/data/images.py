@@ -83,6 +83,21 @@ def read_image(path: Path, *, alpha: bool = False) -> np.ndarray:
         return _seen(ImageOps.exif_transpose(image), alpha=alpha)
 
 
+def read_mask(path: Path) -> np.ndarray:
+    """An image as a mask: its brightness, uint8, H W 1.
+
+    Raises:
+        DataError: It cannot be read, or only a part of it can.
+    """
+    return brightness(read_image(path))
+
+
+def brightness(pictures: np.ndarray) -> np.ndarray:
+    """Grey levels of RGB pictures, uint8: the last axis becomes 1 (ITU-R BT.601)."""
+    weights = np.array([0.299, 0.587, 0.114], np.float32)
+    return np.rint(pictures[..., :3] @ weights).clip(0, 255).astype(np.uint8)[..., None]
+
+
 # animations
 
 

@@ -15,7 +15,7 @@ from musubi.data.clips import ClipPlan
 from musubi.data.survey import Surveyed, survey_of, threads_by_default
 from musubi.data.video_writer import write_video
 from musubi.errors import DataError, RunError
-from musubi.plugin.architecture import Architecture
+from musubi.plugin.architecture import Architecture, Task
 from musubi.plugin.report import Report
 from musubi.plugin.runtime import Clip
 from musubi.weights.write import atomic
@@ -43,31 +43,34 @@ def run(config: Any, architecture: Architecture, report: Report) -> None:
         DataError: It gives nothing to train on.
         RunError: The directory cannot be written.
     """
-    found = surveyed(config, architecture, report)
+    task, found = surveyed(config, architecture, report)
+    rate = task.shape.frame_rate
     workers = config.num_workers or threads_by_default()
     for one in found:
-        for said in clips.conversions(one.plans, one.entry, architecture.frame_rate):
+        for said in clips.conversions(one.plans, one.entry, rate):
             report.note(f"Dataset {one.entry.index + 1}: {said}")
         shown = decoded(one, workers, report, config.console_num_images)
         if config.mode == "image":
             written = _sheets(shown, one, Path(config.output))
         elif config.mode == "video":
-            written = _videos(shown, one, Path(config.output), architecture.frame_rate)
+            written = _videos(shown, one, Path(config.output), rate)
         else:
             _console(shown, report, config.console_width)
             continue
         report.note(f"Dataset {one.entry.index + 1}: files written to {config.output}: {written}.")
 
 
-def surveyed(config: Any, architecture: Architecture, report: Report) -> list[Surveyed]:
-    """What there is to show, after the folder for it was made.
+def surveyed(
+    config: Any, architecture: Architecture, report: Report
+) -> tuple[Task, list[Surveyed]]:
+    """The task, and what there is to show, after the folder for it was made.
 
     Raises:
         ConfigError: The dataset file cannot be used.
         DataError: It gives nothing to train on.
         RunError: The directory cannot be written.
     """
-    found = survey_of(config, architecture, report)
+    task, found = survey_of(config, architecture, report)
     if not found:
         raise DataError(
             f"There is nothing to show: the files that {config.dataset_config} names are gone.",
@@ -91,7 +94,7 @@ def surveyed(config: Any, architecture: Architecture, report: Report) -> list[Su
             "No font of this system has all letters of the captions: the sheets show '?' for them. "
             "`--mode html` shows every letter."
         )
-    return found
+    return task, found
 
 
 def decoded(
@@ -134,9 +137,16 @@ def _sheets(decoded: Iterator[tuple[ClipPlan, Clip]], one: Surveyed, folder: Pat
     return number
 
 
+def _inputs(clip: Clip) -> Iterator[np.ndarray]:
+    """What was given beside a clip, in three channels."""
+    for given in clip.inputs.values():
+        for frames in given:
+            yield frames[..., :3] if frames.shape[-1] >= 3 else frames.repeat(3, axis=-1)
+
+
 def _row(plan: ClipPlan, clip: Clip) -> Image.Image:
-    """Frames of a clip side by side, its controls below, one line of text above."""
-    strips = [_strip(frames) for frames in (clip.frames, *clip.controls)]
+    """Frames of a clip side by side, its inputs below, one line of text above."""
+    strips = [_strip(frames) for frames in (clip.frames, *_inputs(clip))]
     row = Image.new(
         "RGB", (max(s.width for s in strips), _LABEL + sum(s.height for s in strips)), "white"
     )
@@ -197,15 +207,17 @@ def _videos(
         name = f"dataset{one.entry.index + 1}_{plan.cache_stem}"
         if plan.video is None:
             with atomic(folder / f"{name}.png") as temporary:
-                Image.fromarray(_beside(clip)[0]).save(temporary, format="PNG")
+                Image.fromarray(_side_by_side(clip)[0]).save(temporary, format="PNG")
         else:
-            write_video(_beside(clip), folder / f"{name}.mp4", rate)
+            write_video(_side_by_side(clip), folder / f"{name}.mp4", rate)
     return count
 
 
-def _beside(clip: Clip) -> np.ndarray:
-    """The clip and its controls side by side."""
-    return np.concatenate([clip.frames, *(c[..., :3] for c in clip.controls)], axis=2)
+def _side_by_side(clip: Clip) -> np.ndarray:
+    """The clip, and beside it what was given and has its size."""
+    shape = clip.frames.shape
+    beside = [f for f in _inputs(clip) if f.shape[1:] == shape[1:] and len(f) in (1, shape[0])]
+    return np.concatenate([clip.frames, *(np.broadcast_to(f, shape) for f in beside)], axis=2)
 
 
 # the terminal

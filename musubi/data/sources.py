@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from musubi.config.dataset import DatasetEntry
 from musubi.data.images import is_animated_webp
 from musubi.data.media import VIDEO_EXTENSIONS, image_extensions
 from musubi.errors import DataError, nearest, system_reason
+from musubi.plugin.inputs import Input
 from musubi.untrusted import (
     TextError,
     check_path,
@@ -35,7 +36,6 @@ LIST_LIMIT = 1 << 30
 """Bytes of the longest list of a dataset."""
 
 _NUMBERED = re.compile(r"(.+)_(\d{1,9})")
-_CONTROL = re.compile(r"control_path(?:_(\d{1,9}))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Source:
         path: The file, or the directory.
         stem: Its name up to the last dot: the first part of its records' names, and unique.
         caption: Stripped, never empty.
-        controls: Its control files, in order.
+        inputs: Name of an input → the files given for it, in order.
         dataset: Number of its dataset.
     """
 
@@ -55,8 +55,13 @@ class Source:
     path: Path
     stem: str
     caption: str
-    controls: tuple[Path, ...] = ()
+    inputs: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     dataset: int = 0
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Every file or directory that its media records are made of."""
+        return (self.path, *(path for given in self.inputs.values() for path in given))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +99,7 @@ def scan(entry: DatasetEntry) -> Scan:
         DataError: The directory or the list cannot be read, or a line of the list cannot be understood.
     """
     found = _from_list(entry) if entry.jsonl_file is not None else _from_directory(entry)
-    return _all_or_none(_one_of_a_stem(found))
+    return _all_or_none(_one_of_a_stem(found), entry)
 
 
 def stem_of(name: str) -> str:
@@ -119,7 +124,7 @@ def _from_directory(entry: DatasetEntry) -> Scan:
     if entry.kind == "video":  # a folder of frames is meant when it has a caption
         media += [name for name in sorted(folders) if stem_of(name) + extension in files]
     stems = [stem_of(name) for name in media]
-    pairs = _control_files(entry, stems, found)
+    partners = {one.name: _partners(entry, one, stems, found) for one in entry.inputs}
     captions: set[str] = set()
     root = os.path.join(directory, "")  # noqa: PTH118 - joining texts is what 10,000 files can afford
     for name, stem in zip(media, stems, strict=True):
@@ -145,14 +150,12 @@ def _from_directory(entry: DatasetEntry) -> Scan:
             path=path,
             stem=stem,
             caption=caption,
-            controls=pairs.get(name if entry.kind == "video" else stem, ()),
+            inputs={n: given for n, of in partners.items() if (given := of(name, stem))},
             dataset=entry.index,
         )
         found.sources.append(source)
     _say_what_else(entry, files - set(media) - captions, folders - set(media), found)
-    if entry.control_directory is not None:
-        return _without_partner(entry, found)
-    return found
+    return _without_partner(entry, found)
 
 
 def _listed(
@@ -219,7 +222,7 @@ def _say_what_else(entry: DatasetEntry, files: set[str], folders: set[str], foun
         elif name.endswith(entry.caption_extension or ".txt"):
             reason = f"{name} is the caption of nothing."
         found.others.append(Skipped(path=directory / name, reason=reason))
-    kept = {entry.cache_directory.name, entry.control_directory and entry.control_directory.name}
+    kept = {entry.cache_directory.name, *(path.name for path in entry.directories.values())}
     for name in sorted(folders - kept):
         reason = f"The folder {name} is not looked into: give it as a dataset of its own."
         if entry.kind == "video":
@@ -236,16 +239,29 @@ def _caption(path: str) -> tuple[str, str | None]:
     return text, None if text else "is empty"
 
 
-def _control_files(
-    entry: DatasetEntry, stems: list[str], found: Scan
-) -> Mapping[str, tuple[Path, ...]]:
-    """Of images: stem → controls, the exact name first, then `_N` by number. Of videos: name → control."""
-    directory = entry.control_directory
+_Partners = Callable[[str, str], tuple[Path, ...]]
+"""`(name, stem) -> files`: what an input has for the image or video of that name."""
+
+
+def _partners(entry: DatasetEntry, wanted: Input, stems: list[str], found: Scan) -> _Partners:
+    """Where an input's files are found: by the name of the clip, or by its stem."""
+    directory = entry.directories.get(wanted.name)
     if directory is None:
-        return {}
+        return lambda name, stem: ()
     files, folders = _listed(directory)
-    if entry.kind == "video":
-        return _VideoControls(directory, files, folders)
+    videos = _VideoPartners(directory, files, folders)
+    if entry.kind == "video" and wanted.kind == "video":
+        return lambda name, stem: videos.get(name)
+    images = _image_partners(wanted, directory, files, stems, found)
+    if entry.kind == "video" and wanted.kind == "mask":  # one for all frames, or one for each
+        return lambda name, stem: images.get(stem) or videos.get(name)
+    return lambda name, stem: images.get(stem, ())
+
+
+def _image_partners(
+    wanted: Input, directory: Path, files: set[str], stems: list[str], found: Scan
+) -> Mapping[str, tuple[Path, ...]]:
+    """Stem → images, the exact name first, then `_N` by number."""
     known, targets = image_extensions(), set(stems)
     ranked: dict[str, dict[int, str]] = {}
     for name in sorted(files):
@@ -258,9 +274,11 @@ def _control_files(
             owner, rank = numbered.group(1), int(numbered.group(2))
         taken = ranked.get(owner, {})
         if owner not in targets:
-            reason = f"The control image {name} belongs to no image."
+            reason = f"The {wanted.name} image {name} belongs to no image."
         elif rank in taken:
-            reason = f"The control image {name} has the same place as {taken[rank]}."
+            reason = f"The {wanted.name} image {name} has the same place as {taken[rank]}."
+        elif taken and not wanted.many:
+            reason = f"The {wanted.name} image {name} is not used: {next(iter(taken.values()))} is."
         else:
             ranked.setdefault(owner, {})[rank] = name
             continue
@@ -271,36 +289,38 @@ def _control_files(
     }
 
 
-class _VideoControls(dict[str, "tuple[Path, ...]"]):
-    """The control of a video: the same name, else a directory of its stem, else another ending."""
+class _VideoPartners:
+    """The partner of a video: the same name, else a directory of its stem, else another ending."""
 
     def __init__(self, directory: Path, files: set[str], folders: set[str]) -> None:
-        super().__init__()
         self._directory, self._files, self._folders = directory, files, folders
         self._by_stem: dict[str, str] = {}
         for name in sorted(files, reverse=True):
             if _ending(name) in VIDEO_EXTENSIONS:
                 self._by_stem[stem_of(name)] = name
 
-    def get(self, name: str, default: Any = ()) -> Any:
+    def get(self, name: str) -> tuple[Path, ...]:
+        """The files of the video of that name: one, or none."""
         stem = stem_of(name)
         if name in self._files or name in self._folders:
             return (self._directory / name,)
         if stem in self._folders:
             return (self._directory / stem,)
-        return (self._directory / self._by_stem[stem],) if stem in self._by_stem else default
+        return (self._directory / self._by_stem[stem],) if stem in self._by_stem else ()
 
 
 def _without_partner(entry: DatasetEntry, found: Scan) -> Scan:
-    alone = [s for s in found.sources if not s.controls]
-    for source in alone:
-        reason = (
-            f"{source.path.name} has no control file: there is no {source.stem}.* in "
-            f"{entry.control_directory}."
-        )
-        found.skipped.append(Skipped(path=source.path, reason=reason))
-    left = [s for s in found.sources if s.controls]
-    return Scan(sources=left, skipped=found.skipped, others=found.others)
+    """Leave out the clips that lack a file in a directory that the dataset names."""
+    for name, directory in entry.directories.items():
+        kept: list[Source] = []
+        for source in found.sources:
+            if name in source.inputs:
+                kept.append(source)
+                continue
+            reason = f"{source.path.name} has no {name} file: there is no {source.stem}.* in {directory}."
+            found.skipped.append(Skipped(path=source.path, reason=reason))
+        found = Scan(sources=kept, skipped=found.skipped, others=found.others)
+    return found
 
 
 def _ending(name: str) -> str:
@@ -324,7 +344,7 @@ def _from_list(entry: DatasetEntry) -> Scan:
             )
         try:
             path = _located(row[key], entry.jsonl_file)
-            controls = _controls_of(row, entry)
+            inputs = _inputs_of(row, entry)
         except (OSError, RuntimeError) as error:  # the latter for "~nobody"
             what = f"The path {row[key]!r:.200} of {where} cannot be used: {reason(error)}."
             found.skipped.append(Skipped(path=Path(entry.jsonl_file), reason=what))
@@ -334,11 +354,11 @@ def _from_list(entry: DatasetEntry) -> Scan:
             path=path,
             stem=stem_of(path.name),
             caption=str(row.get("caption") or "").strip(),
-            controls=controls,
+            inputs=inputs,
             dataset=entry.index,
         )
         why = None
-        if absent := next((p for p in (path, *controls) if not p.exists()), None):
+        if absent := next((p for p in source.paths if not p.exists()), None):
             why = f"{absent} of {where} does not exist."
         elif "caption" in row and not isinstance(row["caption"], str):
             why = f"The caption of {path.name} ({where}) is not a text."
@@ -387,15 +407,22 @@ def _located(text: str, listing: Path) -> Path:
     return listing.parent / path
 
 
-def _controls_of(row: Mapping[str, Any], entry: DatasetEntry) -> tuple[Path, ...]:
-    """`control_path`, then `control_path_N` by number."""
+def _inputs_of(row: Mapping[str, Any], entry: DatasetEntry) -> dict[str, tuple[Path, ...]]:
+    """For each input what the line names: its key, then the key with a number, by number."""
     assert entry.jsonl_file is not None
-    ranked: dict[int, str] = {}
-    for key, value in row.items():
-        match = _CONTROL.fullmatch(key)
-        if match is not None and isinstance(value, str) and value:
-            ranked[int(match.group(1)) if match.group(1) else -1] = value
-    return tuple(_located(ranked[rank], entry.jsonl_file) for rank in sorted(ranked))
+    found: dict[str, tuple[Path, ...]] = {}
+    for one in entry.inputs:
+        if one.column is None:
+            continue
+        ranked: dict[int, str] = {}
+        for key, value in row.items():
+            match = re.fullmatch(rf"{re.escape(one.column)}(?:_(\d{1, 9}))?", key)
+            if match is not None and isinstance(value, str) and value:
+                ranked[int(match.group(1)) if match.group(1) else -1] = value
+        files = [_located(ranked[rank], entry.jsonl_file) for rank in sorted(ranked)]
+        if files:
+            found[one.name] = tuple(files if one.many else files[:1])
+    return found
 
 
 def _of_another_kind(path: Path, entry: DatasetEntry) -> str | None:
@@ -435,13 +462,21 @@ def _one_of_a_stem(found: Scan) -> Scan:
     return Scan(sources=list(first.values()), skipped=found.skipped, others=found.others)
 
 
-def _all_or_none(found: Scan) -> Scan:
-    """A dataset is trained with controls or without: one record without would not stack."""
-    if len({bool(s.controls) for s in found.sources}) < 2:
-        return found
-    for source in found.sources:
-        if not source.controls:
-            reason = f"{source.path.name} has no control_path, and others of the dataset have one."
-            found.skipped.append(Skipped(path=source.path, reason=reason))
-    left = [s for s in found.sources if s.controls]
-    return Scan(sources=left, skipped=found.skipped, others=found.others)
+def _all_or_none(found: Scan, entry: DatasetEntry) -> Scan:
+    """A dataset is trained with an input or without: one record without would not stack.
+
+    An input that is required and that no clip has leaves nothing.
+    """
+    for one in entry.inputs:
+        having = [s for s in found.sources if one.name in s.inputs]
+        if len(having) == len(found.sources) or (not having and not one.required):
+            continue
+        names = " or ".join(filter(None, (one.column, one.directory)))
+        for source in found.sources:
+            if one.name not in source.inputs:
+                reason = f"{source.path.name} has no {one.column or one.name}, and others of the dataset have one."
+                if not having:
+                    reason = f"{source.path.name} has no {one.name}: the dataset gives no {names}."
+                found.skipped.append(Skipped(path=source.path, reason=reason))
+        found = Scan(sources=having, skipped=found.skipped, others=found.others)
+    return found

@@ -45,8 +45,8 @@ def survey_of(
     report: Report,
     *,
     command_line: Mapping[str, Any] | None = None,
-) -> list[Surveyed]:
-    """Read the dataset file of a command, and survey what it names.
+) -> tuple[Task, list[Surveyed]]:
+    """Read the dataset file of a command, and survey what it names: the task, and each dataset.
 
     Args:
         config: With `dataset_config`, `task` and `num_workers`.
@@ -58,17 +58,22 @@ def survey_of(
         ConfigError: The dataset file cannot be used.
         DataError: A list of files cannot be read.
     """
-    dataset = read_dataset_config(config.dataset_config, architecture, command_line=command_line)
+    own = own_options(config, architecture)
+    task = choose_task(architecture, config.task, options=own).task
+    dataset = read_dataset_config(
+        config.dataset_config, architecture, task, command_line=command_line
+    )
     for note in dataset.notes:
         report.note(note)
-    return survey(
+    found = survey(
         dataset,
         architecture,
-        choose_task(architecture, config.task).task,
+        task,
         workers=config.num_workers,
         report=report,
-        options=own_options(config, architecture),
+        options=own,
     )
+    return task, found
 
 
 def survey(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -47,7 +47,7 @@ class Quality:
 
 
 def write_video(
-    frames: np.ndarray,
+    pictures: Iterable[np.ndarray],
     path: Path,
     fps: float,
     *,
@@ -60,7 +60,7 @@ def write_video(
     lossless video needs none.
 
     Args:
-        frames: uint8 or uint16, F H W 3.
+        pictures: Each uint8 or uint16, H W 3; they are encoded as they come.
         path: Where to.
         fps: Frames per second.
         quality: How good; `Quality()` when not given.
@@ -73,31 +73,36 @@ def write_video(
         av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
         container.metadata.update(tags or {})
-        encode(container, frames, fps, quality or Quality())
+        encode(container, pictures, fps, quality or Quality())
     return path
 
 
-def encode(container: OutputContainer, frames: np.ndarray, fps: float, quality: Quality) -> None:
-    """Add the one stream of a video to a container: frames as those of `write_video`."""
+def encode(
+    container: OutputContainer, pictures: Iterable[np.ndarray], fps: float, quality: Quality
+) -> None:
+    """Add the one stream of a video to a container: pictures as those of `write_video`."""
     encoder, layout, options = quality.codec
-    height, width = frames.shape[1:3]
-    if quality.lossless:
-        frames = _eight_bits(frames)
-    else:
-        frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     rate = Fraction(fps).limit_denominator(1001)
     stream = cast("VideoStream", container.add_stream(encoder, rate=rate, options=options))
-    stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = layout
     codec = stream.codec_context
     codec.color_primaries = codec.color_trc = colours.BT709
     codec.colorspace = colours.RGB if quality.lossless else colours.BT709
     codec.color_range = colours.FULL if quality.lossless else colours.LIMITED
-    for picture in frames:
-        frame = _frame(picture, quality)
+    for i, picture in enumerate(pictures):
+        frame = _frame(_fitting(picture, quality), quality)
+        if i == 0:
+            stream.height, stream.width = frame.height, frame.width
         frame.colorspace, frame.color_range = codec.colorspace, codec.color_range
         container.mux(stream.encode(frame))
     container.mux(stream.encode())
+
+
+def _fitting(picture: np.ndarray, quality: Quality) -> np.ndarray:
+    if quality.lossless:
+        return _eight_bits(picture)
+    height, width = picture.shape[:2]
+    return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
 def _frame(picture: np.ndarray, quality: Quality) -> av.VideoFrame:

@@ -38,13 +38,7 @@ def example_batch(  # noqa: PLR0913 - a size has many numbers
     Raises:
         ValueError: The schema does not say how long an axis usually is.
     """
-    stride = architecture.latent_stride
-    latent = {
-        "C": architecture.latent_channels,
-        "F": (frames - 1) // stride[0] + 1,
-        "H": height // stride[1],
-        "W": width // stride[2],
-    }
+    latent = dict(zip("CFHW", task.shape.latent_shape(width, height, frames), strict=True))
     made: dict[str, Any] = {}
     generator = None
     if torch.device(device).type != "meta":
@@ -56,8 +50,14 @@ def example_batch(  # noqa: PLR0913 - a size has many numbers
         if field.is_mask:
             made[field.name] = torch.ones((batch, *shape), dtype=torch.int64)  # on the host
             continue
+        if field.whole:
+            made[field.name] = torch.zeros((batch, *shape), dtype=torch.int64, device=device)
+            continue
         values = torch.randn((batch, *shape), generator=generator, device=device, dtype=dtype)
-        made[field.name] = list(values) if field.varlen else values
+        if field.many:
+            made[field.name] = [[value] for value in values]
+        else:
+            made[field.name] = list(values) if field.varlen else values
     return made
 
 

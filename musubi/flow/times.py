@@ -33,6 +33,16 @@ def flux_mu(tokens: int | float) -> float:
     return 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
 
 
+def shift_at(tokens: int | float, low: tuple[float, float], high: tuple[float, float]) -> float:
+    """A shift whose logarithm is linear in the number of tokens: `low` and `high` are two points of it.
+
+    >>> round(shift_at(4096, (256, 0.5), (4096, 1.15)), 4)
+    3.1582
+    """
+    slope = (high[1] - low[1]) / (high[0] - low[0])
+    return math.exp(low[1] + slope * (tokens - low[0]))
+
+
 def mix(x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """x_t = (1 - t) x0 + t noise, with `t` (B,) over the first axis; in float32 or wider."""
     dtype = torch.promote_types(torch.float32, x0.dtype)

@@ -1,4 +1,4 @@
-"""The pictures a recipe starts from, as the clip that the cache's own verb encodes."""
+"""The pictures and videos that a recipe starts from, as the clip that the cache's own verb encodes."""
 
 from __future__ import annotations
 
@@ -8,99 +8,116 @@ from typing import Any
 
 import numpy as np
 
-from musubi.data.buckets import resize_and_crop
-from musubi.data.media import VideoInfo, probe_video, read_frames, read_image
+from musubi.config.recipe import paths_of
+from musubi.data.clips import fitted, picture
+from musubi.data.images import brightness, image_size
+from musubi.data.media import VIDEO_EXTENSIONS, VideoInfo, probe_video, read_frames
 from musubi.errors import ConfigError, DataError
-from musubi.flow.schedules import steps_taken
-from musubi.plugin import Clip, Recipe, Task
-
-# A task's input → the option of the architecture that carries its path.
-OPTION = {
-    "image": "image_path",
-    "end_image": "end_image_path",
-    "control": "control_image_path",
-    "video": "video_path",
-}
+from musubi.plugin import Clip, Input, Prompt, Recipe, Task
 
 
 def has_media(options: Mapping[str, Any], task: Task) -> bool:
     """Whether something beside the text is encoded: the task needs it, or it may have it and does."""
-    return bool(task.inputs) or any(options.get(OPTION[name]) for name in task.optional)
+    return any(one.required or _files(one, options) for one in task.inputs)
 
 
 def check(recipe: Recipe, task: Task) -> None:
-    """Look at the video that a recipe starts from, before anything large is loaded.
+    """Look at the files that a recipe starts from, before anything large is loaded.
 
     Raises:
-        ConfigError: Its strength is not possible.
-        DataError: It cannot be read, or is too short.
+        ConfigError: A file does not exist, or what is asked for cannot be made.
+        DataError: A video cannot be read, or is too short.
     """
-    path = _video_path(recipe, task)
-    if path is not None:
-        steps_taken(recipe.steps, recipe.options.get("strength", 1.0))
-        _probed(path, recipe)
+    if task.check is not None:
+        task.check(recipe)
+    for one in task.inputs:
+        for path in _files(one, recipe.options):
+            if not path.exists():
+                raise ConfigError(f"{path} of --{one.flag} does not exist.", fix="Check its path.")
+            if _moves(one, path):
+                _probed(one, path, recipe)
 
 
 def clip_for(recipe: Recipe, task: Task) -> Clip:
-    """The start image, the end image, the control images and the video that the task takes, at the
-    recipe's size.
+    """What the task takes beside its text, each at the size that it asks for.
 
     Raises:
-        ConfigError: The task needs a picture and the recipe names none.
-        DataError: A picture cannot be read, or the video is too short.
+        DataError: A picture cannot be read, or a video is too short.
     """
-    frames: list[np.ndarray] = []
-    for name in ("image", "end_image"):
-        path = recipe.options.get(OPTION[name]) if name in task.inputs else None
-        if path is not None:
-            frames.append(_picture(path, recipe))
-        elif name == "image" and name in task.inputs:
-            raise ConfigError(
-                f"The task {task.name!r} starts from an image, and none was given.",
-                fix="Give --image_path, or --i in a prompt line.",
-            )
-    controls: list[np.ndarray] = []
-    if "control" in task.inputs:
-        given = recipe.options.get(OPTION["control"]) or ()
-        paths = [given] if isinstance(given, str) else list(given)
-        controls = [_picture(path, recipe)[None] for path in paths]
-    video = _video_path(recipe, task)
+    inputs: dict[str, tuple[np.ndarray, ...]] = {}
+    for one in task.inputs:
+        found = tuple(_read(one, path, recipe) for path in _files(one, recipe.options))
+        if found:
+            inputs[one.name] = found
     return Clip(
         name=recipe.prompt,
-        frames=np.stack(frames)
-        if frames
-        else np.zeros((0, recipe.height, recipe.width, 3), np.uint8),
+        frames=np.zeros((0, recipe.height, recipe.width, 3), np.uint8),
         length=recipe.frames,
-        controls=tuple(controls),
-        video=None if video is None else _video(video, recipe),
+        inputs=inputs,
         target=False,
         options=recipe.options,
     )
 
 
-def _picture(path: str, recipe: Recipe) -> np.ndarray:
-    return _fitted(read_image(Path(path)), recipe)
+def size_of(path: str) -> tuple[int, int]:
+    """Width and height of an image.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    return image_size(Path(path).expanduser())
 
 
-def _fitted(picture: np.ndarray, recipe: Recipe) -> np.ndarray:
-    return resize_and_crop(picture[None], (recipe.width, recipe.height))[0]
+def prompt_for(text: str, recipe: Recipe, task: Task) -> Prompt:
+    """A text, with the pictures that the text encoders see.
+
+    Raises:
+        DataError: A picture cannot be read.
+    """
+    seen = {
+        one.name: tuple(picture(one, path) for path in _files(one, recipe.options))
+        for one in task.inputs
+        if one.seen_by_text
+    }
+    return Prompt(text=text, pictures={name: found for name, found in seen.items() if found})
 
 
-def _video_path(recipe: Recipe, task: Task) -> Path | None:
-    given = recipe.options.get(OPTION["video"]) if "video" in task.optional else None
-    return Path(given) if given else None
+def seen_paths(recipe: Recipe, task: Task) -> tuple[str, ...]:
+    """The files that the text encoders see: prompts are remembered by these too."""
+    return tuple(
+        str(path) for one in task.inputs if one.seen_by_text for path in _files(one, recipe.options)
+    )
 
 
-def _video(path: Path, recipe: Recipe) -> np.ndarray:
-    """The first frames as they come, whatever their rate: uint8, F H W 3."""
-    info = _probed(path, recipe)
-    # Each is made its final size at once: a long video at its own size is gigabytes.
-    return np.stack([_fitted(p, recipe) for _, p in read_frames(info, range(recipe.frames))])
+def _files(wanted: Input, options: Mapping[str, Any]) -> list[Path]:
+    if wanted.flag is None:
+        return []
+    return [Path(path).expanduser() for path in paths_of(wanted, options.get(wanted.flag))]
 
 
-def _probed(path: Path, recipe: Recipe) -> VideoInfo:
+def _moves(wanted: Input, path: Path) -> bool:
+    if wanted.kind == "mask":
+        return path.is_dir() or path.suffix.lower() in VIDEO_EXTENSIONS
+    return wanted.kind == "video"
+
+
+def _read(wanted: Input, path: Path, recipe: Recipe) -> np.ndarray:
+    size = (recipe.width, recipe.height)
+    if not _moves(wanted, path):
+        return fitted(wanted, picture(wanted, path), size)
+    # The first frames as they come, whatever their rate. Each is made its final size at once: a
+    # long video at its own size is gigabytes.
+    info = _probed(wanted, path, recipe)
+    numbers = range(min(recipe.frames, info.frames))
+    frames = [fitted(wanted, p[None], size)[0] for _, p in read_frames(info, numbers)]
+    frames += [frames[-1]] * (recipe.frames - len(frames))
+    found = np.stack(frames)
+    return brightness(found) if wanted.kind == "mask" else found
+
+
+def _probed(wanted: Input, path: Path, recipe: Recipe) -> VideoInfo:
     info = probe_video(path, frames=recipe.frames)
-    if info.frames < recipe.frames:
+    if info.frames < recipe.frames and not wanted.hold:
         raise DataError(
             f"{path} has {info.frames} frames, and {recipe.frames} are asked for.",
             fix=f"Give a longer video, or --video_length {info.frames} or less.",

@@ -40,6 +40,8 @@ def choose(
     architecture: Architecture,
     shapes: Mapping[str, tuple[int, ...]],
     report: Report,
+    *,
+    ending: str = "",
 ) -> list[ChosenLora]:
     """Read the files of `--lora_weight`; multipliers and patterns go by position.
 
@@ -48,13 +50,14 @@ def choose(
         architecture: Whose modules the files are for.
         shapes: Name of each parameter of the DiT's checkpoint → its shape.
         report: Told what in a file was not understood.
+        ending: Of the options for another denoiser than the first: "_high_noise".
 
     Raises:
         CheckpointError: A file is no LoRA of this architecture, or of another size.
         ConfigError: A pattern is no regular expression, or leaves nothing of its file.
     """
     chosen: list[ChosenLora] = []
-    for i, name in enumerate(config.lora_weight or ()):
+    for i, name in enumerate(getattr(config, f"lora_weight{ending}") or ()):
         whole = read_lora(Path(name), architecture, shapes)
         for line in filter(None, (whole.complaint(), *whole.notes)):
             report.warn(line)
@@ -66,7 +69,7 @@ def choose(
                 f"The patterns leave none of the {len(whole.deltas)} modules of {name}.",
                 fix="Widen --include_patterns, or exclude less.",
             )
-        multiplier = _at(config.lora_multiplier, i)
+        multiplier = _at(getattr(config, f"lora_multiplier{ending}"), i)
         chosen.append(ChosenLora(file, 1.0 if multiplier is None else multiplier))
     return chosen
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,16 @@ import torch
 from torch import nn
 
 from musubi import stopping
+from musubi.cache.batch import batch_of
+from musubi.cache.store import check_record
+from musubi.config.recipe import NEGATIVE, texts_of
 from musubi.errors import RunError
 from musubi.flow import schedules, solvers
+from musubi.flow.experts import Experts
 from musubi.flow.times import mix
-from musubi.generate.guidance import guided, needs_negative
-from musubi.generate.inputs import check, clip_for, has_media
-from musubi.memory.apply import park
+from musubi.generate.guidance import guided
+from musubi.generate.inputs import check, clip_for, has_media, prompt_for, seen_paths
+from musubi.memory.apply import park as move_to
 from musubi.plugin import (
     Architecture,
     Conditioning,
@@ -32,6 +35,24 @@ from musubi.plugin import (
     Task,
     is_mask,
 )
+
+
+class SectionWatch:
+    """What is done with the sections of a rollout; this one does nothing.
+
+    `musubi generate` keeps them on disk, so that a video that is made in sections can be looked at
+    while it is made, and gone on with.
+    """
+
+    def solved(self, number: int) -> torch.Tensor | None:
+        """The latents of a section that was solved before; None: it has to be solved."""
+        return None
+
+    def made(self, number: int, latents: torch.Tensor) -> None:
+        """The latents of a section that has just been solved."""
+
+    def so_far(self, number: int, latents: torch.Tensor) -> None:
+        """The latents of the video as far as it is made, before section `number` is solved."""
 
 
 class Pipeline:
@@ -48,15 +69,17 @@ class Pipeline:
         device: Where to compute.
         dit_dtype: What the DiT computes in, under autocast; None: as its weights are stored.
         report: Where progress is shown.
-        dit: The DiT to use instead of `nets`', such as the one in training; it is not moved, freed
-            or switched between training and evaluation here.
+        denoisers: Name → the denoiser to use instead of `nets`', such as the one in training; it is
+            not moved, freed or switched between training and evaluation here.
 
     Attributes:
         park: Move networks that rest to host memory instead of dropping them: set it when more
             prompts will follow.
+        park_experts: The same for denoisers that rest while another one works.
     """
 
     park: bool = False
+    park_experts: bool = False
 
     def __init__(
         self,
@@ -68,7 +91,7 @@ class Pipeline:
         device: torch.device | str,
         dit_dtype: torch.dtype | None = None,
         report: Report | None = None,
-        dit: nn.Module | None = None,
+        denoisers: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.architecture = architecture
         self.task = task
@@ -76,11 +99,14 @@ class Pipeline:
         self.device = torch.device(device)
         self.dit_dtype = dit_dtype
         self.report: Report = report if report is not None else Quiet()
-        self.dit = dit
+        self.denoisers = dict(denoisers or {})
         self.runtime: Runtime = architecture.runtime(architecture, task, runtime_options)
-        self._texts: dict[tuple[str, str], Record] = {}
+        known = [name for name in task.denoisers if name in nets or name in self.denoisers]
+        self.experts = Experts(task, runtime_options, known or None)
+        self._texts: dict[Hashable, Record] = {}
         self._media: dict[Hashable, Record] = {}
         self._used: set[str] = set()
+        self._working: str | None = None
 
     @torch.no_grad()
     def prepare(self, recipes: Sequence[Recipe]) -> None:
@@ -91,98 +117,119 @@ class Pipeline:
         """
         for recipe in recipes:
             check(recipe, self.task)
-        texts = dict.fromkeys(text for recipe in recipes for text in _texts(recipe))
+        wanted = {
+            (text, seen_paths(recipe, self.task)): (text, recipe)
+            for recipe in recipes
+            for text in texts_of(recipe, self.task).values()
+        }
         for component in self.architecture.of_role("text", self.task):
-            missing = [text for text in texts if (component.name, text) not in self._texts]
+            missing = {k: v for k, v in wanted.items() if (component.name, k) not in self._texts}
             if not missing:
                 continue
             with self._using(component.name):
-                for text in missing:
-                    (record,) = self.runtime.encode_text(self.nets, component.name, [text])
-                    self._texts[component.name, text] = _on(record, torch.device("cpu"))
+                for key, (text, recipe) in missing.items():
+                    prompt = prompt_for(text, recipe, self.task)
+                    (record,) = self.runtime.encode_text(self.nets, component.name, [prompt])
+                    self._texts[component.name, key] = _on(record, torch.device("cpu"))
         self._prepare_media(recipes)
 
-    def encode(self, recipe: Recipe) -> tuple[Conditioning, Conditioning | None]:
-        """The positive and the negative conditioning, on the device.
+    def encode(self, recipe: Recipe) -> dict[str, Conditioning]:
+        """The conditioning of each of the recipe's texts, by name, on the device.
 
-        The negative one is None when nothing reads it: with a guidance scale of 1 (and no
-        skip-layer guidance) the network is called once a step.
+        There is no negative one when nothing reads it: with a guidance scale of 1 the network is
+        called once a step.
         """
         self.prepare([recipe])
-        positive, *negative = [self._condition(recipe, text) for text in _texts(recipe)]
-        return positive, negative[0] if negative else None
+        texts = texts_of(recipe, self.task)
+        return {name: self._condition(recipe, text) for name, text in texts.items()}
 
     @torch.no_grad()
-    def latents(self, recipe: Recipe) -> torch.Tensor:
+    def latents(self, recipe: Recipe, watch: SectionWatch | None = None) -> torch.Tensor:
         """Denoise: float32 1 C F H W, on the device.
+
+        Args:
+            recipe: What to make.
+            watch: Told of the sections, and asked for those that were solved before.
 
         Raises:
             RunError: The network answered with numbers that are not finite.
         """
-        positive, negative = self.encode(recipe)
-        rollout = self.runtime.rollout(recipe, positive, self.device)
-        with self._denoiser() as dit:
-            section = next(rollout)
-            while True:
-                given = positive.plus(**section.inputs)
-                against = None if negative is None else negative.plus(**section.inputs)
-                x = self._solve(dit, recipe, section, given, against)
-                try:
-                    section = rollout.send(x)
-                except StopIteration as finished:
-                    return finished.value
+        watch = watch or SectionWatch()
+        given = self.encode(recipe)
+        rollout = self.runtime.rollout(recipe, next(iter(given.values())), self.device)
+        section = next(rollout)
+        number = 0
+        while True:
+            if section.so_far is not None:
+                watch.so_far(number, section.so_far)
+            x = watch.solved(number)
+            if x is None:
+                x = self._solve(recipe, section, given)
+                watch.made(number, x)
+            number += 1
+            try:
+                section = rollout.send(x.to(self.device))
+            except StopIteration as finished:
+                return finished.value
 
     @torch.no_grad()
-    def frames(self, latents: torch.Tensor, *, deep: bool = False) -> np.ndarray:
-        """Decode latents (1) C F H W to uint8 frames F H W 3, or to uint16 ones when `deep`.
+    def frames(
+        self, latents: torch.Tensor, recipe: Recipe | None = None, *, deep: bool = False
+    ) -> Iterator[np.ndarray]:
+        """Decode latents (1) C F H W to uint8 frames F H W 3, or to uint16 ones when `deep`, in one
+        piece or in several in the order of time.
+
+        Args:
+            latents: What to decode.
+            recipe: What they were made by, where that is known.
+            deep: Whether 8 bits are too few.
 
         Raises:
             RunError: The VAE answered with numbers that are not finite.
         """
         latents = latents if latents.ndim == 5 else latents[None]
-        (component,) = self.architecture.of_role("vae", self.task)
-        with self._using(component.name):
-            pictures = self.runtime.decode(self.nets, latents.to(self.device))[0]
-            if not pictures.isfinite().all():
-                raise RunError(
-                    "The decoded frames are not finite.", fix="Try --vae_dtype float32 or bfloat16."
-                )
-            return np.stack([_levels(picture, deep) for picture in pictures.unbind(1)])
+        names = [c.name for c in self.architecture.of_role("vae", self.task)]
+        with self._using(*names):
+            for pictures in self.runtime.decode(self.nets, latents.to(self.device), recipe):
+                if not pictures.isfinite().all():
+                    raise RunError(
+                        "The decoded frames are not finite.",
+                        fix="Try --vae_dtype float32 or bfloat16.",
+                    )
+                yield np.stack([_levels(picture, deep) for picture in pictures[0].unbind(1)])
 
     def free(self) -> None:
-        """Let the DiT rest, unless it was handed in."""
-        if self.dit is None:
-            self._rest(self.architecture.dit.name)
+        """Let the denoisers rest, unless they were handed in."""
+        for name in self.task.denoisers:
+            if name not in self.denoisers:
+                self._rest(name)
 
     def _solve(
-        self,
-        dit: nn.Module,
-        recipe: Recipe,
-        section: Section,
-        positive: Conditioning,
-        negative: Conditioning | None,
+        self, recipe: Recipe, section: Section, given: Mapping[str, Conditioning]
     ) -> torch.Tensor:
-        levels = schedules.sigmas(recipe.solver, recipe.steps, recipe.flow_shift)
-        times = schedules.timesteps(recipe.solver, levels)
+        positive = given[section.text].plus(**section.inputs)
+        negative = given[NEGATIVE].plus(**section.inputs) if NEGATIVE in given else None
+        solver = self.task.sampling.solver_names.get(recipe.solver, recipe.solver)
+        levels, times = self._levels(recipe, section, solver)
         x = section.noise
         if section.clean is not None:
             taken = schedules.steps_taken(recipe.steps, section.strength)
             levels, times = levels[-taken - 1 :], times[-taken:]
             x = mix(section.clean, x, levels[:1].to(x.device))
-        dtype = self.dit_dtype if self.dit_dtype is not None else compute_dtype(dit)
+        told = [time / 1000 for time in times.tolist()]
+        inside = guided(self._call, positive, negative, recipe, told, self.task.guidance)
 
-        def call(x: torch.Tensor, t: torch.Tensor, given: Conditioning) -> torch.Tensor:
-            with _autocast(self.device, dtype):
-                return self.runtime.predict(dit, x, t, given).float()
+        def predict(x: torch.Tensor, t: torch.Tensor, i: int) -> torch.Tensor:
+            self._choose(told[i])
+            return inside(x, t, i)
 
-        predict = guided(call, positive, negative, replace(recipe, steps=len(times)))
         with self.report.progress("Denoising", len(times), unit="step") as bar:
 
             def stepped(step: int, x: torch.Tensor) -> None:
                 bar.advance()
                 stopping.check()  # training holds a signal back, and a preview need not be whole
 
-            x = solvers.solve(recipe.solver, predict, x, levels, times, stepped, seed=recipe.seed)
+            x = solvers.solve(solver, predict, x, levels, times, stepped, seed=recipe.seed)
         if not x.isfinite().all():
             raise RunError(
                 f"The latents of {_short(recipe.prompt)!r} (seed {recipe.seed}) are not finite.",
@@ -190,17 +237,49 @@ class Pipeline:
             )
         return x
 
+    def _levels(
+        self, recipe: Recipe, section: Section, solver: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The noise levels of a section, and what the network is told at each step."""
+        if self.task.sigmas is not None:
+            tokens = self.task.shape.tokens(*section.noise.shape[-3:])
+            levels = torch.as_tensor(self.task.sigmas(recipe, tokens))
+        else:
+            shift = 1.0 if recipe.flow_shift is None else recipe.flow_shift
+            levels = schedules.sigmas(solver, recipe.steps, shift)
+        return levels, schedules.timesteps(solver, levels)
+
+    # denoisers: one at a time
+
+    def _choose(self, t: float) -> None:
+        """Let the denoiser of this noise level work, and the one before it rest."""
+        name = self.experts.at(t)
+        if name == self._working:
+            return
+        if self._working is not None and self._working not in self.denoisers:
+            self._rest(self._working, park=self.park or self.park_experts)
+        self._working = name
+
+    def _call(self, x: torch.Tensor, t: torch.Tensor, given: Conditioning) -> torch.Tensor:
+        """One call of the denoiser that works."""
+        assert self._working is not None
+        dit = self.denoisers.get(self._working)
+        if dit is None:
+            dit = self._awake(self._working)
+        dtype = self.dit_dtype if self.dit_dtype is not None else compute_dtype(dit)
+        with _autocast(self.device, dtype):
+            return self.runtime.predict(dit, x, t, given).float()
+
     def _condition(self, recipe: Recipe, text: str) -> Conditioning:
         record: Record = {}
+        key = (text, seen_paths(recipe, self.task))
         for component in self.architecture.of_role("text", self.task):
-            record |= self._texts[component.name, text]
+            record |= self._texts[component.name, key]
         record |= self._media.get(_media_key(recipe), {})
-        varlen = {f.name for f in (*self.task.schema.text, *self.task.schema.media) if f.varlen}
         masks = {name: tensor for name, tensor in record.items() if is_mask(name)}
         record = Record(_on(record, self.device) | masks)
-        batch = {k: [v] if k in varlen else v[None] for k, v in record.items()}
         with torch.no_grad():
-            return self.runtime.condition(batch)
+            return self.runtime.condition(batch_of([record], self.task.schema))
 
     def _prepare_media(self, recipes: Sequence[Recipe]) -> None:
         given = [recipe for recipe in recipes if has_media(recipe.options, self.task)]
@@ -215,36 +294,37 @@ class Pipeline:
             for key, recipe in missing.items():
                 clip = clip_for(recipe, self.task)
                 ((record, *_),) = self.runtime.encode_media(self.nets, [clip])
+                check_record(record, self.task.schema.media, clip.name, complete=False)
                 self._media[key] = _on(record, torch.device("cpu"))
         finally:
             for name in names if missing else ():
                 self._rest(name)
 
     @contextmanager
-    def _denoiser(self) -> Iterator[nn.Module]:
-        if self.dit is not None:
-            yield self.dit
-            return
-        yield self._awake(self.architecture.dit.name)
-
-    @contextmanager
-    def _using(self, name: str) -> Iterator[None]:
-        self._awake(name)
+    def _using(self, *names: str) -> Iterator[None]:
         try:
+            for name in names:
+                self._awake(name)
             yield
         finally:
-            self._rest(name)
+            for name in names:
+                self._rest(name)
 
     def _awake(self, name: str) -> nn.Module:
         network = self.nets[name]
         self._used.add(name)
-        return park(network, self.device) if self.park else network
+        return move_to(network, self.device) if self._parks(name) else network
 
-    def _rest(self, name: str) -> None:
-        if not self.park:
+    def _parks(self, name: str) -> bool:
+        return self.park or (self.park_experts and name in self.task.denoisers)
+
+    def _rest(self, name: str, *, park: bool | None = None) -> None:
+        if name == self._working:
+            self._working = None
+        if not (self.park if park is None else park):
             self.nets.free(name)
         elif name in self._used:
-            park(self.nets[name], torch.device("cpu"))
+            move_to(self.nets[name], torch.device("cpu"))
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -275,10 +355,6 @@ def _autocast(device: torch.device, dtype: torch.dtype) -> Any:
     if dtype in (torch.bfloat16, torch.float16):
         return torch.autocast(device.type, dtype=dtype)
     return nullcontext()
-
-
-def _texts(recipe: Recipe) -> list[str]:
-    return [recipe.prompt, *([recipe.negative_prompt] if needs_negative(recipe) else [])]
 
 
 def _media_key(recipe: Recipe) -> Hashable:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import tempfile
-import weakref
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
 
 from musubi.cache.tasks import device_of
 from musubi.config import prompts
 from musubi.config.generate import GenerateConfig
 from musubi.config.memory import compiler_words
-from musubi.config.options import own_options, paths, tokenizers
-from musubi.config.recipe import ENGINE_OPTIONS, build_recipe
+from musubi.config.options import expert_ending, needed, own_options, paths, tokenizers
+from musubi.config.recipe import build_recipe, requested
 from musubi.config.task import Choice, choose_task
 from musubi.data.video_writer import CRF, Quality
 from musubi.errors import ConfigError, MusubiError, RunError, line_of, system_reason
 from musubi.generate import loras, write
-from musubi.generate.inputs import has_media
+from musubi.generate.inputs import has_media, size_of
 from musubi.generate.interactive import ask
 from musubi.generate.loras import ChosenLora
 from musubi.generate.pipeline import Pipeline
@@ -33,7 +34,7 @@ from musubi.plan.fit import encoders_for, policy_for
 from musubi.plan.out_of_memory import explained
 from musubi.plugin import Architecture, Policy, Recipe, Report, Task
 from musubi.weights.dtypes import parse_dtype
-from musubi.weights.load import inspect
+from musubi.weights.load import Inspection, inspect
 from musubi.weights.nets import Nets
 
 
@@ -67,12 +68,11 @@ class _Generation:
     choice: Choice
     pipeline: Pipeline
     nets: Nets
-    chosen: Sequence[ChosenLora]
+    chosen: Mapping[str, Sequence[ChosenLora]]
     folder: Path
     facts: Mapping[str, Any]
     policy: Policy
     report: Report
-    adapted: weakref.ref[nn.Module] | None = None  # a strong one would keep it in memory
 
     @property
     def quality(self) -> Quality:
@@ -83,24 +83,21 @@ class _Generation:
     def recipe(self, asked: Mapping[str, Any]) -> Recipe:
         """What the command line says, with `asked` laid over it, and every gap filled."""
         config = self.config
-        width, height = config.width_height or (None, None)
-        given = {
-            "negative_prompt": config.negative_prompt,
-            "width": width,
-            "height": height,
-            "frames": config.video_length,
-            "fps": config.fps,
-            "seed": config.seed,
-            "steps": config.infer_steps,
-            "solver": config.sample_solver,
-            "flow_shift": config.flow_shift,
-            "guidance_scale": config.guidance_scale,
-            "cpu_noise": config.cpu_noise,
-            **asked,
-        }
-        own = own_options(config, self.architecture)
-        own |= {name: getattr(config, name) for name in ENGINE_OPTIONS}
-        return build_recipe(self.architecture, self.choice, given, own, self.report)
+        given, own = requested(config, self.architecture)
+        recipe = build_recipe(
+            self.architecture, self.choice, {**given, **asked}, own, self.report, size_of=size_of
+        )
+        if recipe.frames <= config.trim_tail_frames:
+            raise ConfigError(
+                f"--trim_tail_frames {config.trim_tail_frames} leaves nothing of {recipe.frames} frames.",
+                fix="Trim fewer.",
+            )
+        return recipe
+
+    @property
+    def grammar(self) -> prompts.Grammar:
+        """What prompt lines may say."""
+        return prompts.grammar(self.architecture)
 
     def make(self, recipes: Sequence[Recipe]) -> None:
         """Encode all, denoise all, decode and write all.
@@ -112,8 +109,6 @@ class _Generation:
         made: list[tuple[Recipe, Path]] = []
         with explained(self.config, self.architecture, "text", policy=self.policy):
             self.pipeline.prepare(recipes)
-        with explained(self.config, self.architecture, "load", policy=self.policy):
-            self._adapt()
         for i, recipe in enumerate(recipes):
             self.report.note(_announce(recipe, i, len(recipes)))
             with _Collected(failed, recipe.prompt, self.report, len(recipes) > 1):
@@ -130,9 +125,9 @@ class _Generation:
         for path in files:
             with _Collected(failed, str(path), self.report, len(files) > 1):
                 found = write.read_latents(path)
-                _check_channels(found.latents, self.architecture, path)
+                _check_channels(found.latents, self.architecture, self.choice.task, path)
                 name = write.stem(self.folder, found.seed, original=path.stem)
-                fps = self.config.fps or found.fps or self.architecture.frame_rate
+                fps = self.config.fps or found.fps or self.choice.task.shape.frame_rate
                 notes = {} if self.config.no_metadata else found.metadata
                 self._write(found.latents, name, float(fps), notes)
         _raise(failed, len(files))
@@ -142,11 +137,11 @@ class _Generation:
         failed: list[str] = []
         recipes: list[Recipe] = []
         if path.suffix.lower() in (".toml", ".json"):
-            recipes = [self.recipe(asked) for asked in prompts.read_prompt_file(path)]
+            recipes = [self.recipe(asked) for asked in prompts.read_prompt_file(path, self.grammar)]
         else:
             for number, line in prompts.read_lines(path):
                 with _Collected(failed, f"{path}, line {number}", self.report, True):
-                    recipes.append(self.recipe(prompts.parse_line(line)))
+                    recipes.append(self.recipe(prompts.parse_line(line, self.grammar)))
         if not recipes and not failed:
             raise ConfigError(f"{path} holds no prompt.", fix="Write one prompt a line.")
         try:
@@ -160,11 +155,12 @@ class _Generation:
         """Ask for prompt after prompt until the input ends."""
         self.pipeline.park = True
         self.report.note(
-            "One prompt a line, with --w --h --f --d --s --g --fs --n. Ctrl+D (Windows: Ctrl+Z) ends."
+            f"One prompt a line, with {' '.join(f'--{n}' for n in self.grammar.letters)}. "
+            "Ctrl+D (Windows: Ctrl+Z) ends."
         )
         for line in ask():
             try:
-                self.make([self.recipe(prompts.parse_line(line))])
+                self.make([self.recipe(prompts.parse_line(line, self.grammar))])
             except MusubiError as error:
                 self.report.warn(str(error))
 
@@ -179,46 +175,50 @@ class _Generation:
     def _finish(self, recipe: Recipe, path: Path) -> None:
         name = path.name.removesuffix("_latent.safetensors")
         if self.config.output_type != "latent":
-            self._write(write.read_latents(path).latents, name, recipe.fps, self._notes(recipe))
+            latents = write.read_latents(path).latents
+            self._write(latents, name, recipe.fps, self._notes(recipe), recipe)
         if self.config.output_type in ("video", "images"):
             path.unlink()
         else:
             self.report.note(f"Wrote {path}.")
 
     def _write(
-        self, latents: torch.Tensor, name: str, fps: float, notes: Mapping[str, str]
+        self,
+        latents: torch.Tensor,
+        name: str,
+        fps: float,
+        notes: Mapping[str, str],
+        recipe: Recipe | None = None,
     ) -> None:
+        trimmed = self.config.trim_tail_frames
         with explained(self.config, self.architecture, "decode", policy=self.policy):
-            frames = self.pipeline.frames(latents, deep=self.quality.bit_depth > 8)
-        kept = len(frames) - self.config.trim_tail_frames
-        if kept < 1:
-            raise ConfigError(
-                f"--trim_tail_frames {self.config.trim_tail_frames} leaves nothing of "
-                f"{len(frames)} frames.",
-                fix="Trim fewer.",
-            )
-        frames = frames[:kept]
-        if self.config.output_type in ("images", "latent_images"):
-            written = write.write_images(frames, self.folder, name, notes)[0]
-        else:
-            written = write.write_video(
-                frames, self.folder / f"{name}.mp4", fps, notes, self.quality
-            )
-        self.report.note(
-            f"Wrote {written if len(frames) == 1 or written.suffix == '.mp4' else written.parent}."
-        )
+            chunks = self.pipeline.frames(latents, recipe, deep=self.quality.bit_depth > 8)
+            pictures = _without_tail(chunks, trimmed)
+            first = list(islice(pictures, 2))
+            if not first:
+                raise ConfigError(
+                    f"--trim_tail_frames {trimmed} leaves no frame.", fix="Trim fewer."
+                )
+            every = chain(first, pictures)
+            if self.config.output_type in ("images", "latent_images"):
+                written = write.write_images(every, self.folder, name, notes)[0]
+            else:
+                path = self.folder / f"{name}.mp4"
+                written = write.write_video(every, path, fps, notes, self.quality)
+        alone = len(first) == 1 or written.suffix == ".mp4"
+        self.report.note(f"Wrote {written if alone else written.parent}.")
 
     def _notes(self, recipe: Recipe) -> dict[str, str]:
-        return {} if self.config.no_metadata else write.metadata(recipe, **self.facts)
+        return (
+            {}
+            if self.config.no_metadata
+            else write.metadata(recipe, written=self.written, **self.facts)
+        )
 
-    def _adapt(self) -> None:
-        """Attach the LoRAs to the DiT, unless they are merged or there already."""
-        if not self.chosen or self.config.lora_mode == "merge":
-            return
-        dit = self.nets[self.architecture.dit.name]
-        if self.adapted is None or self.adapted() is not dit:
-            loras.attach(dit, self.chosen)
-            self.adapted = weakref.ref(dit)
+    @property
+    def written(self) -> list[str]:
+        """Options that older tools wrote as metadata keys of their own."""
+        return [option.name for option in self.architecture.options if option.written]
 
 
 class _Collected:
@@ -247,49 +247,118 @@ class _Collected:
 
 def _open(config: GenerateConfig, architecture: Architecture, report: Report) -> _Generation:
     given = paths(config, architecture)
-    dit = architecture.dit
+    own = own_options(config, architecture)
     if config.latent_path:
-        choice, chosen = choose_task(architecture, config.task), []
+        choice = choose_task(architecture, config.task, given=given, options=own)
+        found: dict[str, Inspection] = {}
     else:
-        path = _path(architecture, dit.name, given)
-        found = inspect(dit, path)
-        choice = choose_task(architecture, config.task, found.numbers, path)
-        chosen = loras.choose(config, architecture, found.shapes, report)
+        choice, found = _inspected(config, architecture, given, own)
+    chosen = {name: _loras(config, architecture, name, found[name], report) for name in found}
     for name in _needed(config, architecture, choice.task):
-        _path(architecture, name, given)
+        needed(architecture, name, given)
+    _say_experts(config, choice.task, found, report)
     assert config.save_path is not None  # the config's own check
     folder = _writable(Path(config.save_path))
-    merged = loras.merging(chosen) if chosen else None
-    if config.lora_mode == "attach":
-        merged = loras.merging_rest(chosen)
     device = device_of(config.device)
     policy = policy_for(config, architecture, trains=False, buckets=(), report=report)
+    attached = config.lora_mode == "attach"
+    merging = {
+        n: loras.merging_rest(c) if attached else loras.merging(c) for n, c in chosen.items() if c
+    }
     nets = Nets(
         architecture,
         given,
         device=device,
         dtypes=_dtypes(config, architecture),
         tokenizers=tokenizers(config, architecture),
-        transforms={} if merged is None else {dit.name: merged},
+        transforms={name: found for name, found in merging.items() if found is not None},
         place=placer(
-            {**encoders_for(config, architecture), dit.name: policy},
+            {
+                **encoders_for(config, architecture),
+                **{d.name: policy for d in architecture.of_role("dit", choice.task)},
+            },
             device,
             compiler=Compiler(**compiler_words(config)),
             report=report,
         ),
+        loaded=lambda name, module: (
+            loras.attach(module, chosen.get(name, ())) if attached else None
+        ),
         report=report,
     )
-    own = own_options(config, architecture)
     pipeline = Pipeline(architecture, choice.task, own, nets, device=device, report=report)
+    pipeline.park_experts = config.offload_inactive_dit
     facts = {
         "architecture": architecture.name,
         "task": choice.variant.name if choice.variant else choice.task.name,
         "files": {name: path.name for name, path in given.items()},
-        "loras": [{"file": c.file.path.name, "multiplier": c.multiplier} for c in chosen],
+        "loras": [
+            {
+                "file": c.file.path.name,
+                "multiplier": c.multiplier,
+                **({} if name == architecture.dit.name else {"network": name}),
+            }
+            for name, files in chosen.items()
+            for c in files
+        ],
     }
     return _Generation(
         config, architecture, choice, pipeline, nets, chosen, folder, facts, policy, report
     )
+
+
+def _inspected(
+    config: GenerateConfig,
+    architecture: Architecture,
+    given: Mapping[str, Path],
+    own: Mapping[str, Any],
+) -> tuple[Choice, dict[str, Inspection]]:
+    """The task, and what the file of each of its denoisers holds."""
+    denoisers = [c for c in architecture.components if c.role == "dit" and c.name in given]
+    if not denoisers:
+        needed(architecture, architecture.dit.name, given)
+    found: dict[str, Inspection] = {}
+    choices: list[Choice] = []
+    for component in denoisers:
+        path = given[component.name]
+        found[component.name] = inspect(component, path)
+        numbers = found[component.name].numbers
+        choices.append(
+            choose_task(architecture, config.task, numbers, path, given=given, options=own)
+        )
+    choice = choices[0]
+    for component in denoisers:
+        if component.name not in choice.task.denoisers:
+            raise ConfigError(
+                f"The task {choice.task.name!r} has no {component.name}.",
+                fix=f"Leave out --{component.name}, or give another --task.",
+            )
+    return choice, found
+
+
+def _loras(
+    config: GenerateConfig,
+    architecture: Architecture,
+    name: str,
+    found: Inspection,
+    report: Report,
+) -> list[ChosenLora]:
+    ending = expert_ending(architecture, architecture.component(name))
+    return loras.choose(config, architecture, found.shapes, report, ending=ending)
+
+
+def _say_experts(
+    config: GenerateConfig, task: Task, found: Mapping[str, Inspection], report: Report
+) -> None:
+    """Say what becomes of a task of several denoisers, and of options that are about them."""
+    if config.offload_inactive_dit and len(found) < 2:
+        report.warn("--offload_inactive_dit changes nothing: there is one denoiser.")
+    absent = [name for name in task.denoisers if name not in found]
+    if found and absent:
+        report.warn(
+            f"The task {task.name!r} has a {' and a '.join(absent)} too, which was not given: "
+            f"{next(iter(found))} denoises at every noise level."
+        )
 
 
 def _needed(config: GenerateConfig, architecture: Architecture, task: Task) -> list[str]:
@@ -299,17 +368,8 @@ def _needed(config: GenerateConfig, architecture: Architecture, task: Task) -> l
         return vae
     text = [c.name for c in architecture.of_role("text", task)]
     started = has_media(own_options(config, architecture), task)
-    return [*text, *(vae if config.output_type != "latent" or started else ())]
-
-
-def _path(architecture: Architecture, name: str, given: Mapping[str, Path]) -> Path:
-    if name not in given:
-        component = architecture.component(name)
-        raise ConfigError(
-            f"The {name} of {architecture.title} is needed, and no file was given.",
-            fix=f"Give --{name} PATH. {component.help}",
-        )
-    return given[name]
+    image = [c.name for c in architecture.of_role("image", task)] if started else []
+    return [*text, *image, *(vae if config.output_type != "latent" or started else ())]
 
 
 def _writable(folder: Path) -> Path:
@@ -325,25 +385,43 @@ def _writable(folder: Path) -> Path:
 
 
 def _dtypes(config: GenerateConfig, architecture: Architecture) -> dict[str, torch.dtype]:
-    flags = {"dit": config.dit_dtype, "vae": config.vae_dtype, "text": config.text_encoder_dtype}
+    flags = {
+        "dit": config.dit_dtype,
+        "vae": config.vae_dtype,
+        "text": config.text_encoder_dtype,
+        "image": config.image_encoder_dtype,
+    }
     given = {c.name: flags.get(c.role) for c in architecture.components}
     return {name: parse_dtype(text) for name, text in given.items() if text is not None}
 
 
-def _check_channels(latents: torch.Tensor, architecture: Architecture, path: Path) -> None:
-    if latents.shape[1] != architecture.latent_channels:
+def _check_channels(
+    latents: torch.Tensor, architecture: Architecture, task: Task, path: Path
+) -> None:
+    if latents.shape[1] != task.shape.channels:
         raise ConfigError(
             f"{path} holds latents of {latents.shape[1]} channels, and {architecture.title} has "
-            f"{architecture.latent_channels}.",
+            f"{task.shape.channels}.",
             fix="Give latents that were made with this architecture.",
         )
 
 
+def _without_tail(chunks: Iterator[np.ndarray], trimmed: int) -> Iterator[np.ndarray]:
+    """The pictures of all chunks, but for the last ones."""
+    held: deque[np.ndarray] = deque()
+    for chunk in chunks:
+        for picture in chunk:
+            held.append(picture)
+            if len(held) > trimmed:
+                yield held.popleft()
+
+
 def _announce(recipe: Recipe, i: int, total: int) -> str:
     place = f"[{i + 1}/{total}] " if total > 1 else ""
+    shift = "" if recipe.flow_shift is None else f"shift {recipe.flow_shift:g}, "
     return (
         f"{place}{recipe.width}x{recipe.height}, {recipe.frames} frames, {recipe.steps} steps of "
-        f"{recipe.solver}, shift {recipe.flow_shift:g}, guidance {recipe.guidance_scale:g}, "
+        f"{recipe.solver}, {shift}guidance {recipe.guidance_scale:g}, "
         f"seed {recipe.seed}"
     )
 

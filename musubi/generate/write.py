@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,12 @@ _LONGEST = 120  # bytes of another file's name that are taken over into a name
 RECIPE = "musubi"  # the metadata key of the whole recipe, as JSON
 
 
-def metadata(recipe: Recipe, **facts: Any) -> dict[str, str]:
+def metadata(recipe: Recipe, *, written: Iterable[str] = (), **facts: Any) -> dict[str, str]:
     """The recipe as metadata: every number of it under `musubi`, and the keys of older tools.
 
     Args:
         recipe: What was made.
+        written: Options whose values are keys of their own.
         facts: What else decides the result: architecture, task, files, LoRAs.
     """
     entries = {
@@ -48,8 +50,9 @@ def metadata(recipe: Recipe, **facts: Any) -> dict[str, str]:
         "infer_steps": recipe.steps,
         "guidance_scale": recipe.guidance_scale,
     }
-    if recipe.options.get("embedded_cfg_scale") is not None:
-        entries["embedded_cfg_scale"] = recipe.options["embedded_cfg_scale"]
+    for name in written:
+        if recipe.options.get(name) is not None:
+            entries[name] = recipe.options[name]
     if recipe.negative_prompt:
         entries["negative_prompt"] = recipe.negative_prompt
     whole = json.dumps({**asdict(recipe), **facts}, ensure_ascii=False, default=str)
@@ -76,28 +79,38 @@ def stem(folder: Path, seed: int, *, original: str | None = None) -> str:
 
 
 def write_video(
-    frames: np.ndarray,
+    pictures: Iterable[np.ndarray],
     path: Path,
     fps: float,
     metadata: Mapping[str, str] | None = None,
     quality: Quality | None = None,
 ) -> Path:
-    """Write uint8 or uint16 F H W 3 as mp4; the recipe goes into the comment."""
+    """Write pictures, each uint8 or uint16 H W 3, as mp4; the recipe goes into the comment.
+
+    Each is encoded as it comes, so that a long video need not be in memory.
+    """
     tags = {"comment": metadata.get(RECIPE) or json.dumps(dict(metadata))} if metadata else None
-    return video_writer.write_video(frames, path, fps, quality=quality, tags=tags)
+    return video_writer.write_video(pictures, path, fps, quality=quality, tags=tags)
 
 
 def write_images(
-    frames: np.ndarray, folder: Path, name: str, metadata: Mapping[str, str] | None = None
+    pictures: Iterable[np.ndarray],
+    folder: Path,
+    name: str,
+    metadata: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Write uint8 F H W 3 as `folder/name/name_000.png` …; one frame alone as `folder/name_000.png`."""
-    place = folder if len(frames) == 1 else folder / name
-    place.mkdir(parents=True, exist_ok=True)
+    """Write pictures, each uint8 H W 3, as `folder/name/name_000.png` …; one alone as
+    `folder/name_000.png`.
+    """
     info = PngInfo()
     for key, value in (metadata or {}).items():
         info.add_itxt(key, value)
+    rest = iter(pictures)
+    first = list(islice(rest, 2))
+    place = folder if len(first) == 1 else folder / name
+    place.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    for i, picture in enumerate(frames):
+    for i, picture in enumerate(chain(first, rest)):
         path = place / f"{name}_{i:03d}.png"
         with atomic(path) as temporary:
             Image.fromarray(picture).save(temporary, format="PNG", pnginfo=info)

@@ -20,7 +20,7 @@ USUAL = ((832, 480), (640, 384), (480, 320), (352, 256))
 
 
 @dataclass(frozen=True)
-class Size:
+class FittingSize:
     """What is trained at.
 
     Args:
@@ -45,7 +45,7 @@ def choose(
     vram: str | None,
     motion: bool,
     report: Report,
-) -> Size:
+) -> FittingSize:
     """The largest of the usual sizes that the clips fill and the card bears.
 
     Args:
@@ -57,10 +57,10 @@ def choose(
         motion: Frames are given up last.
         report: Shown what is tried.
     """
-    wanted = list(_candidates(architecture, choice, area, seconds, motion))
+    wanted = list(_candidates(choice, area, seconds, motion))
     if vram is None or choice.variant is None:
         width, height, frames = wanted[min(1, len(wanted) - 1)]
-        return Size(width, height, frames, planned=False)
+        return FittingSize(width, height, frames, planned=False)
     with report.progress("Looking for a size that fits", None, unit="size") as bar:
         about: Workload | None = None
         config = _config(architecture, choice, vram)
@@ -76,13 +76,13 @@ def choose(
                 fitting(config, here, cards.of_device(), here=vram == "auto")
             except ConfigError:
                 continue
-            return Size(width, height, frames, planned=True)
+            return FittingSize(width, height, frames, planned=True)
     width, height, frames = wanted[-1]
     report.warn(
         f"Not even {width}x{height} with {frames} frames fits {vram}; the files name that size all "
         "the same."
     )
-    return Size(width, height, frames, planned=False)
+    return FittingSize(width, height, frames, planned=False)
 
 
 def _config(architecture: Architecture, choice: Choice, vram: str) -> Any:
@@ -98,14 +98,15 @@ def _config(architecture: Architecture, choice: Choice, vram: str) -> Any:
 
 
 def _candidates(
-    architecture: Architecture, choice: Choice, area: float, seconds: float, motion: bool
+    choice: Choice, area: float, seconds: float, motion: bool
 ) -> Iterator[tuple[int, int, int]]:
     """Width, height, frames: the largest first."""
-    step, every = architecture.spatial_multiple, architecture.temporal_multiple
+    shape = choice.task.shape
+    step, every = shape.side, shape.period
     most = choice.sampling.frames
     lengths = [1]
     if seconds > 0 and most > 1:
-        own = int(seconds * architecture.frame_rate)
+        own = int(seconds * shape.frame_rate)
         usual = (most, 65, 49, 33, 25, 17)
         lengths = sorted(
             {max(1, (min(n, own, most) - 1) // every * every + 1) for n in usual}, reverse=True

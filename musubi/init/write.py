@@ -10,7 +10,7 @@ from pathlib import Path
 from musubi.config.init import Goal
 from musubi.config.task import Choice
 from musubi.init.clips import Folder, middle
-from musubi.init.size import Size
+from musubi.init.size import FittingSize
 from musubi.plugin import Architecture
 
 STEPS = {"person": 1600, "object": 1600, "style": 2400, "motion": 2000}
@@ -42,7 +42,7 @@ class Plan:
     architecture: Architecture
     choice: Choice
     goal: Goal
-    size: Size
+    size: FittingSize
     vram: str | None
     name: str
     models: dict[str, str]
@@ -55,9 +55,9 @@ class Plan:
     @property
     def lengths(self) -> list[int]:
         """Frames that clips are cut to: the longest, and a shorter one where many clips are shorter."""
-        every = self.architecture.temporal_multiple
+        every = self.choice.task.shape.period
         most = self.size.frames
-        rate = self.architecture.frame_rate
+        rate = self.choice.task.shape.frame_rate
         half = max(1, (most // 2) // every * every + 1)
         short = sum(f.seconds * rate < most for f in self.folder.videos)
         return sorted({most, half} if short and most > 1 else {most})
@@ -72,7 +72,7 @@ class Plan:
 def data_toml(plan: Plan) -> str:
     """The dataset file."""
     size, folder = plan.size, plan.folder
-    rate = plan.architecture.frame_rate
+    rate = plan.choice.task.shape.frame_rate
     lines = [
         f"# {_count(folder)}. `musubi cache preview --mode html` shows them as they are trained.",
         "",
@@ -105,7 +105,8 @@ def data_toml(plan: Plan) -> str:
 
 def train_toml(plan: Plan, data: Path, prompts: Path) -> str:
     """The settings of the run."""
-    shift = 3.0 if plan.choice.sampling.flow_shift <= 5 else plan.choice.sampling.flow_shift
+    usual = plan.choice.sampling.flow_shift
+    shift = 3.0 if usual is None or usual <= 5 else usual
     if plan.goal == "motion":
         shift += 2.0
     every = max(100, round(plan.steps / 800) * 100)

@@ -34,12 +34,13 @@ def run(config: CachePreviewConfig, architecture: Architecture, report: Report) 
     if config.mode != "html":
         preview.run(config, architecture, report)
         return
-    found = preview.surveyed(config, architecture, report)
+    task, found = preview.surveyed(config, architecture, report)
+    rate = task.shape.frame_rate
     page = Path(config.output) / "dataset.html"
-    shown = _Shown(architecture.frame_rate)
+    shown = _Shown(rate)
     workers = config.num_workers or threads_by_default()
     datasets = [
-        _dataset(one, shown, preview.decoded(one, workers, report, config.console_num_images), architecture)
+        _dataset(one, shown, preview.decoded(one, workers, report, config.console_num_images), rate)
         for one in found
     ]  # fmt: skip
     total = sum(len(one.plans) for one in found)
@@ -47,7 +48,7 @@ def run(config: CachePreviewConfig, architecture: Architecture, report: Report) 
         "view": "dataset",
         "name": Path(config.dataset_config).name,
         "about": f"{total} clips as {architecture.title} will be trained on them: cut out, at "
-        f"{architecture.frame_rate:g} frames per second.",
+        f"{rate:g} frames per second.",
         "made": time.time(),
         "datasets": datasets,
         "thinned": f"{shown.left_out} clips are {TOO_MUCH}." if shown.left_out else "",
@@ -70,11 +71,11 @@ class _Shown:
         self._spent = 0
 
     def of(self, clip: Clip) -> dict[str, Any]:
-        """A clip, its controls to the right of it."""
+        """A clip, and to the right of it what was given beside it and has its size."""
         if self._spent > BUDGET:
             self.left_out += 1
             return {"why": TOO_MUCH}
-        frames = _beside([clip.frames, *clip.controls])
+        frames = _beside([clip.frames, *_same_size(clip)])
         if len(frames) == 1 or self._spent > BUDGET * 0.8:
             found = {"src": pictures.still(frames[0], pictures.SIDE), "kind": "image"}
         else:
@@ -82,6 +83,11 @@ class _Shown:
             found = {"src": pictures.video_address(data), "kind": "video"}
         self._spent += len(found["src"])
         return found
+
+
+def _same_size(clip: Clip) -> list[np.ndarray]:
+    size = clip.frames.shape[1:3]
+    return [f for given in clip.inputs.values() for f in given if f.shape[1:3] == size]
 
 
 def _beside(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -97,6 +103,8 @@ def _held(frames: np.ndarray, length: int) -> np.ndarray:
 def _opaque(frames: np.ndarray) -> np.ndarray:
     if frames.shape[-1] == 3:
         return frames
+    if frames.shape[-1] == 1:
+        return frames.repeat(3, axis=-1)
     alpha = frames[..., 3:].astype(np.float32) / 255
     return (frames[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
 
@@ -105,7 +113,7 @@ def _dataset(
     one: Surveyed,
     shown: _Shown,
     decoded: Iterator[tuple[ClipPlan, Clip]],
-    architecture: Architecture,
+    rate: float,
 ) -> dict[str, Any]:
     entry = one.entry
     about = [f"{len(one.plans)} clips from {one.used} files", f"batch size {entry.batch_size}"]
@@ -115,7 +123,7 @@ def _dataset(
     return {
         "title": f"Dataset {entry.index + 1}: {entry.place.name}",
         "about": ", ".join(about),
-        "notes": clips.conversions(one.plans, entry, architecture.frame_rate),
+        "notes": clips.conversions(one.plans, entry, rate),
         "buckets": [{"name": name, "clips": n} for name, n in counts.most_common()],
         "clips": [
             {

@@ -14,13 +14,6 @@ from musubi.plugin import Architecture
 from musubi.plugin.option import Command
 from musubi.plugin.policy import Policy
 
-# Options of architectures with which a VAE needs less, and what to give them; the most helpful first.
-_VAE: Mapping[str, bool | int] = {
-    "vae_tiling": True,
-    "vae_spatial_tile_sample_min_size": 128,
-    "vae_temporal_tile_sample_min_size": 64,
-    "vae_cache_cpu": True,
-}
 _CLOSE = "close other programs that use the GPU"
 
 
@@ -74,11 +67,10 @@ def for_vae(architecture: Architecture, options: Mapping[str, Any], command: Com
         options: The architecture's own options, as they are now.
         command: Whose options may be named.
     """
-    names = {o.name for o in architecture.options if command in o.commands}
     left = [
-        f"--{name}" if value is True else f"--{name} {value}"
-        for name, value in _VAE.items()
-        if name in names and not options.get(name)
+        f"--{o.name}" if o.saves is True else f"--{o.name} {o.saves}"
+        for o in architecture.options
+        if o.saves is not None and command in o.commands and not options.get(o.name)
     ]
     if not left:
         return f"Lower the size or the frames, or {_CLOSE}."

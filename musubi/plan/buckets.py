@@ -54,7 +54,7 @@ def of_dataset(
         ConfigError: There is no clip.
         DataError: A directory or a list of files cannot be read.
     """
-    file = read_dataset_config(path, architecture)
+    file = read_dataset_config(path, architecture, task)
     made: dict[Bucket, None] = {}
     for entry, counts in _counted(config, architecture, task, file, report):
         for (width, height, frames), count in counts.items():
@@ -92,7 +92,7 @@ def _counted(
 
 def _recorded(entry: DatasetEntry, architecture: Architecture, task: Task) -> Counter[Size]:
     """Sizes of the records that were made with the settings of the dataset file."""
-    shelf = read_index(entry.cache_directory, architecture, text=False)
-    plan = settings_of(entry, architecture, task).plan
-    headers = (head.header for head in shelf.media.values() if head is not None)
+    cache_index = read_index(entry.cache_directory, architecture, text=False)
+    plan = settings_of(entry, task).plan
+    headers = (head.header for head in cache_index.media.values() if head is not None)
     return Counter((*h.bucket, h.length) for h in headers if h is not None and h.plan == plan)

@@ -8,10 +8,10 @@ from typing import Any
 
 from musubi.cache import encode
 from musubi.cache.caching_run import DeviceFullError
-from musubi.cache.tasks import choose_task
+from musubi.cache.tasks import encoders_of, task_of
 from musubi.config.cache import CacheLatentsConfig, CacheTextConfig
 from musubi.config.memory import encoder_policies
-from musubi.config.options import own_options, paths
+from musubi.config.options import own_options
 from musubi.errors import RunError
 from musubi.plan import advice, networks, words
 from musubi.plan.choose import needed
@@ -24,14 +24,14 @@ from musubi.plugin.policy import Policy
 
 def run_latents(config: CacheLatentsConfig, architecture: Architecture, report: Report) -> None:
     """`musubi cache latents`."""
-    task = choose_task(architecture, config.task, paths(config, architecture))
+    task = task_of(config, architecture)
     with explained(config, architecture, task, "cache latents"):
         encode.run_latents(config, architecture, report)
 
 
 def run_text(config: CacheTextConfig, architecture: Architecture, report: Report) -> None:
     """`musubi cache text`."""
-    task = choose_task(architecture, config.task, paths(config, architecture))
+    task = task_of(config, architecture)
     with explained(config, architecture, task, "cache text"):
         encode.run_text(config, architecture, report)
 
@@ -70,7 +70,10 @@ def _explain(
     options, room = own_options(config, architecture), device_room()
     if error.size is not None:
         bucket = Bucket(*error.size)
-        found = networks.encoding(architecture, task, options, network, bucket, None)
+        known = networks_of(config, architecture)
+        names = [c.name for c in encoders_of(architecture, task, "media")]
+        used = [known[name] for name in names if name in known]
+        found = networks.encoding(architecture, task, options, used, bucket, None)
         fix = advice.for_vae(architecture, options, command)
         at = f" at {bucket}"
     else:

@@ -13,7 +13,7 @@ from musubi.estimate.record import filled
 from musubi.estimate.trace import Op, Recorder, Trace, walk
 from musubi.memory import quantized
 from musubi.plan.workload import Network
-from musubi.plugin import Architecture, Component
+from musubi.plugin import Architecture, Component, Prompt
 from musubi.weights.meta import on_meta
 
 # Tokens of a caption where the architecture sets no limit.
@@ -81,7 +81,8 @@ def _run(architecture: Architecture, name: str, module: nn.Module, tokens: int |
     options = {option.name: option.default for option in architecture.options}
     runtime = architecture.runtime(architecture, task, options)
     with torch.no_grad():
-        runtime.encode_text(OneNetwork(name, module, FullLengthTokenizer(tokens)), name, ["plan"])
+        recorded = Recorded({name: module}, FullLengthTokenizer(tokens))
+        runtime.encode_text(recorded, name, [Prompt(text="plan")])
     return recorder.trace
 
 
@@ -107,29 +108,29 @@ def _op(name: str, flops: float, traffic: int, live: int, *, widens: bool = Fals
     return Op(name, kind, (), (), flops, traffic, live, 0, widens)
 
 
-class OneNetwork:
-    """One network, for a runtime.
+class Recorded:
+    """Networks in shapes, for a runtime.
 
     Args:
-        name: Of its component.
-        module: The network.
+        modules: Component name → the network.
         tokenizer: Of a text encoder.
     """
 
     device = torch.device("cpu")
 
     def __init__(
-        self, name: str, module: nn.Module, tokenizer: FullLengthTokenizer | None = None
+        self, modules: Mapping[str, nn.Module], tokenizer: FullLengthTokenizer | None = None
     ) -> None:
-        self._name, self._module, self._tokenizer = name, module, tokenizer
+        self._modules, self._tokenizer = modules, tokenizer
 
     def __getitem__(self, name: str) -> nn.Module:
-        if name != self._name:
-            raise KeyError(name)
-        return self._module
+        return self._modules[name]
 
     def __contains__(self, name: object) -> bool:
-        return name == self._name
+        return name in self._modules
+
+    def free(self, name: str) -> None:
+        """They weigh nothing."""
 
     def tokenizer(self, name: str) -> Any:
         if self._tokenizer is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,52 +26,54 @@ def encoding(
     architecture: Architecture,
     task: Task,
     options: Mapping[str, Any],
-    vae: Network,
+    used: Sequence[Network],
     bucket: Bucket,
     card: Card | None,
 ) -> Estimate:
-    """Frames to latents, one clip at a time."""
-    frames = np.zeros((bucket.frames, bucket.height, bucket.width, 3), dtype=np.uint8)
-    clip = Clip(name="plan", frames=frames, length=bucket.frames)
+    """Frames to latents, one clip at a time, by the networks that make media records."""
+    clip = _clip(task, bucket)
     runtime = architecture.runtime(architecture, task, options)
-    key = ("encode", id(architecture), task.name, bucket, str(sorted(options.items())))
-    return _vae(vae, key, lambda nets: runtime.encode_media(nets, [clip]), card)
+    key = ("encode", id(architecture), task.name, bucket, str(sorted(options.items(), key=str)))
+    return _media(used, key, lambda nets: runtime.encode_media(nets, [clip]), card)
 
 
 def decoding(
     architecture: Architecture,
     task: Task,
     options: Mapping[str, Any],
-    vae: Network,
+    used: Sequence[Network],
     bucket: Bucket,
     card: Card | None,
 ) -> Estimate:
     """Latents to frames."""
-    stride = architecture.latent_stride
-    shape = (
-        1,
-        architecture.latent_channels,
-        (bucket.frames - 1) // stride[0] + 1,
-        bucket.height // stride[1],
-        bucket.width // stride[2],
-    )
+    shape = (1, *task.shape.latent_shape(bucket.width, bucket.height, bucket.frames))
     runtime = architecture.runtime(architecture, task, options)
-    key = ("decode", id(architecture), task.name, bucket, str(sorted(options.items())))
-    return _vae(vae, key, lambda nets: runtime.decode(nets, torch.empty(shape)), card)
+    key = ("decode", id(architecture), task.name, bucket, str(sorted(options.items(), key=str)))
+    return _media(used, key, lambda nets: list(runtime.decode(nets, torch.empty(shape))), card)
 
 
-# Recordings of this process: what was recorded → the component, so that its id stays its own, and
-# the recording.
-_traces: dict[Hashable, tuple[Component, Trace]] = {}
+def _clip(task: Task, bucket: Bucket) -> Clip:
+    """A clip of that size, with what a dataset must bring beside it."""
+    frames = np.zeros((bucket.frames, bucket.height, bucket.width, 3), dtype=np.uint8)
+    inputs = {
+        one.name: (frames if one.kind == "video" else frames[:1],)
+        for one in task.inputs
+        if one.required and one.in_datasets
+    }
+    return Clip(name="plan", frames=frames, length=bucket.frames, inputs=inputs)
 
 
-def _vae(network: Network, key: Hashable, act: Any, card: Card | None) -> Estimate:
-    numbers = tuple((k, str(v)) for k, v in sorted(network.numbers.items()))
-    key = (key, id(network.component), numbers, network.dtype)
+# Recordings of this process: what was recorded → the components, so that their ids stay their own,
+# and the recording.
+_traces: dict[Hashable, tuple[list[Component], Trace]] = {}
+
+
+def _media(used: Sequence[Network], key: Hashable, act: Any, card: Card | None) -> Estimate:
+    key = (key, tuple(_identity(network) for network in used))
     if key not in _traces:
-        _traces[key] = (network.component, _record(network, act))
+        _traces[key] = ([network.component for network in used], _record(used, act))
     trace = _traces[key][1]
-    weights = weights_of(network.component, network.numbers, dtype=network.dtype).total
+    weights = sum(weights_of(n.component, n.numbers, dtype=n.dtype).total for n in used)
     parts = {"activations": trace.peak, "weights": weights + LIBRARIES}
     return Estimate(
         device=sum(parts.values()),
@@ -82,13 +84,19 @@ def _vae(network: Network, key: Hashable, act: Any, card: Card | None) -> Estima
     )
 
 
-def _record(network: Network, act: Any) -> Trace:
+def _identity(network: Network) -> Hashable:
+    numbers = tuple((k, str(v)) for k, v in sorted(network.numbers.items()))
+    return (id(network.component), numbers, network.dtype)
+
+
+def _record(used: Sequence[Network], act: Any) -> Trace:
     recorder = Recorder()
-    module = on_meta(network.component, network.numbers, network.dtype)
+    modules = {n.component.name: on_meta(n.component, n.numbers, n.dtype) for n in used}
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        filled(module)
+        for module in modules.values():
+            filled(module)
         with recorder:
-            act(captions.OneNetwork(network.component.name, module))
+            act(captions.Recorded(modules))
     return recorder.trace
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from musubi.estimate.cards import Card
@@ -10,6 +10,7 @@ from musubi.estimate.step import Estimate, estimate
 from musubi.plan import networks
 from musubi.plan.previews import PreviewNeeds
 from musubi.plan.workload import Bucket, Workload
+from musubi.plugin.architecture import Role
 from musubi.plugin.policy import Policy
 
 PREVIEW_STEP, PREVIEW_DECODE = "a step of a preview", "decode a preview"
@@ -86,22 +87,23 @@ def _texts(subject: Workload, encoders: Mapping[str, Policy], card: Card | None)
 
 
 def _encoding(subject: Workload, card: Card | None) -> list[Phase]:
-    return _of_vae(subject, card, "encode", networks.encoding)
+    return _of_media(subject, card, "encode", ("vae", "image"), networks.encoding)
 
 
 def _decoding(subject: Workload, card: Card | None) -> list[Phase]:
-    return _of_vae(subject, card, "decode", networks.decoding)
+    return _of_media(subject, card, "decode", ("vae",), networks.decoding)
 
 
-def _of_vae(subject: Workload, card: Card | None, name: str, needs: object) -> list[Phase]:
-    found = []
-    for component in subject.architecture.of_role("vae", subject.task):
-        network = subject.networks.get(component.name)
-        if network is None:
-            continue
-        for bucket in subject.buckets[:1]:  # the others need less
-            need = needs(  # type: ignore[operator]
-                subject.architecture, subject.task, subject.options, network, bucket, card
-            )
-            found.append(Phase(name=name, bucket=bucket, estimate=need))
-    return found
+def _of_media(
+    subject: Workload,
+    card: Card | None,
+    name: str,
+    roles: Sequence[Role],
+    needs: Callable[..., Estimate],
+) -> list[Phase]:
+    used = subject.used(*roles)
+    if not used:
+        return []
+    bucket = subject.buckets[0]  # the others need less
+    need = needs(subject.architecture, subject.task, subject.options, used, bucket, card)
+    return [Phase(name=name, bucket=bucket, estimate=need)]

@@ -14,7 +14,7 @@ from musubi.estimate.sizes import weights_of
 from musubi.estimate.step import Estimate, estimate
 from musubi.plan import networks
 from musubi.plan.requests import Request
-from musubi.plan.workload import Bucket, Network, Workload, sized
+from musubi.plan.workload import Bucket, Workload, sized
 from musubi.plugin.policy import Policy
 
 
@@ -80,12 +80,12 @@ class PreviewNeeds:
 
     def decoding(self, policy: Policy, card: Card | None) -> Estimate | None:
         """Latents to frames, the largest; None when nothing is known of the VAE."""
-        vae = self._vae()
-        if vae is None:
+        used = self._about.used("vae")
+        if not used:
             return None
         about = self._about
         found = networks.decoding(
-            about.architecture, about.task, about.options, vae, self.buckets[0], card
+            about.architecture, about.task, about.options, used, self.buckets[0], card
         )
         resting = self._at_rest(policy, names=("weights", "what is trained"))
         if "weights" in resting:
@@ -99,8 +99,9 @@ class PreviewNeeds:
 
     def _beside(self, found: Estimate, policy: Policy, more: Mapping[str, int]) -> Estimate:
         """The estimate of a phase, with what the run keeps, and the VAE that waits on the host."""
-        run, vae = self._run(policy), self._vae()
-        waits = weights_of(vae.component, vae.numbers, dtype=vae.dtype).total if vae else 0
+        run = self._run(policy)
+        used = self._about.used("vae")
+        waits = sum(weights_of(n.component, n.numbers, dtype=n.dtype).total for n in used)
         parts = {**found.parts, **more}
         return replace(
             found,
@@ -114,11 +115,6 @@ class PreviewNeeds:
         """The run between two steps: nothing waits for a backward pass."""
         plain = replace(policy, offload_activations=False)
         return estimate(self._about.case, plain, optimizer=self._about.optimizer)
-
-    def _vae(self) -> Network | None:
-        about = self._about
-        names = (c.name for c in about.architecture.of_role("vae", about.task))
-        return next((about.networks[name] for name in names if name in about.networks), None)
 
 
 def _bucket(ask: Request) -> Bucket:

@@ -1,16 +1,21 @@
-"""What `musubi generate` will be asked for: the sizes of its videos, and how many steps they take."""
+"""What `musubi generate` and the previews of training will be asked for: recipes, and calls a step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from musubi.config.prompts import PREVIEW, parse_line, read_lines, read_prompt_file
+from musubi.config.generate import GenerateConfig
+from musubi.config.options import Options, own_options
+from musubi.config.plan import PlanConfig
+from musubi.config.prompts import grammar, parse_line, read_lines, read_prompt_file
+from musubi.config.recipe import NEGATIVE, build_recipe, preview_recipe, requested, texts_of
 from musubi.config.task import Choice
 from musubi.errors import ConfigError
-from musubi.plugin import Architecture
+from musubi.plugin import Architecture, Quiet, Recipe, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,105 +36,87 @@ class Request:
     steps: int
     calls: int
 
+    @classmethod
+    def of(cls, recipe: Recipe, task: Task) -> Request:
+        """What a recipe asks for."""
+        return cls(
+            width=recipe.width,
+            height=recipe.height,
+            frames=recipe.frames,
+            steps=recipe.steps,
+            calls=2 if NEGATIVE in texts_of(recipe, task) else 1,
+        )
+
     @property
     def volume(self) -> int:
         """Pixels in all frames."""
         return self.width * self.height * self.frames
 
 
-def requests(config: Any, architecture: Architecture, choice: Choice) -> tuple[Request, ...]:
+def requests(
+    config: GenerateConfig | PlanConfig, architecture: Architecture, choice: Choice
+) -> tuple[Request, ...]:
     """One for each prompt of `--from_file`; else one, as the options say (`--interactive` too).
 
     Lines that cannot be read or made are left out, as `generate` leaves them out.
 
     Args:
         config: The options of `generate` or `plan`.
-        architecture: Whose sizes count.
+        architecture: Whose options count.
         choice: The task and variant, for what is not said.
 
     Raises:
         ConfigError: The file cannot be read, or the options ask for what cannot be made.
     """
-    name = getattr(config, "from_file", None)
-    if name is None:
-        return (_request(config, architecture, choice, {}),)
-    made = []
-    for asked in _prompts(Path(name)):
+    given, own = requested(config, architecture)
+
+    def made(asked: Mapping[str, Any]) -> Request:
+        recipe = build_recipe(
+            architecture, choice, {**given, **asked}, own, Quiet(), complete=False
+        )
+        return Request.of(recipe, choice.task)
+
+    if config.from_file is None:
+        return (made({}),)
+    found = []
+    for asked in _prompts(Path(config.from_file), architecture):
         try:
-            made.append(_request(config, architecture, choice, asked))
+            found.append(made(asked()))
         except ConfigError:
             continue
-    if not made:
-        raise ConfigError(f"{name} holds no prompt that can be made.", fix="Mend its lines.")
-    return tuple(made)
+    if not found:
+        raise ConfigError(
+            f"{config.from_file} holds no prompt that can be made.", fix="Mend its lines."
+        )
+    return tuple(found)
 
 
-def previews(path: Path, architecture: Architecture, choice: Choice) -> tuple[Request, ...]:
+def previews(
+    config: Options, path: Path, architecture: Architecture, choice: Choice
+) -> tuple[Request, ...]:
     """One for each prompt of `--sample_prompts`, as training will draw it.
 
     Args:
+        config: The options of `train` or `plan`.
         path: The file.
-        architecture: Whose sizes count; sides are rounded down to what it takes.
+        architecture: Whose options count.
         choice: The task and variant, for what is not said.
 
     Raises:
         ConfigError: The file cannot be read, or a prompt asks for what cannot be made.
     """
-    step = architecture.spatial_multiple
-    made = []
-    for given in read_prompt_file(path, grammar="preview"):
-        asked = {**PREVIEW, **given}
-        sides = {side: max(asked[side] // step, 1) * step for side in ("width", "height")}
-        made.append(_request(None, architecture, choice, {**asked, **sides}))
-    return tuple(made)
-
-
-def _prompts(path: Path) -> Iterator[Mapping[str, Any]]:
-    if path.suffix.lower() in (".toml", ".json"):
-        yield from read_prompt_file(path)
-        return
-    for _, line in read_lines(path):
-        try:
-            yield parse_line(line)
-        except ConfigError:
-            continue
-
-
-def _request(
-    config: Any, architecture: Architecture, choice: Choice, asked: Mapping[str, Any]
-) -> Request:
-    given = [getattr(config, name, None) for name in ("width", "height", "frames")]
-    usual = getattr(config, "width_height", None) or choice.sampling.size
-    width = asked.get("width") or given[0] or usual[0]
-    height = asked.get("height") or given[1] or usual[1]
-    defaults = choice.sampling_at(width, height)
-    frames = asked.get("frames") or given[2] or getattr(config, "video_length", None)
-    frames = frames or defaults.frames
-    check_sides(architecture, width, height)
-    scale = asked.get("guidance_scale", getattr(config, "guidance_scale", None))
-    every = architecture.temporal_multiple
-    return Request(
-        width=width,
-        height=height,
-        frames=(frames - 1) // every * every + 1,
-        steps=asked.get("steps") or getattr(config, "infer_steps", None) or defaults.steps,
-        calls=1 if (defaults.guidance_scale if scale is None else scale) == 1 else 2,
+    own = own_options(config, architecture)
+    return tuple(
+        Request.of(
+            preview_recipe(architecture, choice, asked, own, Quiet(), complete=False), choice.task
+        )
+        for asked in read_prompt_file(path, grammar(architecture, "preview"))
     )
 
 
-def check_sides(architecture: Architecture, width: int, height: int) -> None:
-    """Refuse sides that the network cannot take.
-
-    Raises:
-        ConfigError: A side is no multiple of the architecture's `spatial_multiple`.
-    """
-    step = architecture.spatial_multiple
-    if width % step or height % step:
-        raise ConfigError(
-            f"{width}x{height} pixels: {architecture.title} takes multiples of {step}.",
-            fix=f"Write {_near(width, step)}x{_near(height, step)}, say.",
-        )
-
-
-def _near(side: int, step: int) -> int:
-    return max(step, round(side / step) * step)
+def _prompts(path: Path, architecture: Architecture) -> list[Callable[[], Mapping[str, Any]]]:
+    """What gives each prompt of a file; a line that cannot be read raises when it is asked for."""
+    says = grammar(architecture)
+    if path.suffix.lower() in (".toml", ".json"):
+        return [partial(dict, asked) for asked in read_prompt_file(path, says)]
+    return [partial(parse_line, line, says) for _, line in read_lines(path)]

@@ -12,14 +12,16 @@ import torch
 from torch import nn
 
 from musubi.config.options import own_options, paths
+from musubi.config.recipe import check_size
 from musubi.config.task import Choice, choose_task, published
 from musubi.errors import ConfigError
 from musubi.estimate.record import Case
 from musubi.estimate.step import Optimizer
 from musubi.lora.options import Asked, asked
 from musubi.plan.buckets import Bucket, of_dataset
-from musubi.plan.requests import Request, check_sides, previews, requests
+from musubi.plan.requests import Request, previews, requests
 from musubi.plugin import Architecture, Component, LoraTargets, Report, Task
+from musubi.plugin.architecture import Role
 from musubi.weights.contents import inspect
 from musubi.weights.dtypes import parse_dtype
 
@@ -98,6 +100,12 @@ class Workload:
         """The task."""
         return self.choice.task
 
+    def used(self, *roles: Role) -> list[Network]:
+        """The task's networks of these roles; none when the size of one is not known."""
+        names = [c.name for r in roles for c in self.architecture.of_role(r, self.task)]
+        found = [self.networks[name] for name in names if name in self.networks]
+        return found if len(found) == len(names) else []
+
     def at(self, bucket: Bucket) -> Case:
         """The DiT at the size of a bucket."""
         return sized(self.case, bucket)
@@ -142,9 +150,20 @@ def workload(
     named = getattr(config, "task", None) or _variant(
         architecture, getattr(config, "variant", None)
     )
-    dit = networks.get(architecture.dit.name)
-    path = paths(config, architecture).get(architecture.dit.name)
-    choice = choose_task(architecture, named, None if dit is None else dit.numbers, path)
+    given = paths(config, architecture)
+    found_dits = [c for c in architecture.components if c.role == "dit" and c.name in given]
+    first = found_dits[0] if found_dits else architecture.dit
+    dit, path = networks.get(first.name), given.get(first.name)
+    choice = choose_task(
+        architecture,
+        named,
+        None if dit is None else dit.numbers,
+        path,
+        given=given if path is not None else None,
+        options=own_options(config, architecture),
+    )
+    if dit is not None:
+        networks = {architecture.dit.name: dit, **networks}
     if dit is None:
         variant = choice.variant or next(
             (v for v in architecture.variants if v.task == choice.task.name), None
@@ -238,7 +257,12 @@ def networks_of(config: Any, architecture: Architecture) -> dict[str, Network]:
 
 
 def _dtype(config: Any, component: Component, stored: torch.dtype | None) -> torch.dtype:
-    flags = {"dit": "dit_dtype", "vae": "vae_dtype", "text": "text_encoder_dtype"}
+    flags = {
+        "dit": "dit_dtype",
+        "vae": "vae_dtype",
+        "text": "text_encoder_dtype",
+        "image": "image_encoder_dtype",
+    }
     asked = getattr(config, flags.get(component.role, ""), None)
     if asked:
         return parse_dtype(asked)
@@ -270,12 +294,12 @@ def _buckets(
     width, height = getattr(config, "width_height", None) or choice.sampling.size
     frames = getattr(config, "video_length", None) or choice.sampling.frames
     width, height, frames = asked[0] or width, asked[1] or height, asked[2] or frames
-    every = architecture.temporal_multiple
-    check_sides(architecture, width, height)
-    if (frames - 1) % every:
+    shape = choice.task.shape
+    check_size(architecture, choice, width, height)
+    if shape.fitting_frames(frames) != frames:
         raise ConfigError(
-            f"{frames} frames: {architecture.title} takes {every}k+1.",
-            fix=f"Write --frames {(frames - 1) // every * every + 1}.",
+            f"{frames} frames: {architecture.title} takes {shape.period}k+1.",
+            fix=f"Write --frames {shape.fitting_frames(frames)}.",
         )
     return (Bucket(width, height, frames, batch),)
 
@@ -288,7 +312,7 @@ def _steps(asks: Sequence[Request], case: Case) -> float:
 
 def _previews(config: Any, architecture: Architecture, choice: Choice) -> tuple[Request, ...]:
     path = getattr(config, "sample_prompts", None)
-    return () if path is None else previews(Path(path), architecture, choice)
+    return () if path is None else previews(config, Path(path), architecture, choice)
 
 
 def _attach(config: Any, architecture: Architecture, full: bool) -> NewLora | FullTraining:

@@ -6,21 +6,34 @@ Read `architecture.py` (what it says about itself), then `runtime.py` (the six v
 from musubi.plugin.architecture import (
     Architecture,
     Component,
-    Lazy,
     Numbers,
     Publication,
     Sampling,
     Shapes,
+    Shift,
     Task,
     Tokenizer,
     Variant,
 )
+from musubi.plugin.geometry import Geometry
+from musubi.plugin.inputs import Input
 from musubi.plugin.keys import Fuse, KeyMap, Rename, Squeeze, Swap, TensorSource, renamed
+from musubi.plugin.lazy import Lazy
 from musubi.plugin.option import Option
 from musubi.plugin.policy import Policy
-from musubi.plugin.record import Field, Schema, is_mask
+from musubi.plugin.record import Field, Schema, declared, is_mask, lacking, numbered
 from musubi.plugin.report import Progress, Quiet, Report
-from musubi.plugin.runtime import Clip, Conditioning, Networks, Recipe, Record, Runtime, Section
+from musubi.plugin.runtime import (
+    Clip,
+    Conditioning,
+    Moment,
+    Networks,
+    Prompt,
+    Recipe,
+    Record,
+    Runtime,
+    Section,
+)
 from musubi.plugin.traits import LoraTargets, Preset, Traits
 
 __all__ = [
@@ -30,15 +43,19 @@ __all__ = [
     "Conditioning",
     "Field",
     "Fuse",
+    "Geometry",
+    "Input",
     "KeyMap",
     "Lazy",
     "LoraTargets",
+    "Moment",
     "Networks",
     "Numbers",
     "Option",
     "Policy",
     "Preset",
     "Progress",
+    "Prompt",
     "Publication",
     "Quiet",
     "Recipe",
@@ -50,6 +67,7 @@ __all__ = [
     "Schema",
     "Section",
     "Shapes",
+    "Shift",
     "Squeeze",
     "Swap",
     "Task",
@@ -57,6 +75,9 @@ __all__ = [
     "Tokenizer",
     "Traits",
     "Variant",
+    "declared",
     "is_mask",
+    "lacking",
+    "numbered",
     "renamed",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from musubi.plugin.geometry import Geometry
+from musubi.plugin.inputs import Input
 from musubi.plugin.keys import KeyMap
+from musubi.plugin.lazy import Lazy
 from musubi.plugin.option import Option
 from musubi.plugin.record import Schema
 from musubi.plugin.traits import Preset, Traits
@@ -15,22 +17,6 @@ from musubi.plugin.traits import Preset, Traits
 Shapes = Mapping[str, tuple[int, ...]]
 Numbers = Mapping[str, Any]
 Role = Literal["dit", "vae", "text", "image"]
-
-
-@dataclass(frozen=True)
-class Lazy:
-    """The address of something to import on first use: `package.module:name`."""
-
-    address: str
-
-    def load(self) -> Any:
-        """Import and return it."""
-        module, _, name = self.address.partition(":")
-        return getattr(importlib.import_module(module), name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Import it and call it."""
-        return self.load()(*args, **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,43 +98,78 @@ class Sampling:
 
     Args:
         steps: Number of denoising steps.
-        flow_shift: The shift k of s' = k s / (1 + (k - 1) s).
+        flow_shift: The shift k of s' = k s / (1 + (k - 1) s); None: `Task.sigmas` finds it.
         guidance_scale: Classifier-free guidance; 1 means none.
         frames: Video length in frames.
-        solver: One of `musubi.flow.solvers`.
+        solver: The name of a solver, as a person writes it.
         solvers: Those that were tried with this task.
+        solver_names: What a person writes → its name in `musubi.flow.solvers`, where the two differ.
         negative_prompt: Used when the user gives none.
         size: Width and height.
         options: Values of the architecture's own options, where the user gives none.
     """
 
     steps: int
-    flow_shift: float
+    flow_shift: float | None
     guidance_scale: float
     frames: int
     solver: str
     solvers: tuple[str, ...]
+    solver_names: Mapping[str, str] = field(default_factory=dict[str, str])
     negative_prompt: str = ""
     size: tuple[int, int] = (256, 256)
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shift:
+    """A shift of noise levels that depends on the number of tokens: its logarithm is linear in it.
+
+    Args:
+        low: A number of tokens, and the logarithm of the shift there.
+        high: Another one.
+    """
+
+    low: tuple[float, float]
+    high: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """One thing an architecture can be asked to do.
+
+    The hooks at the end have defaults; each is called with what stands in brackets.
 
     Args:
         name: "t2v", "i2v", "control".
         title: One line.
-        inputs: What a prompt needs beside its text: "image", "end_image", "control".
-        optional: What a prompt may have beside its text: "video", to start denoising from.
-        components: Names of the components that caching and generation load, the DiT excluded.
-        requires: Numbers (of the DiT's `infer`) that a checkpoint for this task must show.
+        inputs: What a prompt or a dataset item brings beside its text.
+        components: Names of the components that caching and generation load, denoisers excluded.
+        denoisers: Names of the components of role "dit". Several are experts, each for a part of
+            the noise levels.
+        requires: Numbers (of a denoiser's `infer`) that a checkpoint for this task must show.
         schema: What its records hold.
         sampling: Its defaults.
+        geometry: Of its latents; the architecture's when None. A task that an architecture hands
+            out always has it.
+        tiny: Numbers of its denoisers' toy, laid over `Component.tiny` and `requires`.
+        example: Options of the architecture with which this task is tried by the conformance suite,
+            where the defaults do not do.
         adjust: `(sampling, width, height) -> Sampling`, when defaults depend on the size.
         usable_frames: `(available, options) -> int`: how many of `available` frames a clip uses,
-            0 when too few. None: the largest `temporal_multiple * k + 1`.
+            0 when too few. None: the largest `period * k + 1`.
+        frames: `(options) -> int`: how many frames a recipe makes, where options other than the
+            length decide it.
+        check: `(recipe) -> None`: raises a `MusubiError` for what cannot be made, before anything
+            is loaded.
+        texts: `(recipe) -> {name: text}`: what is encoded, where that is more than "prompt" and,
+            under guidance, "negative". A section names the text that guides it.
+        guidance: `(call, positive, negative, recipe, moment) -> velocity`; None: classifier-free.
+            `call` takes a conditioning, `moment` is the `Moment` of the step.
+        sigmas: `(recipe, tokens) -> noise levels`, one more than the steps, falling to 0; None:
+            those of the solver, shifted.
+        intervals: `(options) -> ((low, high), ...)`: for each denoiser, the noise levels that are
+            its own; one at `low` is, one at `high` is not, unless `high` is 1. None: all levels.
     """
 
     name: str
@@ -157,10 +178,38 @@ class Task:
     components: tuple[str, ...]
     schema: Schema
     sampling: Sampling
-    inputs: frozenset[str] = frozenset()
-    optional: frozenset[str] = frozenset()
+    inputs: tuple[Input, ...] = ()
+    denoisers: tuple[str, ...] = ("dit",)
+    geometry: Geometry | None = None
+    tiny: Numbers = field(default_factory=dict[str, Any])
+    example: Mapping[str, Any] = field(default_factory=dict[str, Any])
     adjust: Lazy | None = None
     usable_frames: Lazy | None = None
+    frames: Lazy | None = None
+    check: Lazy | None = None
+    texts: Lazy | None = None
+    guidance: Lazy | None = None
+    sigmas: Lazy | None = None
+    intervals: Lazy | None = None
+
+    @property
+    def shape(self) -> Geometry:
+        """Its geometry, which a task that an architecture hands out always has."""
+        if self.geometry is None:
+            raise TypeError(
+                f"the task {self.name!r} belongs to no architecture, and has no geometry"
+            )
+        return self.geometry
+
+    def input(self, name: str) -> Input | None:
+        """The input of that name."""
+        return next((one for one in self.inputs if one.name == name), None)
+
+    def denoiser_intervals(self, options: Mapping[str, Any]) -> tuple[tuple[float, float], ...]:
+        """For each of `denoisers`, the lowest and the highest noise level that is its own."""
+        if self.intervals is None:
+            return ((0.0, 1.0),) * len(self.denoisers)
+        return tuple(self.intervals(options))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,18 +238,15 @@ class Architecture:
     Args:
         name: The value of `--arch`, and `ss_base_model_version` in LoRA files.
         title: For people.
-        components: Its networks. Exactly one has the role "dit".
+        components: Its networks. At least one has the role "dit".
         tasks: The first is the default.
         variants: Published sizes.
         runtime: `(task, options) -> Runtime`: `Task` and a mapping of this architecture's options.
         suffix: The short name in cache file names; no underscore.
-        frame_rate: Frames per second that the model was trained at.
-        spatial_multiple: Bucket sides are multiples of this, in pixels.
-        temporal_multiple: Clips have `temporal_multiple * k + 1` frames.
-        latent_channels: Channels of the latents.
-        latent_stride: Pixels per latent cell: time, height, width.
+        geometry: Of the latents, for the tasks that do not say otherwise.
         options: Flags of its own, beside one path flag for each component.
         dataset_options: Keys of its own in the dataset file.
+        shifts: Names of `--timestep_sampling` of its own → the shift that each means.
         publications: The files people download.
         modelspec: `modelspec.architecture` without "/lora", and `modelspec.implementation`.
         network_modules: Values of the old `--network_module` that mean this architecture.
@@ -213,21 +259,28 @@ class Architecture:
     variants: tuple[Variant, ...]
     runtime: Lazy
     suffix: str
-    frame_rate: float
-    spatial_multiple: int
-    temporal_multiple: int
-    latent_channels: int
-    latent_stride: tuple[int, int, int]
+    geometry: Geometry
     options: tuple[Option, ...] = ()
     dataset_options: tuple[Option, ...] = ()
+    shifts: Mapping[str, Shift] = field(default_factory=dict[str, Shift])
     publications: tuple[Publication, ...] = ()
     modelspec: tuple[str, str] = ("", "")
     network_modules: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        placed = tuple(replace(t, geometry=t.geometry or self.geometry) for t in self.tasks)
+        object.__setattr__(self, "tasks", placed)
+
     @property
     def dit(self) -> Component:
-        """The network that is trained."""
+        """The first denoiser: the layout that LoRA files and merged checkpoints of all have."""
         return next(c for c in self.components if c.role == "dit")
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The inputs of all tasks, each flag once."""
+        found = {(i.flag or i.name): i for task in reversed(self.tasks) for i in task.inputs}
+        return tuple(reversed(found.values()))
 
     def component(self, name: str) -> Component:
         """The component of that name; KeyError when there is none."""
@@ -252,4 +305,5 @@ class Architecture:
 
     def of_role(self, role: Role, task: Task) -> tuple[Component, ...]:
         """The task's components of one role, in the order the task names them."""
-        return tuple(self.component(n) for n in task.components if self.component(n).role == role)
+        names = task.denoisers if role == "dit" else task.components
+        return tuple(self.component(n) for n in names if self.component(n).role == role)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Command = Literal["cache latents", "cache text", "train", "generate", "lora merge", "bench", "plan"]
@@ -24,6 +25,14 @@ class Option:
             as well is about previews there.
         lora_exclude: For a plain flag of "generate" and "lora merge": the layers that it keeps from LoRA
             files, as a full-match pattern of their dotted names.
+        letter: In prompt lines: "of" for `--of target_index=1`; None: a line cannot say it.
+        preview_letter: The letter in the prompts of training's previews, where it is another one;
+            "" when they cannot say it.
+        aliases: Other keys of prompt files in TOML and JSON that mean it.
+        written: Its value is a metadata key of what `generate` writes, as older tools have it.
+        saves: For the VAE: the value with which it needs less memory; the options that save the
+            most come first.
+        task: For a plain flag or a text: task → the task that is meant once the option is given.
     """
 
     name: str
@@ -34,3 +43,9 @@ class Option:
     choices: tuple[str, ...] = ()
     affects_cache: bool = False
     lora_exclude: str = ""
+    letter: str | None = None
+    preview_letter: str | None = None
+    aliases: tuple[str, ...] = ()
+    written: bool = False
+    saves: bool | int | None = None
+    task: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -14,7 +15,10 @@ class Field:
         dims: Letters of its axes, without a batch axis: "CFHW" for latents, "LD" for text.
             A fixed axis may be given as a number in `sizes`.
         sizes: Axis letter to its fixed length.
-        varlen: Batches hand over a list of tensors instead of a stack.
+        varlen: Batches hand over a list of tensors instead of a stack. An axis may have length 0.
+        many: Any number of tensors, each of its own size: a record holds `name_0`, `name_1`, …, and
+            batches hand over a list of them for each item.
+        whole: It holds whole numbers, such as indices of frames.
         optional: The record may lack it.
         usual: Axis letter to a length that is common, or to the name of the DiT's number that it
             equals; for made-up records, from which memory and time are estimated.
@@ -24,6 +28,8 @@ class Field:
     dims: str
     sizes: tuple[tuple[str, int], ...] = ()
     varlen: bool = False
+    many: bool = False
+    whole: bool = False
     optional: bool = False
     usual: tuple[tuple[str, int | str], ...] = ()
 
@@ -36,6 +42,16 @@ class Field:
     def is_mask(self) -> bool:
         """Whether it says which parts of others are real."""
         return is_mask(self.name)
+
+
+def numbered(name: str) -> tuple[str, int] | None:
+    """A name and the number behind it: how one of `many` tensors is called.
+
+    >>> numbered("latents_control_1"), numbered("latents")
+    (('latents_control', 1), None)
+    """
+    stem, _, number = name.rpartition("_")
+    return (stem, int(number)) if stem and number.isascii() and number.isdigit() else None
 
 
 def is_mask(name: str) -> bool:
@@ -58,3 +74,26 @@ class Schema:
     text: tuple[Field, ...]
     version: int = 1
     sectioned: bool = False
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """All of them."""
+        return (*self.media, *self.text)
+
+
+def declared(fields: Iterable[Field], name: str) -> Field | None:
+    """The field that a tensor of that name in a record belongs to."""
+    counted = numbered(name)
+    for one in fields:
+        if one.name == name and not one.many:
+            return one
+        if one.many and counted is not None and counted[0] == one.name:
+            return one
+    return None
+
+
+def lacking(fields: Iterable[Field], names: Iterable[str]) -> list[str]:
+    """The fields that are not optional, and of which a record with these `names` has no tensor."""
+    held = set(names)
+    stems = {counted[0] for name in held if (counted := numbered(name)) is not None}
+    return [f.name for f in fields if not f.optional and f.name not in (stems if f.many else held)]

@@ -5,7 +5,7 @@ Axes are written B (batch), C (channels), F (frames), H, W, L (tokens), D (featu
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,28 +22,45 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What a text encoder is given.
+
+    Args:
+        text: The caption or prompt.
+        pictures: Of the inputs that it sees: name → uint8, each F H W 3 or F H W 4, as they are.
+    """
+
+    text: str
+    pictures: Mapping[str, tuple[np.ndarray, ...]] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Clip:
     """Decoded, resized and cropped frames, ready to be encoded.
 
     Args:
         name: For messages: the file and where in it.
-        frames: uint8, F H W 3, RGB. When `target` is false, only the frames that were given
-            (the start image, say).
-        length: Frames of the whole clip; equal to len(frames) when `target` is true.
-        controls: uint8, each F H W 3 or F H W 4.
-        video: uint8, F H W 3: when generating, the video that denoising starts from.
+        frames: uint8, F H W 3, RGB: what the model should learn. No frames when generating, but
+            still with the height and the width of what is made.
+        length: Frames of the whole clip.
+        inputs: What was given beside it, by the name of the input: uint8, each F H W C with 3
+            channels, 4 where an image has transparency, 1 for masks.
         target: Whether the frames are what the model should learn; false when generating, where
             the record needs only what conditions the model.
-        options: The architecture's own keys of the dataset file.
+        options: The architecture's own keys of the dataset file, or, when generating, its options.
     """
 
     name: str
     frames: np.ndarray
     length: int
-    controls: tuple[np.ndarray, ...] = ()
-    video: np.ndarray | None = None
+    inputs: Mapping[str, tuple[np.ndarray, ...]] = field(default_factory=dict[str, Any])
     target: bool = True
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def input(self, name: str) -> np.ndarray | None:
+        """The first that was given of an input: F H W C; None when there is none."""
+        given = self.inputs.get(name, ())
+        return given[0] if given else None
 
 
 @dataclass(frozen=True)
@@ -53,10 +70,13 @@ class Conditioning:
     Args:
         inputs: Whatever this architecture's `predict` reads.
         latents: The clean latents x0 in the model's scale, B C F H W, when the batch has any.
+        weight: How much each latent cell counts in the loss: broadcasts to the latents; the loss is
+            the mean over what counts. None: all alike.
     """
 
     inputs: Mapping[str, Any]
     latents: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
 
     def plus(self, **inputs: Any) -> Conditioning:
         """The same with some inputs added or replaced."""
@@ -67,7 +87,8 @@ class Conditioning:
 class Recipe:
     """One video to make, with every number decided; written into what is made.
 
-    `options` holds the architecture's own: image paths, control paths, step-cache settings.
+    `options` holds the architecture's own: paths of inputs, settings of its hooks. `flow_shift` is
+    None where the task finds its noise levels itself.
     """
 
     prompt: str
@@ -79,10 +100,25 @@ class Recipe:
     seed: int
     steps: int
     solver: str
-    flow_shift: float
+    flow_shift: float | None
     guidance_scale: float
     cpu_noise: bool = False
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """Where a denoising run is.
+
+    Args:
+        step: Number of the step, from 0.
+        steps: How many there are.
+        t: The noise level, from 0 (clean) to 1.
+    """
+
+    step: int
+    steps: int
+    t: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +132,17 @@ class Section:
             mixes the noise into them, up to the level of the first step that is taken.
         strength: With `clean`, the part of the steps that is taken, the last ones; above 0, and 1
             takes all of them and so leaves nothing of `clean`.
+        text: Which of the task's texts guides it.
+        so_far: The latents of the video as far as it is made; the engine keeps a video of them
+            while the section is solved. None: there is nothing yet to show.
     """
 
     noise: torch.Tensor
     inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     clean: torch.Tensor | None = None
     strength: float = 1.0
+    text: str = "prompt"
+    so_far: torch.Tensor | None = None
 
 
 class Networks(Protocol):
@@ -122,7 +163,7 @@ class Networks(Protocol):
         ...
 
     def free(self, name: str) -> None:
-        """Forget a network and give its memory back; it is loaded again when asked for."""
+        """Drop the network; it loads again when asked for."""
         ...
 
 
@@ -133,11 +174,14 @@ class Runtime(Protocol):
         self, architecture: Architecture, task: Task, options: Mapping[str, Any]
     ) -> None: ...
 
-    def encode_text(self, nets: Networks, component: str, captions: Sequence[str]) -> list[Record]:
-        """Captions → one record each, with the fields that this text encoder gives.
+    def encode_text(
+        self, nets: Networks, component: str, prompts: Sequence[Prompt]
+    ) -> list[Record]:
+        """Prompts → one record each, with the fields that this text encoder gives.
 
         Called once for each text component of the task; the engine joins the records, and frees
         each encoder before it asks for the next. No padding is stored where the schema says varlen.
+        A prompt's record must not depend on its neighbours in the call.
         """
         ...
 
@@ -148,8 +192,9 @@ class Runtime(Protocol):
         ...
 
     def condition(self, batch: Mapping[str, Any]) -> Conditioning:
-        """A batch of records (stacked tensors with a batch axis; lists where varlen), already on
-        the device, → what `predict` needs, and the clean latents when the batch has latents.
+        """A batch of records (stacked tensors with a batch axis; lists where a field is varlen;
+        for each item a list where it is `many`), already on the device, → what `predict` needs, and
+        the clean latents when the batch has latents.
 
         Masks are on the host: reading a length from the device would hold up every step.
         """
@@ -167,6 +212,11 @@ class Runtime(Protocol):
         """Yield each section to solve, receive its latents, return the latents of the whole."""
         ...
 
-    def decode(self, nets: Networks, latents: torch.Tensor) -> torch.Tensor:
-        """Latents B C F H W → frames in [0, 1], float32, B 3 F H W."""
+    def decode(
+        self, nets: Networks, latents: torch.Tensor, recipe: Recipe | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Latents B C F H W → frames in [0, 1], float32, B 3 F H W, in one piece or in several in
+        the order of time, so that a long video need not be in memory. `recipe` is what they were
+        made by, where that is known.
+        """
         ...

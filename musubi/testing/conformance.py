@@ -1,4 +1,4 @@
-"""What every architecture must pass, built in or from outside: `for check in CHECKS: check(Subject(name, folder))`.
+"""What every architecture must pass, built in or from outside: `for check in CHECKS: check(Subject(name, folder))`, and `TASK_CHECKS` for each task.
 
 Everything runs on the architecture's tiny twins, in float32, on the subject's device.
 """
@@ -9,19 +9,34 @@ import itertools
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
+from musubi.config.generate import GenerateConfig
+from musubi.config.options import Options, for_architecture
+from musubi.config.recipe import NEGATIVE, build_recipe, requested, texts_of
+from musubi.config.task import Choice
 from musubi.errors import CheckpointError
 from musubi.lora.adapter import Adapters
 from musubi.memory.blocks import stacks
 from musubi.memory.compiled import Compiler
-from musubi.plugin import Architecture, Clip, Conditioning, Policy, Recipe, Record, Task
+from musubi.plan.requests import requests
+from musubi.plugin import (
+    Conditioning,
+    Policy,
+    Quiet,
+    Recipe,
+    Record,
+    Task,
+    declared,
+    lacking,
+)
 from musubi.plugin.policy import Recompute, Storage
 from musubi.testing import twins
 from musubi.testing.subject import CAPTIONS, Subject, noisy
@@ -48,10 +63,16 @@ def names_agree(subject: Subject) -> None:
     """Tasks, variants, components and publications refer to one another by names that exist."""
     arch = subject.architecture
     components = {c.name for c in arch.components}
-    assert [c.role for c in arch.components].count("dit") == 1
+    assert "dit" in [c.role for c in arch.components]
     assert "_" not in arch.suffix
     for task in arch.tasks:
-        assert set(task.components) <= components, f"{task.name} names an unknown component"
+        assert {*task.components, *task.denoisers} <= components, (
+            f"{task.name} names an unknown one"
+        )
+        assert {arch.component(name).role for name in task.denoisers} == {"dit"}
+        assert len(task.denoiser_intervals({o.name: o.default for o in arch.options})) == len(
+            task.denoisers
+        )
         assert task.sampling.solver in task.sampling.solvers
     variants = {v.name for v in arch.variants}
     for variant in arch.variants:
@@ -103,119 +124,165 @@ def strangers_are_refused(subject: Subject) -> None:
         raise AssertionError(f"--{component.name} accepts the file of --{other.name}")
 
 
-def stacks_run_once_in_order(subject: Subject) -> None:
+def files_hold_no_more_than_is_read(subject: Subject) -> None:
+    """Every tensor of a twin's file is used, or declared not to be: the numbers in it are counted."""
+    for component in subject.architecture.components:
+        module = load(component, subject.paths[component.name], device=torch.device("cpu"))
+        with open_weights(subject.paths[component.name]) as weights:
+            stored = sum(int(np.prod(shape)) for shape in weights.shapes.values())
+        with torch.device("meta"):
+            built = component.build(**component.tiny)
+        whole = sum(tensor.numel() for tensor in built.state_dict().values())
+        getattr(built, "trim", int)()  # what a network drops on purpose
+        dropped = whole - sum(tensor.numel() for tensor in built.state_dict().values())
+        used = sum(tensor.numel() for tensor in module.state_dict().values())
+        assert stored == used + dropped, component.name
+
+
+def inputs_say_enough(subject: Subject) -> None:
+    """Flags, letters and keys of inputs do not collide, and text encoders see what datasets name."""
+    arch = subject.architecture
+    taken = {o.name for o in arch.options if "generate" in o.commands}
+    for one in arch.inputs:
+        assert one.flag not in taken, f"{one.flag} is an option too"
+        assert not one.seen_by_text or (one.in_datasets and one.kind == "image"), one.name
+    letters = [i.letter for i in arch.inputs if i.letter] + [
+        o.letter for o in arch.options if o.letter
+    ]
+    assert len(letters) == len(set(letters)), f"a letter stands for two things: {letters}"
+    for task in arch.tasks:
+        names = [one.name for one in task.inputs]
+        assert len(names) == len(set(names)), f"{task.name} has two inputs of one name"
+
+
+# checks of one task
+
+
+def stacks_run_once_in_order(subject: Subject, task: Task) -> None:
     """Blocks of the declared stacks run once each, in the order they stand in."""
-    for task in subject.tasks:
-        dit = subject.dit()
-        seen: list[str] = []
-        expected: list[str] = []
-        for stack in subject.architecture.dit.traits.stacks:
-            for index, block in enumerate(dit.get_submodule(stack).children()):
-                expected.append(f"{stack}.{index}")
-                block.register_forward_hook(
-                    lambda *_, to=seen, name=f"{stack}.{index}": to.append(name)
-                )
-        with torch.no_grad():
-            subject.prediction(task, dit, subject.records(task, 1))
-        assert expected and seen == expected
+    dit = subject.dit(task)
+    seen: list[str] = []
+    expected: list[str] = []
+    for stack in subject.architecture.dit.traits.stacks:
+        for index, block in enumerate(dit.get_submodule(stack).children()):
+            expected.append(f"{stack}.{index}")
+            block.register_forward_hook(
+                lambda *_, to=seen, name=f"{stack}.{index}": to.append(name)
+            )
+    with torch.no_grad():
+        subject.prediction(task, dit, subject.records(task, 1))
+    assert expected and seen == expected
 
 
-def records_fit_the_schema(subject: Subject) -> None:
+def records_fit_the_schema(subject: Subject, task: Task) -> None:
     """Records hold the declared fields, with the declared axes and finite values."""
-    for task in subject.tasks:
-        fields = {f.name: f for f in (*task.schema.media, *task.schema.text)}
-        for record in subject.records(task):
-            assert set(record) <= set(fields), f"undeclared: {set(record) - set(fields)}"
-            absent = {n for n, f in fields.items() if not f.optional} - set(record)
-            assert not absent, f"missing: {absent}"
-            for name, tensor in record.items():
-                field = fields[name]
-                assert tensor.ndim == len(field.dims), f"{name} has {tensor.ndim} axes"
-                for axis, size in field.sizes:
-                    assert tensor.shape[field.dims.index(axis)] == size, f"{name}: axis {axis}"
-                assert not tensor.is_floating_point() or torch.isfinite(tensor).all(), name
+    fields = task.schema.fields
+    for record in subject.records(task):
+        absent = lacking(fields, record)
+        assert not absent, f"missing: {absent}"
+        for name, tensor in record.items():
+            field = declared(fields, name)
+            assert field is not None, f"undeclared: {name}"
+            assert tensor.ndim == len(field.dims), f"{name} has {tensor.ndim} axes"
+            for axis, size in field.sizes:
+                assert tensor.shape[field.dims.index(axis)] == size, f"{name}: axis {axis}"
+            assert not tensor.is_floating_point() or torch.isfinite(tensor).all(), name
 
 
-def neighbours_do_not_matter(subject: Subject) -> None:
+def neighbours_do_not_matter(subject: Subject, task: Task) -> None:
     """A clip or caption encoded alone equals itself encoded in company."""
-    for task in subject.tasks:
-        together, alone = subject.records(task, 2)[0], subject.records(task, 1)[0]
-        for name, tensor in alone.items():
-            _close(together[name], tensor, 1e-5, name)
+    together, alone = subject.records(task, 2)[0], subject.records(task, 1)[0]
+    for name, tensor in alone.items():
+        _close(together[name], tensor, 1e-5, name)
 
 
-def two_equal_two_singles(subject: Subject) -> None:
+def two_equal_two_singles(subject: Subject, task: Task) -> None:
     """A batch of two predicts what two batches of one predict."""
-    for task in subject.tasks:
-        dit, records = subject.dit(), subject.records(task, 2)
-        runtime = subject.runtime(task)
-        with torch.no_grad():
-            given = subject.given(task, records)
-            x, t = noisy(given)
-            both = runtime.predict(dit, x, t, given)
-            for i, record in enumerate(records):
-                single = subject.given(task, [record])
-                one = runtime.predict(dit, x[i : i + 1], t[i : i + 1], single)
-                _close(both[i : i + 1], one, 1e-5, f"item {i}")
+    dit, records = subject.dit(task), subject.records(task, 2)
+    runtime = subject.runtime(task)
+    with torch.no_grad():
+        given = subject.conditioned(task, records)
+        x, t = noisy(given)
+        both = runtime.predict(dit, x, t, given)
+        for i, record in enumerate(records):
+            single = subject.conditioned(task, [record])
+            one = runtime.predict(dit, x[i : i + 1], t[i : i + 1], single)
+            _close(both[i : i + 1], one, 1e-5, f"item {i}")
 
 
-def inputs_matter(subject: Subject) -> None:
+def time_and_text_matter(subject: Subject, task: Task) -> None:
     """The prediction changes with the text and with the time, and has the latents' shape."""
-    for task in subject.tasks:
-        dit, records = subject.dit(), subject.records(task, 2)
-        runtime = subject.runtime(task)
-        with torch.no_grad():
-            given = subject.given(task, records[:1])
-            x, t = noisy(given)
-            here = runtime.predict(dit, x, t, given)
-            assert here.shape == x.shape
-            assert not torch.allclose(here, runtime.predict(dit, x, t * 0.5, given))
-            if task.schema.text:
-                texts = {f.name: records[1][f.name] for f in task.schema.text}
-                other = subject.given(task, [{**records[0], **texts}])
-                assert not torch.allclose(here, runtime.predict(dit, x, t, other))
+    dit, records = subject.dit(task), subject.records(task, 2)
+    runtime = subject.runtime(task)
+    with torch.no_grad():
+        given = subject.conditioned(task, records[:1])
+        x, t = noisy(given)
+        here = runtime.predict(dit, x, t, given)
+        assert here.shape == x.shape
+        assert not torch.allclose(here, runtime.predict(dit, x, t * 0.5, given))
+        if task.schema.text:
+            texts = {k: v for k, v in records[1].items() if declared(task.schema.text, k)}
+            other = subject.conditioned(task, [{**records[0], **texts}])
+            assert not torch.allclose(here, runtime.predict(dit, x, t, other))
 
 
-def adapters_reach_every_target(subject: Subject) -> None:
+def each_input_matters(subject: Subject, task: Task) -> None:
+    """Each declared input changes what a prompt makes: the prediction, or what it starts from."""
+    dit, runtime = subject.dit(task), subject.runtime(task)
+    recipe = recipe_of(subject, task)
+    first, second = (subject.given(task, i, generating=True) for i in (0, 1))
+    needed = {one.name: first[one.name] for one in task.inputs if one.required}
+
+    def made(inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        given = subject.conditioned(task, [subject.generating(task, inputs)])
+        section = next(runtime.rollout(recipe, given, subject.device))
+        t = torch.full((1,), 0.7, device=subject.device)
+        start = section.noise if section.clean is None else section.clean
+        return start, runtime.predict(dit, section.noise, t, given.plus(**section.inputs))
+
+    with torch.no_grad(), _repeatable():
+        for one in task.inputs:
+            here = made({**needed, one.name: first[one.name]})
+            there = made({**needed, one.name: second[one.name]})
+            alike = all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+            assert not alike, f"{one.name} changes nothing"
+
+
+def adapters_reach_every_target(subject: Subject, task: Task) -> None:
     """A fresh LoRA changes nothing, and every one of its matrices gets a gradient."""
     targets = subject.architecture.dit.traits.lora
     assert targets is not None, "the denoiser declares no LoRA targets"
-    for task in subject.tasks:
-        dit, records = subject.dit(), subject.records(task, 1)
-        with torch.no_grad():
-            before = subject.prediction(task, dit, records)
-        adapters = Adapters.create(dit, targets, rank=2, alpha=1.0)
-        adapters.attach()
-        after = subject.prediction(task, dit, records)
-        assert torch.equal(before, after.detach()), "a fresh LoRA changes the prediction"
-        with torch.no_grad():
-            for name, parameter in adapters.named_parameters():
-                parameter.add_(0.01 * torch.randn_like(parameter) if "up" in name else 0)
-        subject.prediction(task, dit, records).square().mean().backward()
-        dead = [n for n, p in adapters.named_parameters() if p.grad is None or not p.grad.any()]
-        assert not dead, f"no gradient reaches {dead[:3]}"
+    dit, records = subject.dit(task), subject.records(task, 1)
+    with torch.no_grad():
+        before = subject.prediction(task, dit, records)
+    adapters = Adapters.create(dit, targets, rank=2, alpha=1.0)
+    adapters.attach()
+    after = subject.prediction(task, dit, records)
+    assert torch.equal(before, after.detach()), "a fresh LoRA changes the prediction"
+    with torch.no_grad():
+        for name, parameter in adapters.named_parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter) if "up" in name else 0)
+    subject.prediction(task, dit, records).square().mean().backward()
+    dead = [n for n, p in adapters.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not dead, f"no gradient reaches {dead[:3]}"
 
 
-def policies_agree(subject: Subject) -> None:
+def policies_agree(subject: Subject, task: Task) -> None:
     """Every combination of memory policies gives the same prediction and the same gradients."""
-    targets = subject.architecture.dit.traits.lora
-    assert targets is not None
-    for task in subject.tasks:
-        records = subject.records(task, 2)
-        plain = _outcome(subject, task, records, Policy())
-        for policy in _combinations(subject):
-            for a, b in zip(plain, _outcome(subject, task, records, policy), strict=True):
-                if subject.device.type == "cpu":
-                    assert torch.equal(a, b), f"{policy} changes the answer"
-                else:  # where sums are made in any order
-                    _close(b, a, 1e-5, str(policy))
-        for a, b in zip(plain, _outcome(subject, task, records, everything(subject)), strict=True):
-            _close(b, a, 1e-5, "a compiled network")
+    records = subject.records(task, 2)
+    plain = _outcome(subject, task, records, Policy())
+    for policy in _combinations(subject):
+        for a, b in zip(plain, _outcome(subject, task, records, policy), strict=True):
+            if subject.device.type == "cpu":
+                assert torch.equal(a, b), f"{policy} changes the answer"
+            else:  # where sums are made in any order
+                _close(b, a, 1e-5, str(policy))
+    for a, b in zip(plain, _outcome(subject, task, records, everything(subject)), strict=True):
+        _close(b, a, 1e-5, "a compiled network")
 
 
-def eight_bits_stay_close(subject: Subject) -> None:
+def eight_bits_stay_close(subject: Subject, task: Task) -> None:
     """8-bit weights and products move answers and gradients by a bounded part, wherever they live."""
-    task = subject.tasks[0]
     records = subject.records(task, 2)
     plain = _outcome(subject, task, records, Policy())
     kinds: tuple[Storage, ...] = ("fp8_scaled", "int8")
@@ -248,7 +315,7 @@ def _outcome(
     assert targets is not None
     # Where that would need a C compiler, not to the end: traced, differentiated and split.
     backend = "aot_eager" if subject.device.type == "cpu" else "inductor"
-    dit = subject.dit(policy, Compiler(backend=backend, fullgraph=True))
+    dit = subject.dit(task, policy, Compiler(backend=backend, fullgraph=True))
     torch.manual_seed(0)
     adapters = Adapters.create(dit, targets, rank=2, alpha=1.0)
     with warnings.catch_warnings():
@@ -272,70 +339,61 @@ def _outcome(
     return found
 
 
-def a_rollout_has_the_size_asked_for(subject: Subject) -> None:
+def a_rollout_has_the_size_asked_for(subject: Subject, task: Task) -> None:
     """Latents of a rollout decode to the frames, height and width of the recipe, the same each time."""
+    runtime, dit = subject.runtime(task), subject.dit(task)
+    given = subject.conditioned(task, [subject.generating(task)])
+    recipe = recipe_of(subject, task)
+    with torch.no_grad(), _repeatable():
+        first, second = (_roll(subject, task, dit, given) for _ in range(2))
+        assert torch.equal(first, second), "one seed gave two videos"
+        frames = torch.cat(list(runtime.decode(subject.nets, first, recipe)), dim=2)
+    assert frames.shape == (1, 3, recipe.frames, recipe.height, recipe.width)
+    assert frames.dtype == torch.float32
+    assert frames.min() >= 0 and frames.max() <= 1
+
+
+def plan_and_generate_agree(subject: Subject, task: Task) -> None:
+    """What the planner expects of a prompt is what is made."""
     arch = subject.architecture
-    for task in subject.tasks:
-        runtime, dit = subject.runtime(task), subject.dit()
-        given = _generating(subject, task)
-        recipe = _recipe(arch, task)
-        with torch.no_grad(), _repeatable():
-            first, second = (_roll(subject, task, dit, given) for _ in range(2))
-            assert torch.equal(first, second), "one seed gave two videos"
-            frames = runtime.decode(subject.nets, first)
-        assert frames.shape == (1, 3, recipe.frames, recipe.height, recipe.width)
-        assert frames.dtype == torch.float32
-        assert frames.min() >= 0 and frames.max() <= 1
-
-
-def a_video_to_start_from_is_encoded_as_for_training(subject: Subject) -> None:
-    """Denoising that starts from a video starts from the latents that training has of it."""
-    for task in subject.tasks:
-        if "video" not in task.optional:
-            continue
-        runtime = subject.runtime(task)
-        recipe = replace(_recipe(subject.architecture, task), options={"strength": 0.5})
-        given = _generating(subject, task, video=True)
-        section = next(runtime.rollout(recipe, given, subject.device))
-        assert section.clean is not None and section.strength == 0.5
-        learned = subject.given(task, subject.records(task, 1)).latents
-        assert learned is not None
-        _close(section.clean, learned, 1e-3, "the video to start from")
-
-
-def files_hold_no_more_than_is_read(subject: Subject) -> None:
-    """Every tensor of a twin's file is used, or declared not to be: the numbers in it are counted."""
-    for component in subject.architecture.components:
-        module = load(component, subject.paths[component.name], device=torch.device("cpu"))
-        with open_weights(subject.paths[component.name]) as weights:
-            stored = sum(int(np.prod(shape)) for shape in weights.shapes.values())
-        with torch.device("meta"):
-            built = component.build(**component.tiny)
-        whole = sum(tensor.numel() for tensor in built.state_dict().values())
-        getattr(built, "trim", int)()  # what a network drops on purpose
-        dropped = whole - sum(tensor.numel() for tensor in built.state_dict().values())
-        used = sum(tensor.numel() for tensor in module.state_dict().values())
-        assert stored == used + dropped, component.name
+    variant = next((v for v in arch.variants if v.task == task.name), None)
+    choice = Choice(task, variant)
+    model = for_architecture(GenerateConfig, arch, "generate")
+    words: dict[str, Any] = {"prompt": "a cat", "save_path": "out", **_typed(model, task)}
+    config = cast(GenerateConfig, model(**words))
+    given, own = requested(config, arch)
+    recipe = build_recipe(arch, choice, given, own, Quiet(), complete=False)
+    (planned,) = requests(config, arch, choice)
+    made = (recipe.width, recipe.height, recipe.frames, recipe.steps)
+    assert made == (planned.width, planned.height, planned.frames, planned.steps)
+    assert planned.calls == (2 if NEGATIVE in texts_of(recipe, task) else 1)
 
 
 CHECKS: tuple[Callable[[Subject], None], ...] = (
     says_itself_without_torch,
     names_agree,
+    inputs_say_enough,
     full_sizes_build,
     key_maps_round_trip,
     strangers_are_refused,
     files_hold_no_more_than_is_read,
+)
+"""Of an architecture."""
+
+TASK_CHECKS: tuple[Callable[[Subject, Task], None], ...] = (
     stacks_run_once_in_order,
     records_fit_the_schema,
     neighbours_do_not_matter,
     two_equal_two_singles,
-    inputs_matter,
+    time_and_text_matter,
+    each_input_matters,
     adapters_reach_every_target,
     policies_agree,
     eight_bits_stay_close,
     a_rollout_has_the_size_asked_for,
-    a_video_to_start_from_is_encoded_as_for_training,
+    plan_and_generate_agree,
 )
+"""Of each of its tasks."""
 
 
 def _close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
@@ -369,45 +427,33 @@ def every_block(subject: Subject) -> tuple[int, ...]:
     return tuple(len(stack) for stack in stacks(dit, subject.architecture.dit.traits))
 
 
-def _recipe(arch: Architecture, task: Task) -> Recipe:
+def recipe_of(subject: Subject, task: Task) -> Recipe:
+    """A recipe of the size of the subject's clips."""
+    frames = subject.frames(task)
     return Recipe(
         prompt=CAPTIONS[0],
         negative_prompt="",
-        width=3 * arch.spatial_multiple,
-        height=2 * arch.spatial_multiple,
-        frames=arch.temporal_multiple + 1,
-        fps=arch.frame_rate,
+        width=frames.shape[2],
+        height=frames.shape[1],
+        frames=len(frames) if task.frames is None else int(task.frames(subject.options(task))),
+        fps=task.shape.frame_rate,
         seed=7,
         steps=2,
         solver=task.sampling.solver,
         flow_shift=1.0,
         guidance_scale=1.0,
         cpu_noise=True,
+        options={**task.sampling.options, **subject.options(task), **task.example},
     )
 
 
-def _generating(subject: Subject, task: Task, *, video: bool = False) -> Conditioning:
-    clip = subject.clip()
-    asked = Clip(
-        name=clip.name,
-        frames=clip.frames[:1],
-        length=clip.length,
-        controls=clip.controls,
-        video=clip.frames if video else None,
-        target=False,
-    )
-    record: Record = {}
-    runtime = subject.runtime(task)
-    with torch.no_grad():
-        if task.inputs or video:
-            record.update(runtime.encode_media(subject.nets, [asked])[0][0])
-        for component in subject.architecture.of_role("text", task):
-            record.update(runtime.encode_text(subject.nets, component.name, CAPTIONS[:1])[0])
-    return subject.given(task, [record])
+def _typed(model: type[Options], task: Task) -> dict[str, Any]:
+    """The options of the task's example that `generate` has."""
+    return {name: value for name, value in task.example.items() if name in model.model_fields}
 
 
 def _roll(subject: Subject, task: Task, dit: nn.Module, given: Conditioning) -> torch.Tensor:
-    runtime, recipe = subject.runtime(task), _recipe(subject.architecture, task)
+    runtime, recipe = subject.runtime(task), recipe_of(subject, task)
     sections = runtime.rollout(recipe, given, subject.device)
     section = next(sections)
     while True:

@@ -7,15 +7,26 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from musubi.plugin import Architecture, Component
+from musubi.plugin import Architecture, Component, Numbers, Task
 from musubi.weights.write import save
 
 
-def build_twin(component: Component, *, seed: int = 0) -> nn.Module:
-    """The component at its toy size, float32, filled so that every part matters."""
+def build_twin(component: Component, *, numbers: Numbers | None = None, seed: int = 0) -> nn.Module:
+    """The component at its toy size, float32, filled so that every part matters.
+
+    Args:
+        component: What to build.
+        numbers: Laid over the component's toy size: what a task needs to be otherwise.
+        seed: Decides the weights.
+    """
     with torch.random.fork_rng(devices=[]):
-        module: nn.Module = component.build(**component.tiny)
+        module: nn.Module = component.build(**{**component.tiny, **(numbers or {})})
     return fill(module, seed=seed)
+
+
+def numbers_for(task: Task) -> Numbers:
+    """What a toy of the task's denoisers has otherwise than `Component.tiny`."""
+    return {**task.requires, **task.tiny}
 
 
 def fill(module: nn.Module, *, seed: int = 0) -> nn.Module:
@@ -48,6 +59,7 @@ def write_twin(
     dialect: str | None = None,
     suffix: str = ".safetensors",
     dtype: torch.dtype = torch.float32,
+    numbers: Numbers | None = None,
     seed: int = 0,
 ) -> Path:
     """Write a twin in one of the component's dialects (the first, unless named).
@@ -58,13 +70,14 @@ def write_twin(
         dialect: Name of the layout.
         suffix: ".safetensors" or ".pth".
         dtype: What the file stores.
+        numbers: Laid over the component's toy size.
         seed: Decides the weights.
 
     Returns:
         The file's path, `{component.name}{suffix}` in the folder.
     """
     layout = next(d for d in component.dialects if dialect in (None, d.name))
-    module = build_twin(component, seed=seed)
+    module = build_twin(component, numbers=numbers, seed=seed)
     ours = {
         name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in [*module.named_parameters(), *_persistent_buffers(module)]
@@ -81,11 +94,21 @@ def write_twin(
     return path
 
 
-def write_twins(architecture: Architecture, folder: Path, *, seed: int = 0) -> dict[str, Path]:
-    """A twin of every component; component name → path."""
+def write_twins(
+    architecture: Architecture, folder: Path, *, task: Task | None = None, seed: int = 0
+) -> dict[str, Path]:
+    """A twin of every component, or of those of a task; component name → path."""
+    numbers = {} if task is None else numbers_for(task)
+    used = None if task is None else {*task.components, *task.denoisers}
     return {
-        component.name: write_twin(component, folder / component.name, seed=seed + index)
+        component.name: write_twin(
+            component,
+            folder / component.name,
+            numbers=numbers if component.role == "dit" else None,
+            seed=seed + index,
+        )
         for index, component in enumerate(architecture.components)
+        if used is None or component.name in used
     }
 
 

@@ -18,7 +18,7 @@ from musubi.lora.merge import Merging, merging_transform
 from musubi.lora.options import Asked, asked
 from musubi.lora.verify import best_form, judge, summary
 from musubi.memory.apply import at_home
-from musubi.plugin import Architecture, Report
+from musubi.plugin import Architecture, Component, Report
 from musubi.train.trainable import refuse_broken
 from musubi.weights.contents import inspect
 
@@ -144,6 +144,7 @@ def create(
     config: TrainConfig,
     architecture: Architecture,
     *,
+    component: Component | None = None,
     save_dtype: torch.dtype,
     report: Report,
 ) -> Lora:
@@ -153,7 +154,7 @@ def create(
         ConfigError: No module matches, or an argument cannot be used.
         CheckpointError: `--network_weights` is no LoRA of this architecture.
     """
-    component = architecture.dit
+    component = component or architecture.dit
     if component.traits.lora is None:
         raise ConfigError(
             f"{architecture.title} names no layers that take a LoRA.", fix="Train it with --full."

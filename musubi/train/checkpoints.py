@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from musubi.config.saving import SavingOptions
 from musubi.errors import MusubiError, RunError
 from musubi.stopping import command_line
+from musubi.train.trainable import beside
 from musubi.weights.write import verify
 
 
@@ -85,6 +86,8 @@ class Checkpoints:
         options: What is kept.
         write: Writes the weights to a path.
         write_state: Writes the state to a directory.
+        endings: What stands behind the name of each file of a checkpoint; several where several
+            networks are trained.
         saved: Told of each checkpoint that is whole.
         state_saved: Told of each state that is whole.
     """
@@ -93,6 +96,7 @@ class Checkpoints:
     options: SavingOptions
     write: Callable[[Path], None]
     write_state: Callable[[Path], None]
+    endings: Sequence[str] = ("",)
     saved: Callable[[Path], None] | None = None
     state_saved: Callable[[Path], None] | None = None
 
@@ -122,7 +126,8 @@ class Checkpoints:
         """
         self._written(path)
         if self.saved is not None:
-            self.saved(path)
+            for file in self._files(path):
+                self.saved(file)
         state = self.options.save_state
         if kind == "final":
             state = state or self.options.save_state_on_train_end
@@ -145,10 +150,11 @@ class Checkpoints:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.write(path)
-            verify(path)
+            for file in self._files(path):
+                verify(file)
         except MusubiError as error:
             kept = max(
-                (p for p in self.names.folder.glob("*.safetensors") if p != path),
+                (p for p in self.names.folder.glob("*.safetensors") if p not in self._files(path)),
                 key=lambda p: p.stat().st_mtime,
                 default=None,
             )
@@ -182,4 +188,9 @@ class Checkpoints:
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 else:
-                    path.unlink(missing_ok=True)
+                    for file in self._files(path):
+                        file.unlink(missing_ok=True)
+
+    def _files(self, path: Path) -> list[Path]:
+        """The files of a checkpoint."""
+        return [beside(path, ending) for ending in self.endings]

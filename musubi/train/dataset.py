@@ -70,11 +70,11 @@ def prepare(
     """
     if config.dataset_config is None:
         raise ConfigError("Training needs a dataset file.", fix="Give --dataset_config data.toml.")
-    file = read_dataset_config(Path(config.dataset_config), architecture)
+    file = read_dataset_config(Path(config.dataset_config), architecture, task)
     for note in file.notes:
         report.note(note)
     files = paths(config, architecture)
-    encoders = {n: p for n, p in files.items() if n != architecture.dit.name}
+    encoders = {n: p for n, p in files.items() if n in task.components}
     places = [entry.cache_directory for entry in file.datasets]
     options = as_cached(places, architecture, own_options(config, architecture))
     told = ensure(

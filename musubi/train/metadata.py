@@ -168,10 +168,11 @@ class Facts:
             names = (*_ALL, *_VIDEO) if entry.kind == "video" else _ALL
             said: dict[str, Any] = {name: getattr(entry, name) for name in names}
             said["batch_size_per_device"] = entry.batch_size
-            said["has_control"] = entry.control_directory is not None
+            said["has_control"] = bool(entry.directories)
             places = {"directory": entry.directory, "jsonl_file": entry.jsonl_file}
             said |= {f"{entry.kind}_{n}": p.name for n, p in places.items() if p is not None}
-            if entry.control_directory is not None:
-                said["control_directory"] = entry.control_directory.name
+            for one in entry.inputs:
+                if one.directory is not None and one.name in entry.directories:
+                    said[one.directory] = entry.directories[one.name].name
             found.append(said)
         return found

@@ -36,11 +36,13 @@ def open_networks(
     flags = {
         "vae": config.vae_dtype,
         "text": config.text_encoder_dtype,
+        "image": config.image_encoder_dtype,
         "dit": config.dit_dtype,
     }
     if config.full and config.dit_dtype is None:
         flags["dit"] = "float32"
     given = {c.name: flags.get(c.role) for c in architecture.components}
+    denoisers = [c for c in architecture.components if c.role == "dit"]
     merging = None
     if config.base_weights:
         merging = adapters.base_weights(
@@ -55,9 +57,9 @@ def open_networks(
         device=device,
         dtypes={name: parse_dtype(text) for name, text in given.items() if text is not None},
         tokenizers=tokenizers(config, architecture),
-        transforms={} if merging is None else {architecture.dit.name: merging},
+        transforms={} if merging is None else {c.name: merging for c in denoisers},
         place=placer(
-            {**encoders_for(config, architecture), architecture.dit.name: policy},
+            {**encoders_for(config, architecture), **{c.name: policy for c in denoisers}},
             device,
             compiler=Compiler(**compiler_words(config)),
             report=report,

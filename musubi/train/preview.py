@@ -7,15 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from musubi.config.prompts import read_prompt_file
+from musubi.config.prompts import grammar, read_prompt_file
 from musubi.config.recipe import preview_recipe
 from musubi.config.task import Choice
 from musubi.errors import MusubiError
+from musubi.generate.inputs import size_of
 from musubi.generate.pipeline import Pipeline
 from musubi.generate.write import metadata, write_images, write_video
 from musubi.plugin import Architecture, Recipe, Report
@@ -25,7 +27,7 @@ Rescued = Callable[[Literal["sample", "decode"], Recipe], AbstractContextManager
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PreviewPrompt:
     """One preview, and whether its prompt named a seed, which then stands in the file name."""
 
     recipe: Recipe
@@ -40,20 +42,25 @@ def read_prompts(
     *,
     seed: int,
     report: Report,
-) -> list[Prompt]:
+) -> list[PreviewPrompt]:
     """The prompts of `--sample_prompts`; those without a seed get one that stays for the run.
 
     Raises:
         ConfigError: The file cannot be read, or a prompt asks for what cannot be made.
     """
-    prompts: list[Prompt] = []
-    for index, given in enumerate(read_prompt_file(path, grammar="preview")):
+    prompts: list[PreviewPrompt] = []
+    for index, given in enumerate(_asked(path, architecture, report)):
         seeded = given.get("seed") is not None
         own = seed if seeded else derive(seed, "preview", index) % 2**32
         recipe = preview_recipe(
-            architecture, choice, {"seed": own, **_present(given)}, options, report
+            architecture,
+            choice,
+            {"seed": own, **_present(given)},
+            options,
+            report,
+            size_of=size_of,
         )
-        prompts.append(Prompt(recipe, seeded))
+        prompts.append(PreviewPrompt(recipe, seeded))
     return prompts
 
 
@@ -73,7 +80,7 @@ class Gallery:
     def __init__(
         self,
         pipeline: Pipeline,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[PreviewPrompt],
         folder: Path,
         name: str,
         *,
@@ -100,7 +107,7 @@ class Gallery:
             else:
                 self.report.note(f"Preview {path}.")
 
-    def _draw(self, index: int, prompt: Prompt, moment: str) -> Path:
+    def _draw(self, index: int, prompt: PreviewPrompt, moment: str) -> Path:
         recipe = prompt.recipe
         time = datetime.now().strftime("%Y%m%d%H%M%S")
         stem = f"{self.name}_{moment}_{index:02d}_{time}"
@@ -108,13 +115,13 @@ class Gallery:
         with self.explained("sample", recipe):
             latents = self.pipeline.latents(recipe)
         with self.explained("decode", recipe):
-            frames = self.pipeline.frames(latents)
-        words = metadata(recipe, **self.facts)
-        if len(frames) == 1:
-            return write_images(frames, self.folder, stem, words)[0]
-        return write_video(frames, self.folder / f"{stem}.mp4", recipe.fps, words)
+            pictures = chain.from_iterable(self.pipeline.frames(latents, recipe))
+            words = metadata(recipe, **self.facts)
+            if recipe.frames == 1:
+                return write_images(pictures, self.folder, stem, words)[0]
+            return write_video(pictures, self.folder / f"{stem}.mp4", recipe.fps, words)
 
-    def _failed(self, prompt: Prompt, step: int, error: Exception) -> None:
+    def _failed(self, prompt: PreviewPrompt, step: int, error: Exception) -> None:
         text = str(error) if isinstance(error, MusubiError) else repr(error)
         size = f"{prompt.recipe.width}x{prompt.recipe.height}x{prompt.recipe.frames}"
         self.report.warn(
@@ -124,6 +131,10 @@ class Gallery:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _asked(path: str | Path, architecture: Architecture, report: Report) -> list[dict[str, Any]]:
+    return read_prompt_file(path, grammar(architecture, "preview"), note=report.warn)
 
 
 def _present(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from musubi.config.optimization import literals
-from musubi.config.options import own_options, paths
+from musubi.config.options import expert_ending, needed, own_options, paths
 from musubi.config.task import Choice, choose_task
 from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
+from musubi.flow.experts import Experts
 from musubi.generate.pipeline import Pipeline, compute_dtype
 from musubi.lora.merge import Merging
 from musubi.pages import account
@@ -25,7 +26,7 @@ from musubi.pages.run import REPORT
 from musubi.plan import caching, fit, out_of_memory
 from musubi.plan.out_of_memory import Where
 from musubi.plan.workload import Bucket
-from musubi.plugin import Architecture, Policy, Report
+from musubi.plugin import Architecture, Policy, Report, Task
 from musubi.train import (
     adapters,
     dataset,
@@ -47,7 +48,7 @@ from musubi.train.resume import Resumed, settings_of, snapshot
 from musubi.train.signals import Stop
 from musubi.train.step import FlowMatchingLoss
 from musubi.train.train_loop import Run
-from musubi.train.trainable import FullModel, Trainable
+from musubi.train.trainable import DENOISER, FullModel, Several, Trainable
 from musubi.train.update import Update
 from musubi.train.upload import Upload
 from musubi.train.validation import Validation
@@ -134,13 +135,16 @@ class Setup:
         nets, self.merging = networks.open_networks(
             config, architecture, self.accelerator.device, self.policy, self.report
         )
+        own = own_options(config, architecture)
+        experts = Experts(choice.task, own, self._given(choice.task))
         gallery = self._gallery(choice, nets)
         with self.explained("load"):
-            dit = nets[architecture.dit.name]
+            denoisers = {name: nets[name] for name in experts.intervals}
+        dit = next(iter(denoisers.values()))
         self._check_merged()
         if gallery is not None:
-            gallery.pipeline.dit = dit
-        trainable = self._trainable(dit)
+            gallery.pipeline.denoisers = denoisers
+        trainable = self._trainable(denoisers)
         batches = data.batches(seed)
         per_epoch = loader.steps_per_epoch(
             len(batches(1)), config.gradient_accumulation_steps, self.accelerator.num_processes
@@ -152,12 +156,15 @@ class Setup:
         )
         update = self._update(trainable, total)
         objective = FlowMatchingLoss(
-            architecture.runtime(architecture, choice.task, own_options(config, architecture)),
-            dit,
-            config,
-            self.accelerator.device,
-            self._autocast(dit),
-            seed,
+            runtime=architecture.runtime(architecture, choice.task, own),
+            task=choice.task,
+            denoisers=denoisers,
+            experts=experts,
+            options=config,
+            device=self.accelerator.device,
+            autocast=self._autocast(dit),
+            seed=seed,
+            shifts=architecture.shifts,
         )
         position = self.resumed.take_up(
             config, self._identity(trainable), trainable, update, data, self.report
@@ -215,14 +222,35 @@ class Setup:
     # networks
 
     def _choose_task(self) -> Choice:
-        dit = self.architecture.dit
-        given = paths(self.config, self.architecture)
-        if dit.name not in given:
-            raise ConfigError(
-                f"Training needs --{dit.name}: {dit.help}", fix=f"Add --{dit.name} PATH."
+        architecture = self.architecture
+        given = paths(self.config, architecture)
+        own = own_options(self.config, architecture)
+        denoisers = [c for c in architecture.components if c.role == "dit" and c.name in given]
+        if not denoisers:
+            needed(architecture, architecture.dit.name, given)
+        choices = [
+            choose_task(
+                architecture,
+                self.config.task,
+                inspect(one, given[one.name]).numbers,
+                given[one.name],
+                given=given,
+                options=own,
             )
-        numbers = inspect(dit, given[dit.name]).numbers
-        return choose_task(self.architecture, self.config.task, numbers, given[dit.name])
+            for one in denoisers
+        ]
+        for one in denoisers:
+            if one.name not in choices[0].task.denoisers:
+                raise ConfigError(
+                    f"The task {choices[0].task.name!r} has no {one.name}.",
+                    fix=f"Leave out --{one.name}, or give another --task.",
+                )
+        return choices[0]
+
+    def _given(self, task: Task) -> list[str]:
+        """The denoisers of the task that have a file: these are trained."""
+        given = paths(self.config, self.architecture)
+        return [name for name in task.denoisers if name in given]
 
     def _check_merged(self) -> None:
         unused = [] if self.merging is None else list(self.merging.unused)
@@ -231,12 +259,39 @@ class Setup:
                 f"{len(unused)} layers of --base_weights are not in the DiT, such as {unused[0]!r}."
             )
 
-    def _trainable(self, dit: nn.Module) -> Trainable:
+    def _trainable(self, denoisers: Mapping[str, nn.Module]) -> Trainable:
+        parts = {name: self._part(name, dit) for name, dit in denoisers.items()}
+        if len(parts) == 1:
+            return next(iter(parts.values()))
+        if self.config.network_weights is not None:
+            raise ConfigError(
+                "--network_weights is one file, and several denoisers are trained.",
+                fix=f"Train them one after the other, or leave it out: {', '.join(parts)}.",
+            )
+        return Several(parts, self._endings(denoisers))
+
+    def _part(self, name: str, dit: nn.Module) -> Trainable:
         config = self.config
         dtype = parse_dtype(config.save_precision)
+        component = self.architecture.component(name)
         if config.full:
-            return FullModel(dit, save_dtype=dtype, fp32=self.architecture.dit.traits.fp32)
-        return adapters.create(dit, config, self.architecture, save_dtype=dtype, report=self.report)
+            return FullModel(dit, save_dtype=dtype, fp32=component.traits.fp32)
+        return adapters.create(
+            dit,
+            config,
+            self.architecture,
+            component=component,
+            save_dtype=dtype,
+            report=self.report,
+        )
+
+    def _endings(self, denoisers: Iterable[str]) -> dict[str, str]:
+        """What stands behind the names of the files of each; nothing where there is one."""
+        names = list(denoisers)
+        if len(names) == 1:
+            return {names[0]: ""}
+        parts = {name: self.architecture.component(name) for name in names}
+        return {name: expert_ending(self.architecture, part) for name, part in parts.items()}
 
     def _autocast(self, dit: nn.Module) -> Autocast:
         if self.accelerator.mixed_precision != "no":
@@ -293,7 +348,7 @@ class Setup:
         given = paths(self.config, self.architecture)
         for name in choice.task.components:
             component = self.architecture.component(name)
-            if name not in given and component.role in ("vae", "text"):
+            if name not in given and component.role in ("vae", "text", "image"):
                 raise ConfigError(
                     f"Previews need --{name}: {component.help}",
                     fix=f"Add --{name} PATH, or leave out --sample_prompts.",
@@ -358,9 +413,13 @@ class Setup:
         if config.huggingface_repo_id and self.accelerator.is_main_process:
             self.upload = Upload(config, self.report)
 
+        # A file of one expert says whose it is; several write it themselves.
+        only = next(iter(run.objective.denoisers))
+        which = {DENOISER: only} if len(run.objective.task.denoisers) > 1 else {}
+
         def write(path: Path) -> None:
             with optim.averaged(run.update.optimizer):
-                trainable.write(path, about.at(run.position))
+                trainable.write(path, {**about.at(run.position), **which})
 
         def write_state(folder: Path) -> None:
             held = snapshot(
@@ -376,6 +435,7 @@ class Setup:
             config,
             write,
             write_state,
+            endings=list(self._endings(run.objective.denoisers).values()),
             saved=None if self.upload is None else self.upload.checkpoint,
             state_saved=None if self.upload is None else self.upload.state,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,12 +13,11 @@ from torch import nn
 
 from musubi.config.optimization import TimestepOptions
 from musubi.flow import times
-from musubi.plugin import Runtime, is_mask
+from musubi.flow.experts import Experts
+from musubi.plugin import Runtime, Shift, Task, is_mask
 from musubi.train import seeds
 
 Batch = Mapping[str, Any]
-# Spatial patches are 2 x 2 latent cells in every family that a shift by resolution is used with.
-CELLS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -26,20 +25,50 @@ class FlowMatchingLoss:
     """The loss of a run.
 
     Args:
-        runtime: Of the architecture.
-        dit: The network, adapters attached.
+        runtime: Of the task.
+        task: What is trained: its geometry says how many tokens latents are.
+        denoisers: Name → the network, adapters attached: one, or several experts.
+        experts: Which of them is asked at a noise level.
         options: How noise levels are drawn and weighted.
-        device: Where the network is.
-        autocast: Makes the context that the network runs in.
+        device: Where the networks are.
+        autocast: Makes the context that a network runs in.
         seed: Of the run.
+        shifts: Names of `--timestep_sampling` of the architecture's own → what each means.
     """
 
     runtime: Runtime
-    dit: nn.Module
+    task: Task
+    denoisers: Mapping[str, nn.Module]
+    experts: Experts
     options: TimestepOptions
     device: torch.device
     autocast: Callable[[], AbstractContextManager[Any]]
     seed: int
+    shifts: Mapping[str, Shift] = field(default_factory=dict)
+
+    @classmethod
+    def of_one(
+        cls,
+        runtime: Runtime,
+        task: Task,
+        dit: nn.Module,
+        options: TimestepOptions,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        seed: int,
+    ) -> FlowMatchingLoss:
+        """That of one denoiser, which answers at every noise level."""
+        name = task.denoisers[0]
+        return cls(
+            runtime=runtime,
+            task=task,
+            denoisers={name: dit},
+            experts=Experts(task, {}, [name]),
+            options=options,
+            device=device,
+            autocast=autocast,
+            seed=seed,
+        )
 
     def training_loss(self, batch: Batch, step: int, number: int) -> torch.Tensor:
         """The loss of batch `number` of step `step`: float32, one number, with its graph.
@@ -50,74 +79,132 @@ class FlowMatchingLoss:
         torch.manual_seed(seeds.derive(self.seed, "dropout", step, number))
         generator = seeds.generator(self.device, self.seed, "noise", step, number)
         levels = torch.Generator().manual_seed(seeds.derive(self.seed, "times", step, number))
-        given = self.runtime.condition(move(batch, self.device))
-        if given.latents is None:
-            raise TypeError("condition() returned no latents for a training batch")
+        moved = move(batch, self.device)
+        given = self._condition(moved)
         t = self.times(given.latents, levels)
-        losses = self._losses(given, t, generator)
+        losses = self._losses(moved, given, t, generator)
         return (losses * times.loss_weight(self.options.weighting_scheme, t)).mean()
 
     @torch.no_grad()
     def losses_at(self, batch: Batch, t: float, *place: int | str) -> torch.Tensor:
         """The loss of each item at noise level `t`, unweighted, with noise that `place` decides."""
         generator = seeds.generator(self.device, self.seed, "validation", *place)
-        given = self.runtime.condition(move(batch, self.device))
-        if given.latents is None:
-            raise TypeError("condition() returned no latents for a validation batch")
+        moved = move(batch, self.device)
+        given = self._condition(moved)
         level = torch.full((len(given.latents),), t, device=self.device)
-        return self._losses(given, level, generator)
+        return self._losses(moved, given, level, generator)
 
     def times(self, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """A noise level for each item."""
-        cells = latents.shape[-3] * latents.shape[-2] * latents.shape[-1]
         return draw_times(
             self.options,
             len(latents),
-            tokens=max(1, cells // CELLS_PER_TOKEN),
+            tokens=self.task.shape.tokens(*latents.shape[-3:]),
             generator=generator,
             device=self.device,
+            span=self.experts.range,
+            shifts=self.shifts,
         )
 
-    def _losses(self, given: Any, t: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def _condition(self, moved: Batch) -> Any:
+        given = self.runtime.condition(moved)
+        if given.latents is None:
+            raise TypeError("condition() returned no latents for a training batch")
+        return given
+
+    def _losses(
+        self, batch: Batch, given: Any, t: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
         x0 = given.latents.float()
         noise = torch.randn(x0.shape, generator=generator, device=self.device)
         with self.autocast():
-            found = self.runtime.predict(self.dit, times.mix(x0, noise, t), t, given)
-        error = found.float() - times.velocity(x0, noise)
-        return error.square().flatten(1).mean(1)
+            found = self._predicted(batch, times.mix(x0, noise, t), t, given)
+        error = (found.float() - times.velocity(x0, noise)).square()
+        if given.weight is None:
+            return error.flatten(1).mean(1)
+        weight = given.weight.float().expand_as(error)  # the mean over what counts
+        return (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1e-6)
+
+    def _predicted(
+        self, batch: Batch, x: torch.Tensor, t: torch.Tensor, given: Any
+    ) -> torch.Tensor:
+        """The velocity, each item's by the denoiser of its noise level."""
+        if len(self.denoisers) == 1:
+            return self.runtime.predict(next(iter(self.denoisers.values())), x, t, given)
+        items: dict[str, list[int]] = {}
+        for i, level in enumerate(t.tolist()):
+            items.setdefault(self.experts.at(level), []).append(i)
+        found: torch.Tensor | None = None
+        for name, indices in items.items():
+            part = given if len(items) == 1 else self._condition(_items(batch, indices))
+            made = self.runtime.predict(self.denoisers[name], x[indices], t[indices], part)
+            found = made.new_zeros(x.shape) if found is None else found
+            found = found.index_copy(0, torch.tensor(indices, device=x.device), made)
+        assert found is not None
+        return found
 
 
-def tokens_of(batch: Batch) -> int:
+def _items(batch: Batch, indices: list[int]) -> dict[str, Any]:
+    """Some items of a batch."""
+    return {
+        name: value[indices] if isinstance(value, torch.Tensor) else [value[i] for i in indices]
+        for name, value in batch.items()
+    }
+
+
+def tokens_of(batch: Batch, task: Task) -> int:
     """How many tokens the latents of a batch are for the network; 0 where there are no latents."""
     found = batch.get("latents")
     latents = found if isinstance(found, (list, tuple)) else [found]
-    cells = (
-        t.numel() // t.shape[-4] for t in latents if isinstance(t, torch.Tensor) and t.ndim > 3
+    return sum(
+        task.shape.tokens(*t.shape[-3:]) * (t[..., 0, 0, 0].numel() // t.shape[-4])
+        for t in latents
+        if isinstance(t, torch.Tensor) and t.ndim > 3
     )
-    return sum(cells) // CELLS_PER_TOKEN
 
 
 def draw_times(
     options: TimestepOptions,
     n: int,
     *,
-    tokens: int | None,
+    tokens: int,
     generator: torch.Generator,
     device: torch.device | str = "cpu",
+    span: tuple[float, float] = (0.0, 1.0),
+    shifts: Mapping[str, Shift] | None = None,
 ) -> torch.Tensor:
-    """`n` noise levels in [0, 1] as the options ask for."""
+    """`n` noise levels in [0, 1] as the options ask for.
+
+    Args:
+        options: How they are distributed.
+        n: How many.
+        tokens: Of a sample, for shifts that depend on it.
+        generator: Draws them.
+        device: Where they are put.
+        span: The levels that are somebody's. Others are drawn again, unless the options name a
+            lowest or a highest level.
+        shifts: Names of `--timestep_sampling` of the architecture's own.
+    """
+    mode, shift = options.timestep_sampling, options.discrete_flow_shift
+    own = (shifts or {}).get(mode)
+    if own is not None:
+        mode, shift = "shift", times.shift_at(tokens, own.low, own.high)
+    low, high = options.min_timestep, options.max_timestep
+    preserve = options.preserve_distribution_shape
+    if span != (0.0, 1.0) and low is None and high is None:
+        low, high, preserve = span[0] * times.LEVELS, span[1] * times.LEVELS, True
     return times.sample_times(
         n,
-        mode=options.timestep_sampling,
-        shift=options.discrete_flow_shift,
+        mode=mode,
+        shift=shift,
         sigmoid_scale=options.sigmoid_scale,
         weighting_scheme=options.weighting_scheme,
         logit_mean=options.logit_mean,
         logit_std=options.logit_std,
         mode_scale=options.mode_scale,
-        min_timestep=options.min_timestep,
-        max_timestep=options.max_timestep,
-        preserve_shape=options.preserve_distribution_shape,
+        min_timestep=low,
+        max_timestep=high,
+        preserve_shape=preserve,
         tokens=tokens,
         generator=generator,
         device=device,

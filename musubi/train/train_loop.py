@@ -194,7 +194,7 @@ class Run:
         began, tokens = Mark(self.objective.device), 0
         losses: dict[str, torch.Tensor] = {}
         for micro, batch in loaded:
-            tokens += tokens_of(batch)
+            tokens += tokens_of(batch, self.objective.task)
             loss = self.objective.training_loss(batch, number, micro.number) / step.total
             self.update.backward(loss)
             losses[f"micro {micro.number}"] = loss.detach()

@@ -120,6 +120,72 @@ class FullModel:
         save(path, tensors, dict(metadata))
 
 
+class Several:
+    """Several denoisers that are trained in one run: each writes a file of its own.
+
+    Args:
+        parts: Name of the denoiser → what is trained of it; the first writes the file that was
+            asked for.
+        endings: Name → what stands behind the name of its file.
+    """
+
+    def __init__(self, parts: Mapping[str, Trainable], endings: Mapping[str, str]) -> None:
+        self.parts = dict(parts)
+        self.endings = dict(endings)
+
+    @property
+    def title(self) -> str:
+        return "; ".join(f"{name}: {part.title}" for name, part in self.parts.items())
+
+    def identity(self) -> dict[str, Any]:
+        first = next(iter(self.parts.values()))
+        return {**first.identity(), "denoisers": list(self.parts)}
+
+    def groups(self, lr: float) -> list[dict[str, Any]]:
+        return [group for part in self.parts.values() for group in part.groups(lr)]
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for part in self.parts.values() for p in part.parameters()]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            f"{name}/{key}": tensor
+            for name, part in self.parts.items()
+            for key, tensor in part.tensors().items()
+        }
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        for name, part in self.parts.items():
+            start = f"{name}/"
+            part.load({k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)})
+
+    def mode(self, training: bool) -> None:
+        for part in self.parts.values():
+            part.mode(training)
+
+    def after_step(self) -> Mapping[str, float]:
+        figures: dict[str, float] = {}
+        for name, part in self.parts.items():
+            figures |= {f"{name}/{key}": value for key, value in part.after_step().items()}
+        return figures
+
+    def remarks(self) -> list[str]:
+        return list(dict.fromkeys(line for part in self.parts.values() for line in part.remarks()))
+
+    def write(self, path: Path, metadata: Mapping[str, str]) -> None:
+        for name, part in self.parts.items():
+            part.write(beside(path, self.endings[name]), {**metadata, DENOISER: name})
+
+
+DENOISER = "musubi_denoiser"
+"""The metadata key that says which of a task's denoisers a file was trained for."""
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The file of another denoiser: `cat.safetensors` and "_high_noise" give `cat_high_noise.safetensors`."""
+    return path.with_name(f"{path.stem}{ending}{path.suffix}")
+
+
 def refuse_broken(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Refuse to write weights that are not finite.
 

@@ -37,10 +37,11 @@ class Nets:
         tokenizers: Component name to the tokenizer that the user gave.
         transforms: Component name to what is done to its tensors while loading.
         place: Says for a component how it is stored and where; None where nothing is special.
+        loaded: Called with the name and the network after each loading.
         report: Is told what is loaded.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - where each kind of thing comes from
         self,
         architecture: Architecture,
         paths: Mapping[str, Path],
@@ -50,6 +51,7 @@ class Nets:
         tokenizers: Mapping[str, Path] | None = None,
         transforms: Mapping[str, Transform] | None = None,
         place: Callable[[Component], NetworkPlacement | None] = lambda component: None,
+        loaded: Callable[[str, nn.Module], None] = lambda name, module: None,
         report: Report | None = None,
     ) -> None:
         self.architecture = architecture
@@ -59,6 +61,7 @@ class Nets:
         self._given_tokenizers = dict(tokenizers or {})
         self._transforms = dict(transforms or {})
         self._place = place
+        self._loaded = loaded
         self._report: Report = report or Quiet()
         self._modules: dict[str, nn.Module] = {}
         self._tokenizers: dict[str, Any] = {}
@@ -84,7 +87,9 @@ class Nets:
                 others=self.architecture.components,
                 placement=place,
             )
-            self._modules[name] = module if place is None else place.finish(module)
+            module = module if place is None else place.finish(module)
+            self._loaded(name, module)
+            self._modules[name] = module
         return self._modules[name]
 
     def __contains__(self, name: object) -> bool:

@@ -51,7 +51,7 @@ class World(NamedTuple):
 
     def open(self, task: str = "t2v", **more):
         return open_training_set(
-            read_dataset_config(self.data, toy_cache.ARCHITECTURE),
+            read_dataset_config(self.data, toy_cache.ARCHITECTURE, toy_cache.ARCHITECTURE.tasks[0]),
             toy_cache.ARCHITECTURE,
             toy_cache.ARCHITECTURE.task(task),
             report=self.report,

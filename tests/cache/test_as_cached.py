@@ -25,7 +25,7 @@ def toy(*commands):
 
 def opened(world, architecture, gain, **more):
     """What `musubi train` does with the value of `gain` that it was given."""
-    dataset = read_dataset_config(world.data, architecture)
+    dataset = read_dataset_config(world.data, architecture, architecture.tasks[0])
     options = as_cached(world.caches, architecture, {"gain": gain})
     task = architecture.task("t2v")
     encode.ensure(

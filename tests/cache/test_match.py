@@ -177,7 +177,7 @@ def test_sections_are_items(world):
 
 
 def test_training_makes_what_is_missing(world):
-    dataset = read_dataset_config(world.data, ARCHITECTURE)
+    dataset = read_dataset_config(world.data, ARCHITECTURE, ARCHITECTURE.tasks[0])
     arguments = (dataset, ARCHITECTURE, ARCHITECTURE.task("t2v"))
     device = torch.device("cpu")
     encode.ensure(
@@ -222,7 +222,7 @@ def test_training_tells_of_each_file_that_is_left_out_once(world):
 def test_training_leaves_records_of_another_dtype_alone(world):
     world.latents(vae_dtype="fp16")
     world.text()
-    dataset = read_dataset_config(world.data, ARCHITECTURE)
+    dataset = read_dataset_config(world.data, ARCHITECTURE, ARCHITECTURE.tasks[0])
     toy_cache.Runtime.calls.clear()
     encode.ensure(
         dataset,

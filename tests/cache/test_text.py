@@ -137,7 +137,7 @@ def test_a_caption_that_gives_nothing_finite_is_named(world, monkeypatch):
 
     def broken(self, nets, component, captions):
         return [
-            {k: t / 0 if "red ball" in c and k == "words" else t for k, t in record.items()}
+            {k: t / 0 if "red ball" in c.text and k == "words" else t for k, t in record.items()}
             for c, record in zip(captions, real(self, nets, component, captions), strict=True)
         ]
 

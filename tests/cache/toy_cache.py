@@ -20,6 +20,7 @@ from musubi.plugin import (
     Architecture,
     Component,
     Field,
+    Geometry,
     KeyMap,
     Lazy,
     Option,
@@ -108,11 +109,7 @@ ARCHITECTURE = Architecture(
     variants=(),
     runtime=Lazy("toy_cache:Runtime"),
     suffix="toy",
-    frame_rate=16.0,
-    spatial_multiple=16,
-    temporal_multiple=4,
-    latent_channels=4,
-    latent_stride=(4, 8, 8),
+    geometry=Geometry(channels=4, stride=(4, 8, 8), frame_rate=16.0),
     options=(
         Option(
             name="gain",
@@ -158,7 +155,8 @@ class Runtime:
         ]
         return tuple(records)
 
-    def encode_text(self, nets, component, captions):
+    def encode_text(self, nets, component, prompts):
+        captions = [prompt.text for prompt in prompts]
         self.calls.append((component, list(captions)))
         time.sleep(float(os.environ.get("TOY_PAUSE", "0")))
         table = nets[component].table

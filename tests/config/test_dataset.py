@@ -1,5 +1,6 @@
 """The dataset file: where a value comes from, and what is refused in which words."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,12 +8,18 @@ import pytest
 from musubi import registry
 from musubi.config.dataset import read_dataset_config
 from musubi.errors import ConfigError
-from musubi.plugin import Option
+from musubi.plugin import Input, Option
+
+CONTROL = Input(
+    name="control", kind="video", help="", column="control_path", directory="control_directory"
+)
 
 
 @pytest.fixture
 def wan():
-    return registry.find("wan")
+    found = registry.find("wan")
+    first = dataclasses.replace(found.tasks[0], inputs=(CONTROL,))
+    return dataclasses.replace(found, tasks=(first, *found.tasks[1:]))
 
 
 @pytest.fixture
@@ -24,7 +31,7 @@ def read(tmp_path, wan):
 
     def call(text, architecture=wan, name="data.toml", **more):
         (tmp_path / name).write_text(text, encoding="utf-8")
-        return read_dataset_config(tmp_path / name, architecture, **more)
+        return read_dataset_config(tmp_path / name, architecture, architecture.tasks[0], **more)
 
     return call
 
@@ -177,12 +184,12 @@ def test_what_is_refused(read, text, fragments):
 def test_files_that_cannot_be_read(tmp_path, wan, read):
     read(HEAD)
     with pytest.raises(ConfigError, match=r"dat\.toml does not exist.*data\.toml"):
-        read_dataset_config(tmp_path / "dat.toml", wan)
+        read_dataset_config(tmp_path / "dat.toml", wan, wan.tasks[0])
     (tmp_path / "latin.toml").write_bytes("# é".encode("latin-1"))
     with pytest.raises(ConfigError, match="not UTF-8"):
-        read_dataset_config(tmp_path / "latin.toml", wan)
+        read_dataset_config(tmp_path / "latin.toml", wan, wan.tasks[0])
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ConfigError, match="is not JSON"):
-        read_dataset_config(tmp_path / "bad.json", wan)
+        read_dataset_config(tmp_path / "bad.json", wan, wan.tasks[0])
     with pytest.raises(ConfigError, match="cannot be read"):
-        read_dataset_config(tmp_path, wan)
+        read_dataset_config(tmp_path, wan, wan.tasks[0])

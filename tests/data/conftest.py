@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from musubi import registry
 from musubi.config.dataset import DatasetEntry
+from musubi.plugin import Input
 from musubi.testing import media
 
 
@@ -83,6 +85,10 @@ class Files:
             more.setdefault("directory", self.folder)
             more.setdefault("caption_extension", ".txt")
         more.setdefault("resolution", (64, 48))
+        more.setdefault("inputs", (CONTROL,))
+        control = more.pop("control_directory", None)
+        if control is not None:
+            more["directories"] = {"control": control}
         return DatasetEntry(index=0, kind=kind, **more)
 
 
@@ -102,6 +108,20 @@ def numbers():
     return levels
 
 
+CONTROL = Input(
+    name="control",
+    kind="video",
+    help="Controls.",
+    column="control_path",
+    directory="control_directory",
+    many=True,
+    alpha=True,
+)
+
+
 @pytest.fixture(scope="session")
 def wan():
-    return registry.find("wan")
+    """An architecture whose first task takes controls."""
+    found = registry.find("wan")
+    first = dataclasses.replace(found.tasks[0], inputs=(CONTROL,))
+    return dataclasses.replace(found, tasks=(first, *found.tasks[1:]))

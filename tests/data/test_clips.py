@@ -131,7 +131,7 @@ def test_controls_of_images_keep_transparency_and_get_the_bucket(files, made):
     (files.folder / "control").mkdir()
     Image.new("RGBA", (200, 100), (9, 9, 9, 0)).save(files.folder / "control" / "a.png")
     ((_, clip),) = made("image", control_directory=files.folder / "control")
-    assert [c.shape for c in clip.controls] == [(1, 48, 64, 4)]
+    assert [c.shape for c in clip.inputs["control"]] == [(1, 48, 64, 4)]
 
 
 def test_a_short_control_stands_still_and_a_long_one_is_cut(files, made, numbers):
@@ -145,7 +145,7 @@ def test_a_short_control_stands_still_and_a_long_one_is_cut(files, made, numbers
         frame_stride=4,
         control_directory=files.folder / "control",
     )
-    shown = {(p.source.stem, p.start): numbers(c.controls[0]) for p, c in found}
+    shown = {(p.source.stem, p.start): numbers(c.inputs["control"][0]) for p, c in found}
     assert shown["a", 0] == [0, 1, 2, 2, 2] and shown["a", 4] == [2] * 5
     assert shown["b", 4] == [4, 5, 6, 7, 8]
 

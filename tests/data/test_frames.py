@@ -11,7 +11,7 @@ from musubi.data.frames import by_source_fps, by_timestamps, needed, windows
 
 
 def entry(mode: str, targets=(1,), **more) -> SimpleNamespace:
-    keys = {"frame_stride": 1, "frame_sample": 1, "max_frames": 129, "temporal_multiple": 4}
+    keys = {"frame_stride": 1, "frame_sample": 1, "max_frames": 129, "period": 4}
     return SimpleNamespace(frame_extraction=mode, target_frames=targets, **{**keys, **more})
 
 

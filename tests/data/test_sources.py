@@ -113,7 +113,7 @@ def test_control_images_by_stem_then_by_number(files):
     ):
         files.image(f"control/{name}", caption=None)
     found = scan(files.entry(control_directory=files.folder / "control"))
-    pairs = {s.stem: [c.name for c in s.controls] for s in found.sources}
+    pairs = {s.stem: [c.name for c in s.inputs["control"]] for s in found.sources}
     assert pairs == {
         "cat": ["cat.png", "cat_2.jpg", "cat_10.png"],
         "cat_1": ["cat_1.png"],
@@ -140,7 +140,7 @@ def test_control_videos_by_name_then_folder_then_ending(files):
     files.video("control/b.mkv", 2, caption=None)
     files.video("control/c.mkv", 2, caption=None)
     found = scan(files.entry("video", control_directory=files.folder / "control"))
-    assert [s.controls[0].name for s in found.sources] == ["a.mp4", "b", "c.mkv"]
+    assert [s.inputs["control"][0].name for s in found.sources] == ["a.mp4", "b", "c.mkv"]
 
 
 # lists
@@ -153,7 +153,7 @@ def test_a_list_with_relative_paths_and_controls(files):
     rows = [{"image_path": f"{n}.png", "caption": f" {n} ", **controls} for n in "ba"]
     found = scan(files.entry(jsonl_file=listed(files, *rows)))
     assert [(s.stem, s.caption) for s in found.sources] == [("a", "a"), ("b", "b")]
-    assert [c.name for c in found.sources[0].controls] == ["c0.png", "c10.png"]
+    assert [c.name for c in found.sources[0].inputs["control"]] == ["c0.png", "c10.png"]
 
 
 def test_a_list_leaves_out_what_cannot_be_used(files):

@@ -20,7 +20,7 @@ from musubi.demo import lesson, released, shapes
 from musubi.demo.pictures import read_clip
 from musubi.lora.files import read_lora
 from musubi.lora.merge import merging_transform
-from musubi.plugin import Quiet
+from musubi.plugin import Prompt, Quiet
 from musubi.train.checkpoints import Names
 from musubi.train.state import find
 from musubi.train.step import FlowMatchingLoss
@@ -119,7 +119,8 @@ def loss(world):
     runtime = arch.runtime.load()(arch, arch.task(world.task), {})
     scenes = lesson.scenes(99, 2)
     frames = shapes.draw(scenes).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-    text = [record["t5"] for record in runtime.encode_text(nets, "t5", [s.caption for s in scenes])]
+    prompts = [Prompt(text=scene.caption) for scene in scenes]
+    text = [record["t5"] for record in runtime.encode_text(nets, "t5", prompts)]
     with torch.no_grad():
         batch = {"latents": nets["vae"].encode(frames), "t5": text}
 
@@ -128,8 +129,14 @@ def loss(world):
         dit = load(
             arch.dit, world.path("dit"), device=CPU, dtype=torch.float32, transform=transform
         )
-        objective = FlowMatchingLoss(
-            runtime, dit, TimestepOptions(), CPU, lambda: torch.autocast("cpu", enabled=False), 0
+        objective = FlowMatchingLoss.of_one(
+            runtime,
+            arch.task(world.task),
+            dit,
+            TimestepOptions(),
+            CPU,
+            lambda: torch.autocast("cpu", enabled=False),
+            0,
         )
         levels = (0.97, 0.85, 0.6)
         return float(

@@ -18,6 +18,7 @@ from musubi.plugin import (
     Component,
     Conditioning,
     Field,
+    Geometry,
     KeyMap,
     Lazy,
     LoraTargets,
@@ -79,9 +80,10 @@ class ToyRuntime:
     calls: ClassVar[Counter] = Counter()
 
     def __init__(self, architecture, task, options):
-        self.architecture, self.options = architecture, options
+        self.task, self.options = task, options
 
-    def encode_text(self, nets, component, captions):
+    def encode_text(self, nets, component, prompts):
+        captions = [prompt.text for prompt in prompts]
         ToyRuntime.calls["encode"] += len(captions)
         rows = nets[component].table
         found = [torch.tensor(list(c.encode()) or [0], device=nets.device) for c in captions]
@@ -96,15 +98,15 @@ class ToyRuntime:
 
     def predict(self, dit, x, t, given):
         ToyRuntime.calls["predict"] += 1
-        return dit(x, t, given.inputs["text"], given.inputs.get("skip_blocks", ()))
+        return dit(x, t, given.inputs["text"])
 
     def rollout(self, recipe, given, device):
         shape = (1, 4, (recipe.frames - 1) // 4 + 1, recipe.height // 8, recipe.width // 8)
         generator = torch.Generator(device).manual_seed(recipe.seed)
         return (yield Section(noise=torch.randn(shape, generator=generator, device=device)))
 
-    def decode(self, nets, latents):
-        return nets["vae"].decode(latents.float())
+    def decode(self, nets, latents, recipe=None):
+        yield nets["vae"].decode(latents.float())
 
 
 def _infer(marker, numbers):
@@ -179,23 +181,10 @@ TOY = Architecture(
     variants=(Variant(name="t2v-toy", task="t2v", numbers={"channels": 4, "width": 8}),),
     runtime=Here(value=ToyRuntime),
     suffix="toy",
-    frame_rate=8.0,
-    spatial_multiple=16,
-    temporal_multiple=4,
-    latent_channels=4,
-    latent_stride=(4, 8, 8),
+    geometry=Geometry(channels=4, stride=(4, 8, 8), frame_rate=8.0),
     options=(
-        Option(name="slg_layers", type=str, help="Blocks.", commands=("generate",)),
-        Option(
-            name="slg_mode",
-            type=str,
-            help="How.",
-            choices=("original", "uncond"),
-            commands=("generate",),
-        ),
-        Option(name="slg_scale", type=float, default=3.0, help="x.", commands=("generate",)),
-        Option(name="slg_start", type=float, default=0.0, help="x.", commands=("generate",)),
-        Option(name="slg_end", type=float, default=0.3, help="x.", commands=("generate",)),
+        Option(name="gain", type=float, default=1.0, help="x.", commands=("generate",)),
+        Option(name="loud", type=bool, default=False, help="x.", commands=("generate",)),
     ),
 )
 

@@ -74,12 +74,11 @@ def test_impossible_values_are_refused(given):
 
 def test_the_architecture_adds_its_own(toy):
     model = for_architecture(GenerateConfig, toy, "generate")
-    config = model(**GOOD, dit="d.safetensors", slg_mode="uncond")
+    config = model(**GOOD, dit="d.safetensors", gain=0.5)
     assert {name: str(path) for name, path in paths(config, toy).items()} == {
         "dit": "d.safetensors"
     }
-    assert own_options(config, toy)["slg_mode"] == "uncond"
-    assert own_options(config, toy)["slg_scale"] == 3.0
+    assert own_options(config, toy) == {"gain": 0.5, "loud": False}
 
 
 def test_saving_a_merged_model_needs_no_prompt():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from musubi.config.prompts import read_prompt_file
+from musubi.config.prompts import grammar, read_prompt_file
 from musubi.config.recipe import build_recipe
 from musubi.config.task import Choice
 from musubi.data.buckets import resize_and_crop
@@ -15,7 +15,7 @@ from musubi.flow import schedules, solvers
 from musubi.flow.times import mix
 from musubi.generate.inputs import check, clip_for, has_media
 from musubi.generate.pipeline import Pipeline
-from musubi.plugin import Option, Recipe, Section
+from musubi.plugin import Field, Input, Lazy, Option, Recipe, Section
 from musubi.testing import media
 
 RECIPE = Recipe(prompt="a cat", negative_prompt="", width=32, height=16, frames=5, fps=8.0, seed=7,
@@ -45,7 +45,7 @@ def taking_video(toy):
     class FromVideo(runtime_class):
         def encode_media(self, nets, clips):
             assert "vae" in nets
-            return [({"latents_video": small(clip.video)[0]},) for clip in clips]
+            return [({"latents_video": small(clip.input("video"))[0]},) for clip in clips]
 
         def condition(self, batch):
             given = super().condition(batch)
@@ -61,13 +61,20 @@ def taking_video(toy):
                 )
             )
 
-    task = dataclasses.replace(toy.task("t2v"), optional=frozenset({"video"}))
+    task = dataclasses.replace(
+        toy.task("t2v"),
+        schema=dataclasses.replace(
+            toy.task("t2v").schema,
+            media=(Field(name="latents_video", dims="CFHW", optional=True),),
+        ),
+        inputs=(Input(name="video", kind="video", help="A video.", flag="video_path", hold=False),),
+        check=Lazy("musubi.architectures.hunyuan_video.runtime:check"),
+    )
     return dataclasses.replace(
         toy,
         runtime=dataclasses.replace(toy.runtime, value=FromVideo),
         tasks=(task,),
         options=(
-            Option(name="video_path", type=str, help="A video.", commands=("generate",)),
             Option(name="strength", type=float, default=0.8, help="x.", commands=("generate",)),
         ),
     )
@@ -86,16 +93,16 @@ def asked(path, strength=0.8, **more):
 
 def test_a_folder_gives_its_first_frames_resized_as_for_training(taking_video, folder, pictures):
     clip = clip_for(asked(folder), taking_video.task("t2v"))
-    assert clip.video is not None and not clip.target and len(clip.frames) == 0
-    np.testing.assert_array_equal(clip.video, resize_and_crop(pictures[:5], (32, 16)))
+    assert clip.input("video") is not None and not clip.target and len(clip.frames) == 0
+    np.testing.assert_array_equal(clip.input("video"), resize_and_crop(pictures[:5], (32, 16)))
 
 
 def test_a_file_is_taken_frame_by_frame_whatever_its_rate(taking_video, tmp_path, pictures):
     path = media.write_video(tmp_path / "in.mp4", pictures, fps=60)
     clip = clip_for(asked(path), taking_video.task("t2v"))
     expected = resize_and_crop(pictures[:5], (32, 16)).astype(float)
-    assert clip.video is not None and clip.video.shape == expected.shape
-    assert np.abs(clip.video - expected).mean() < 8  # it was compressed
+    assert clip.input("video") is not None and clip.input("video").shape == expected.shape
+    assert np.abs(clip.input("video") - expected).mean() < 8  # it was compressed
 
 
 @pytest.mark.parametrize(("strength", "taken"), [(0.5, 2), (0.8, 3), (1.0, 4)])
@@ -128,7 +135,7 @@ def test_every_solver_can_begin_late(taking_video, nets, folder, solver):
     pipeline = Pipeline(taking_video, taking_video.task("t2v"), {}, nets, device="cpu")
     kept = pipeline.latents(asked(folder, 0.25, solver=solver))
     changed = pipeline.latents(asked(folder, 1.0, solver=solver))
-    start = pipeline.encode(asked(folder))[0].inputs["video"]
+    start = pipeline.encode(asked(folder))["prompt"].inputs["video"]
     assert (kept - start).norm() < (changed - start).norm()
 
 
@@ -171,9 +178,12 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(
 
 def test_a_video_that_is_not_there_or_none_is_named(taking_video, tmp_path):
     task = taking_video.task("t2v")
-    for name, words in (("no.mp4", "no.mp4 does not exist"), ("empty", "empty has no images")):
+    for name, words in (
+        ("no.mp4", "no.mp4 of --video_path does not exist"),
+        ("empty", "empty has no images"),
+    ):
         (tmp_path / "empty").mkdir(exist_ok=True)
-        with pytest.raises(DataError, match=words):
+        with pytest.raises((ConfigError, DataError), match=words):
             check(asked(tmp_path / name), task)
 
 
@@ -183,7 +193,7 @@ def test_a_prompt_file_may_name_a_video(taking_video, folder, tmp_path, report):
         f"[prompt]\n[[prompt.subset]]\nprompt = 'a dog'\nvideo_path = '{folder.as_posix()}'\nstrength = 0.5\n",
         encoding="utf-8",
     )
-    (given,) = read_prompt_file(path)
+    (given,) = read_prompt_file(path, grammar(taking_video))
     choice = Choice(taking_video.task("t2v"))
     made = build_recipe(taking_video, choice, given, {"strength": 0.8}, report)
     assert made.options == {"video_path": folder.as_posix(), "strength": 0.5}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from musubi.errors import ConfigError
-from musubi.generate.guidance import cfg_steps, guided, layer_skip, needs_negative
+from musubi.config.recipe import texts_of
+from musubi.generate.guidance import cfg_steps, guided
 from musubi.plugin import Conditioning, Recipe
 
 
@@ -50,68 +50,43 @@ POSITIVE, NEGATIVE = Conditioning({"v": 5.0}), Conditioning({"v": 2.0})
 
 
 def run(r, i, negative=NEGATIVE):
-    """The guided velocity at step i, and the calls it took; skipping blocks answers 1."""
+    """The guided velocity at step i, and the calls it took."""
     seen = []
 
     def call(x, t, given):
-        seen.append((given.inputs["v"], given.inputs.get("skip_blocks")))
-        return torch.full_like(x, 1.0 if "skip_blocks" in given.inputs else given.inputs["v"])
+        seen.append(given.inputs["v"])
+        return torch.full_like(x, given.inputs["v"])
 
-    v = guided(call, POSITIVE, negative, r)(torch.zeros(1, 1, 1, 2, 2), torch.ones(1), i)
+    v = guided(call, POSITIVE, negative, r, [0.5] * r.steps)(
+        torch.zeros(1, 1, 1, 2, 2), torch.ones(1), i
+    )
     return v[0, 0, 0, 0, 0].item(), seen
 
 
 def test_guidance_extrapolates_from_the_negative():
-    assert run(recipe(), 0) == (2 + 3 * (5 - 2), [(5.0, None), (2.0, None)])
+    assert run(recipe(), 0) == (2 + 3 * (5 - 2), [5.0, 2.0])
 
 
 def test_a_skipped_step_is_the_conditional_alone():
     r = recipe(cfg_skip_mode="late", cfg_apply_ratio=0.5)
     assert run(r, 4)[0] == 11
-    assert run(r, 5) == (5, [(5.0, None)])
+    assert run(r, 5) == (5, [5.0])
 
 
 def test_without_a_negative_there_is_one_call():
-    assert run(recipe(1.0), 0, None) == (5, [(5.0, None)])
+    assert run(recipe(1.0), 0, None) == (5, [5.0])
 
 
-def test_original_skip_layer_guidance_adds_a_third_call():
-    r = recipe(slg_layers="9,10", slg_mode="original", slg_scale=2.0, slg_start=0.1, slg_end=0.3)
-    assert run(r, 0)[0] == 11
-    value, seen = run(r, 1)
-    assert value == 11 + 2 * (5 - 1)
-    assert seen == [(5.0, None), (2.0, (9, 10)), (2.0, None)]
-    assert run(r, 2)[0] == 19
-    assert run(r, 3)[0] == 11
+def test_a_task_may_have_its_own_guidance():
+    def hook(call, positive, negative, r, moment):
+        return call(positive) * moment.step + call(negative) * moment.steps + moment.t
+
+    call = lambda x, t, given: torch.full_like(x, given.inputs["v"])  # noqa: E731
+    found = guided(call, POSITIVE, NEGATIVE, recipe(), [1.0, 0.5], hook)
+    assert found(torch.zeros(1, 1), torch.ones(1), 1).item() == 5 * 1 + 2 * 2 + 0.5
 
 
-def test_uncond_skip_layer_guidance_takes_the_place_of_the_unconditional_call():
-    value, seen = run(recipe(slg_layers="9", slg_mode="uncond"), 0)
-    assert value == 1 + 3 * (5 - 1)
-    assert seen == [(5.0, None), (2.0, (9,))]
-
-
-def test_skip_layers_only_where_guidance_applies():
-    r = recipe(
-        slg_layers="9", slg_mode="uncond", slg_end=1.0, cfg_skip_mode="late", cfg_apply_ratio=0.5
-    )
-    assert run(r, 4)[0] == 13
-    assert run(r, 5) == (5, [(5.0, None)])
-
-
-def test_the_negative_is_read_only_when_it_counts():
-    assert needs_negative(recipe(2.0))
-    assert not needs_negative(recipe(1.0))
-    assert needs_negative(recipe(1.0, slg_layers="9", slg_mode="original"))
-    assert layer_skip(recipe()) is None
-
-
-def test_layers_must_be_numbers():
-    with pytest.raises(ConfigError, match="--slg_layers 'a,b' is not a list of block numbers"):
-        layer_skip(recipe(slg_layers="a,b", slg_mode="original"))
-
-
-@pytest.mark.parametrize("given", [{"slg_layers": "9"}, {"slg_mode": "uncond"}])
-def test_layers_and_mode_need_each_other(given):
-    with pytest.raises(ConfigError, match="--slg_layers and --slg_mode"):
-        layer_skip(recipe(**given))
+def test_the_negative_is_read_only_when_it_counts(toy):
+    task = toy.task("t2v")
+    assert texts_of(recipe(2.0), task) == {"prompt": "a", "negative": "b"}
+    assert texts_of(recipe(1.0), task) == {"prompt": "a"}

@@ -32,7 +32,7 @@ def pipeline(toy, nets):
 
 
 def test_networks_come_and_go_in_phases(pipeline, nets):
-    frames = pipeline.frames(pipeline.latents(RECIPE))
+    (frames,) = pipeline.frames(pipeline.latents(RECIPE))
     pipeline.free()
     assert nets.log == ["load words", "free words", "load dit", "load vae", "free vae", "free dit"]
     assert frames.shape == (5, 16, 32, 3)
@@ -43,7 +43,7 @@ def test_networks_come_and_go_in_phases(pipeline, nets):
 def test_parked_networks_stay_loaded(pipeline, nets):
     pipeline.park = True
     for seed in (1, 2):
-        pipeline.frames(pipeline.latents(dataclasses.replace(RECIPE, seed=seed)))
+        list(pipeline.frames(pipeline.latents(dataclasses.replace(RECIPE, seed=seed))))
     assert nets.log == ["load words", "load dit", "load vae"]
 
 
@@ -87,7 +87,7 @@ def test_latents_are_what_the_solver_gives(pipeline, modules):
 
 def test_a_dit_in_training_is_used_as_it_is(toy, nets, modules):
     dit = modules["dit"].train()
-    pipeline = Pipeline(toy, toy.task("t2v"), {}, nets, device="cpu", dit=dit)
+    pipeline = Pipeline(toy, toy.task("t2v"), {}, nets, device="cpu", denoisers={"dit": dit})
     latents = pipeline.latents(RECIPE)
     pipeline.free()
     assert not latents.requires_grad

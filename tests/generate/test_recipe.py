@@ -1,6 +1,7 @@
 """From what was asked to a whole recipe: defaults, sizes, lengths, and which task is meant."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from musubi.errors import CheckpointError, ConfigError
 @pytest.fixture
 def build(toy, report):
     def build(make=build_recipe, **given):
-        return make(toy, choose_task(toy, "t2v"), given, {"slg_scale": 3.0}, report)
+        return make(toy, choose_task(toy, "t2v"), given, {"cfg_skip_mode": "none"}, report)
 
     return build
 
@@ -33,7 +34,7 @@ def test_the_task_fills_every_gap(build):
         "flow_shift": 3.0,
         "guidance_scale": 2.0,
         "cpu_noise": False,
-        "options": {"slg_scale": 3.0},
+        "options": {"cfg_skip_mode": "none"},
     }
 
 
@@ -72,8 +73,14 @@ def test_an_untried_solver_is_said(build, report):
 def test_options_of_other_architectures_are_refused(build):
     with pytest.raises(ConfigError, match="Toy takes no image_path"):
         build(image_path="a.png")
-    assert "embedded_cfg_scale" not in build(embedded_cfg_scale=6.0).options
-    assert build(slg_layers="1").options == {"slg_scale": 3.0, "slg_layers": "1"}
+    assert build(cfg_skip_mode="late").options == {"cfg_skip_mode": "late"}
+
+
+def test_prompts_have_the_bounds_of_flags(build):
+    assert build(seed=-1).seed >= 0
+    for wrong in ({"seed": 2**63}, {"seed": -2}, {"flow_shift": 0.0}, {"guidance_scale": math.inf}):
+        with pytest.raises(ConfigError, match="not possible"):
+            build(**wrong)
 
 
 def test_previews_are_small_and_rounded_down(build):

@@ -143,7 +143,7 @@ def update_of(lora: Adapters, *, away: bool = False, lr: float = 1e-3) -> Update
 
 
 def attached(subject: Subject, policy: Policy) -> tuple[nn.Module, Adapters]:
-    dit = subject.dit(policy, Compiler())
+    dit = subject.dit(None, policy, Compiler())
     targets = subject.architecture.dit.traits.lora
     assert targets is not None
     torch.manual_seed(0)
@@ -178,8 +178,9 @@ def test_nothing_inside_a_step_waits_for_the_device(name, policy, tmp_path) -> N
     }
     dit, lora = attached(subject, policies(subject)[policy])
     update = update_of(lora)
-    objective = FlowMatchingLoss(
+    objective = FlowMatchingLoss.of_one(
         subject.runtime(task),
+        task,
         dit,
         TrainConfig(timestep_sampling="shift"),
         CUDA,
@@ -206,8 +207,8 @@ def test_an_optimizer_on_the_host_makes_the_same_steps(tmp_path) -> None:
     for away in (False, True):
         dit, lora = attached(subject, Policy())
         update = update_of(lora, away=away)
-        objective = FlowMatchingLoss(
-            subject.runtime(task), dit, TrainConfig(), CUDA, nullcontext, 0
+        objective = FlowMatchingLoss.of_one(
+            subject.runtime(task), task, dit, TrainConfig(), CUDA, nullcontext, 0
         )
         for step in range(3):
             update.backward(objective.training_loss(batch, step, 0))

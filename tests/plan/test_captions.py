@@ -11,7 +11,7 @@ from musubi.estimate.trace import Recorder
 from musubi.memory import quantized
 from musubi.plan import captions, networks
 from musubi.plan.workload import Network
-from musubi.plugin import Policy
+from musubi.plugin import Policy, Prompt
 from musubi.testing import twins
 from musubi.weights.nets import Nets
 
@@ -80,7 +80,7 @@ def test_a_caption_peaks_where_it_was_recorded(arch, name, eight, tmp_path):
 
     module.forward = forward
     with torch.no_grad():
-        runtime.encode_text(nets, name, ["a red ball bounces"])
+        runtime.encode_text(nets, name, [Prompt(text="a red ball bounces")])
     found = captions.record(
         architecture, network(arch, name, full=False), eight=eight, tokens=sizes[0]
     )

@@ -1,6 +1,7 @@
 """PreviewNeeds of a run are planned: the network stays on the device, with all that is trained."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,10 +51,10 @@ def about(config, prompts):
     return make
 
 
-def test_sizes_are_those_that_training_draws(prompts):
+def test_sizes_are_those_that_training_draws(prompts, config):
     path = prompts("a cat --w 70 --h 33 --f 6 --l 1\n# no\na dog --s 7\n")
     choice = Choice(WAN.tasks[0])
-    asked = requests.previews(path, WAN, choice)
+    asked = requests.previews(config(), Path(path), WAN, choice)
     drawn = read_prompts(path, WAN, choice, {}, seed=1, report=Quiet())
     sizes = [(p.recipe.width, p.recipe.height, p.recipe.frames, p.recipe.steps) for p in drawn]
     assert [(a.width, a.height, a.frames, a.steps) for a in asked] == sizes

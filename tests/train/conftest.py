@@ -20,6 +20,7 @@ from musubi.plugin import (
     Component,
     Conditioning,
     Field,
+    Geometry,
     KeyMap,
     Lazy,
     LoraTargets,
@@ -116,8 +117,8 @@ def make(folder: Path, **more: Any) -> Run:
     )
     torch.manual_seed(0)
     dit = Dit(dropout)
-    objective = FlowMatchingLoss(
-        Runtime(), dit, config, torch.device("cpu"), nullcontext, config.seed or 0
+    objective = FlowMatchingLoss.of_one(
+        Runtime(), TOY.tasks[0], dit, config, torch.device("cpu"), nullcontext, config.seed or 0
     )
     trainable = FullModel(dit, save_dtype=torch.float32)
     optimizer = optim.create(
@@ -239,11 +240,7 @@ TOY = Architecture(
     variants=(),
     runtime=Lazy("musubi_toy:make_runtime"),
     suffix="toy",
-    frame_rate=8.0,
-    spatial_multiple=8,
-    temporal_multiple=4,
-    latent_channels=4,
-    latent_stride=(4, 8, 8),
+    geometry=Geometry(channels=4, stride=(4, 8, 8), frame_rate=8.0, multiple=8),
     modelspec=("toy", "https://example.org/toy"),
 )
 
@@ -301,7 +298,8 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         directory=tmp_path / "cats",
         place=tmp_path / "cats",
         jsonl_file=None,
-        control_directory=None,
+        inputs=(),
+        directories={},
         batch_size=2,
         resolution=(16, 16),
         caption_extension=".txt",

@@ -92,7 +92,7 @@ def test_a_folder_that_is_a_file_is_refused_before_anything_loads(toy) -> None:
 
 
 def test_no_checkpoint_given(toy) -> None:
-    with pytest.raises(ConfigError, match="Training needs --dit"):
+    with pytest.raises(ConfigError, match="The dit of Toy is needed"):
         toy.train(dit=None)
 
 

@@ -23,8 +23,8 @@ class FakePipeline:
             raise torch.OutOfMemoryError("too big")
         return SimpleNamespace(frames=recipe.frames)
 
-    def frames(self, latents) -> np.ndarray:
-        return np.zeros((latents.frames, 16, 16, 3), np.uint8)
+    def frames(self, latents, recipe):
+        yield np.zeros((latents.frames, 16, 16, 3), np.uint8)
 
 
 def prompts_of(toy, text: str, seed: int = 1) -> list:
@@ -42,7 +42,7 @@ def test_prompts_get_a_seed_that_stays(toy) -> None:
     assert (dog.recipe.width, dog.recipe.frames, dog.recipe.steps) == (256, 1, 20)
     assert dog.recipe.seed == prompts_of(toy, text)[1].recipe.seed
     assert dog.recipe.seed != prompts_of(toy, text, seed=2)[1].recipe.seed
-    assert dog.recipe.fps == toy.architecture.frame_rate
+    assert dog.recipe.fps == toy.architecture.geometry.frame_rate
 
 
 def test_names_and_failures(toy, tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ class PixelsRuntime:
     """Text to video and nothing else."""
 
     def __init__(self, architecture, task, options):
-        self.architecture = architecture
+        self.task = task
 
-    def encode_text(self, nets, component, captions):
+    def encode_text(self, nets, component, prompts):
         records = []
-        for caption in captions:
-            ids = torch.tensor(list(caption.encode("utf-8"))[:LENGTH] or [0], device=nets.device)
+        for prompt in prompts:
+            letters = list(prompt.text.encode("utf-8"))[:LENGTH] or [0]
+            ids = torch.tensor(letters, device=nets.device)
             records.append({"words": nets[component](ids)})
         return records
 
@@ -37,18 +38,11 @@ class PixelsRuntime:
         return dit(x, t, given.inputs["text"])
 
     def rollout(self, recipe, given, device):
-        stride = self.architecture.latent_stride
-        shape = (
-            1,
-            8,
-            (recipe.frames - 1) // stride[0] + 1,
-            recipe.height // stride[1],
-            recipe.width // stride[2],
-        )
+        shape = (1, *self.task.shape.latent_shape(recipe.width, recipe.height, recipe.frames))
         source = torch.Generator("cpu" if recipe.cpu_noise else device).manual_seed(recipe.seed)
         noise = torch.randn(shape, generator=source, device=source.device).to(device)
         return (yield Section(noise=noise))
 
-    def decode(self, nets, latents):
+    def decode(self, nets, latents, recipe=None):
         frames = nets["vae"].decode(latents.float())
-        return ((frames + 1) / 2).clamp(0, 1)
+        yield ((frames + 1) / 2).clamp(0, 1)

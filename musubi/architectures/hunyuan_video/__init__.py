@@ -9,6 +9,8 @@ from musubi.plugin import (
     Architecture,
     Component,
     Field,
+    Geometry,
+    Input,
     Lazy,
     Option,
     Publication,
@@ -73,6 +75,15 @@ SKYREELS = Sampling(
     options={"embedded_cfg_scale": 1.0},
 )
 
+START_VIDEO = Input(
+    name="video",
+    kind="video",
+    help="A video, or a folder of images in the order of their names, to change: denoising "
+    "starts from its first frames, with noise mixed in.",
+    flag="video_path",
+    hold=False,
+)
+
 TASKS = (
     Task(
         name="t2v",
@@ -81,7 +92,8 @@ TASKS = (
         components=("vae", "text_encoder1", "text_encoder2"),
         schema=Schema(media=(LATENTS, VIDEO), text=TEXT),
         sampling=HUNYUAN,
-        optional=frozenset({"video"}),
+        inputs=(START_VIDEO,),
+        check=Lazy("musubi.architectures.hunyuan_video.runtime:check"),
     ),
     Task(
         name="i2v",
@@ -98,8 +110,18 @@ TASKS = (
             text=TEXT,
         ),
         sampling=SKYREELS,
-        inputs=frozenset({"image"}),
-        optional=frozenset({"video"}),
+        inputs=(
+            Input(
+                name="image",
+                kind="image",
+                help="The image that the video starts from, for the task i2v.",
+                flag="image_path",
+                letter="i",
+                required=True,
+            ),
+            START_VIDEO,
+        ),
+        check=Lazy("musubi.architectures.hunyuan_video.runtime:check"),
     ),
 )
 
@@ -118,6 +140,7 @@ OPTIONS = (
         "Decoding always uses tiles.",
         commands=("cache latents", "train"),
         affects_cache=True,
+        saves=True,
     ),
     Option(
         name="vae_spatial_tile_sample_min_size",
@@ -126,6 +149,7 @@ OPTIONS = (
         "256 when not given.",
         commands=("cache latents", "train", "generate"),
         affects_cache=True,
+        saves=128,
     ),
     Option(
         name="vae_temporal_tile_sample_min_size",
@@ -133,6 +157,7 @@ OPTIONS = (
         help="Frames of a temporal VAE tile, a multiple of 16; all at once when not given.",
         commands=("cache latents", "train", "generate"),
         affects_cache=True,
+        saves=64,
     ),
     Option(
         name="vae_chunk_size",
@@ -160,19 +185,8 @@ OPTIONS = (
         type=float,
         help="Embedded guidance that the network is told; 6, and 1 for SkyReels, when not given.",
         commands=("generate",),
-    ),
-    Option(
-        name="image_path",
-        type=str,
-        help="The image that the video starts from, for the task i2v.",
-        commands=("generate",),
-    ),
-    Option(
-        name="video_path",
-        type=str,
-        help="A video, or a folder of images in the order of their names, to change: denoising "
-        "starts from its first frames, with noise mixed in.",
-        commands=("generate",),
+        preview_letter="g",
+        written=True,
     ),
     Option(
         name="strength",
@@ -287,11 +301,7 @@ ARCHITECTURE = Architecture(
     variants=VARIANTS,
     runtime=Lazy("musubi.architectures.hunyuan_video.runtime:HunyuanVideoRuntime"),
     suffix="hv",
-    frame_rate=24.0,
-    spatial_multiple=16,
-    temporal_multiple=4,
-    latent_channels=16,
-    latent_stride=(4, 8, 8),
+    geometry=Geometry(channels=16, stride=(4, 8, 8), frame_rate=24.0),
     options=OPTIONS,
     publications=PUBLICATIONS,
     modelspec=("hunyuan-video", "https://github.com/Tencent/HunyuanVideo"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from musubi.plugin import (
     Clip,
     Conditioning,
     Networks,
+    Prompt,
     Recipe,
     Record,
     Section,
@@ -56,12 +57,14 @@ class HunyuanVideoRuntime:
             tile=self._decoding.tile if tiled else None, window=window, columns=columns
         )
 
-    def encode_text(self, nets: Networks, component: str, captions: Sequence[str]) -> list[Record]:
+    def encode_text(
+        self, nets: Networks, component: str, prompts: Sequence[Prompt]
+    ) -> list[Record]:
         encoder, tokenizer = nets[component], nets.tokenizer(component)
         if component == "text_encoder1":
-            found = encode_llm(encoder, tokenizer, list(captions))
+            found = encode_llm(encoder, tokenizer, [prompt.text for prompt in prompts])
             return [{"llm": hidden, "llm_mask": mask} for hidden, mask in found]
-        found = encode_clip(encoder, tokenizer, list(captions))
+        found = encode_clip(encoder, tokenizer, [prompt.text for prompt in prompts])
         return [{"clipL": pooled, "clipL_mask": mask} for pooled, mask in found]
 
     def encode_media(self, nets: Networks, clips: Sequence[Clip]) -> list[tuple[Record, ...]]:
@@ -78,7 +81,7 @@ class HunyuanVideoRuntime:
         latents = batch.get("latents")
         if latents is not None:
             latents = latents * SCALING
-        if "image" in self.task.inputs:
+        if self.task.input("image"):
             given = batch.get("latents_image")  # when generating; training has the clip itself
             first = latents[:, :, :1] if latents is not None else None
             inputs["image"] = first if given is None else given * SCALING
@@ -103,14 +106,10 @@ class HunyuanVideoRuntime:
     def rollout(
         self, recipe: Recipe, given: Conditioning, device: torch.device
     ) -> Generator[Section, torch.Tensor, torch.Tensor]:
-        stride = self.architecture.latent_stride
-        shape = (
-            1,
-            self.architecture.latent_channels,
-            1,
-            recipe.height // stride[1],
-            recipe.width // stride[2],
+        channels, frames, height, width = self.task.shape.latent_shape(
+            recipe.width, recipe.height, recipe.frames
         )
+        shape = (1, channels, 1, height, width)
         source = torch.device("cpu") if recipe.cpu_noise else device
         generator = torch.Generator(source).manual_seed(recipe.seed)
         # A frame at a time, so that videos of one seed begin alike whatever their length; bfloat16,
@@ -118,7 +117,7 @@ class HunyuanVideoRuntime:
         noise = torch.cat(
             [
                 torch.randn(shape, generator=generator, device=source, dtype=torch.bfloat16)
-                for _ in range((recipe.frames - 1) // stride[0] + 1)
+                for _ in range(frames)
             ],
             dim=2,
         )
@@ -133,19 +132,22 @@ class HunyuanVideoRuntime:
         )
         return (yield section)
 
-    def decode(self, nets: Networks, latents: torch.Tensor) -> torch.Tensor:
+    def decode(
+        self, nets: Networks, latents: torch.Tensor, recipe: Recipe | None = None
+    ) -> Iterator[torch.Tensor]:
         vae: Any = nets["vae"]
         frames = vae.decode(latents.to(nets.device) / SCALING, pieces=self._decoding)
-        return frames.add_(1).div_(2)
+        yield frames.add_(1).div_(2)
 
     def _encoded(self, nets: Networks, clip: Clip) -> Record:
         wanted: list[tuple[str, np.ndarray, Pieces]] = []
         if clip.target:
             wanted.append(("latents", clip.frames, self._encoding))
-        elif "image" in self.task.inputs:
-            wanted.append(("latents_image", clip.frames[:1], self._encoding))
-        if clip.video is not None:
-            wanted.append(("latents_video", clip.video, self._decoding))  # long: always in tiles
+        image, video = clip.input("image"), clip.input("video")
+        if not clip.target and image is not None:
+            wanted.append(("latents_image", image, self._encoding))
+        if video is not None:
+            wanted.append(("latents_video", video, self._decoding))  # long: always in tiles
         record = Record()
         for name, frames, pieces in wanted:
             vae: Any = nets["vae"]
@@ -163,6 +165,27 @@ class HunyuanVideoRuntime:
         # A clip's noise follows from what it shows, not from its neighbours or its name.
         seed = self._seed ^ zlib.crc32(np.ascontiguousarray(clip.frames).data)
         return torch.Generator().manual_seed(seed)
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse a strength that is not possible, before anything is loaded.
+
+    Raises:
+        ConfigError: It is not above 0 and at most 1, or leaves no step.
+    """
+    strength = recipe.options.get("strength", 1.0)
+    if not recipe.options.get("video_path"):
+        return
+    if not 0 < strength <= 1:
+        raise ConfigError(
+            f"A strength of {strength:g} is not possible.",
+            fix="Give --strength above 0, which keeps the most, up to 1, which keeps nothing.",
+        )
+    if int(recipe.steps * strength) < 1:
+        raise ConfigError(
+            f"A strength of {strength:g} takes none of {recipe.steps} steps.",
+            fix=f"Give --strength {1 / recipe.steps:.2g} or more, or more --infer_steps.",
+        )
 
 
 def _thousandfold(scale: torch.Tensor) -> torch.Tensor:

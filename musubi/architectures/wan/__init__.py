@@ -7,6 +7,7 @@ from musubi.plugin import (
     Architecture,
     Component,
     Field,
+    Geometry,
     Lazy,
     LoraTargets,
     Option,
@@ -100,6 +101,11 @@ T2I = Sampling(
     negative_prompt=NEGATIVE_PROMPT,
 )
 
+# Skip-layer guidance, which every task has.
+CHECK = Lazy("musubi.architectures.wan.guidance:check")
+TEXTS = Lazy("musubi.architectures.wan.guidance:texts")
+GUIDANCE = Lazy("musubi.architectures.wan.guidance:guided")
+
 TASKS = (
     Task(
         name="t2v",
@@ -108,6 +114,9 @@ TASKS = (
         components=("vae", "t5"),
         schema=TEXT_TO_VIDEO,
         sampling=T2V,
+        check=CHECK,
+        texts=TEXTS,
+        guidance=GUIDANCE,
     ),
     Task(
         name="t2i",
@@ -116,6 +125,9 @@ TASKS = (
         components=("vae", "t5"),
         schema=TEXT_TO_VIDEO,
         sampling=T2I,
+        check=CHECK,
+        texts=TEXTS,
+        guidance=GUIDANCE,
     ),
 )
 
@@ -131,19 +143,21 @@ VARIANTS = (
 
 OPTIONS = (
     Option(
-        name="vae_cache_cpu",
-        type=bool,
-        default=False,
-        help="Keep the VAE's feature cache in host memory: slower, 1 to 2 GB less on the device.",
-        commands=("cache latents", "train", "generate"),
-    ),
-    Option(
         name="vae_tiling",
         type=bool,
         default=False,
         help="Encode and decode in overlapping spatial tiles: less memory, slightly different frames.",
         commands=("cache latents", "train", "generate"),
         affects_cache=True,
+        saves=True,
+    ),
+    Option(
+        name="vae_cache_cpu",
+        type=bool,
+        default=False,
+        help="Keep the VAE's feature cache in host memory: slower, 1 to 2 GB less on the device.",
+        commands=("cache latents", "train", "generate"),
+        saves=True,
     ),
     Option(
         name="vae_tile_size",
@@ -267,11 +281,7 @@ ARCHITECTURE = Architecture(
     variants=VARIANTS,
     runtime=Lazy("musubi.architectures.wan.runtime:WanRuntime"),
     suffix="wan",
-    frame_rate=16.0,
-    spatial_multiple=16,
-    temporal_multiple=4,
-    latent_channels=16,
-    latent_stride=(4, 8, 8),
+    geometry=Geometry(channels=16, stride=(4, 8, 8), frame_rate=16.0),
     options=OPTIONS,
     publications=PUBLICATIONS,
     modelspec=("wan2.1", "https://github.com/Wan-Video/Wan2.1"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from musubi.plugin import (
     Clip,
     Conditioning,
     Networks,
+    Prompt,
     Recipe,
     Record,
     Section,
@@ -40,8 +41,12 @@ class WanRuntime:
             "tile": _tile(options) if options.get("vae_tiling") else None,
         }
 
-    def encode_text(self, nets: Networks, component: str, captions: Sequence[str]) -> list[Record]:
-        hidden = encode(nets[component], nets.tokenizer(component), list(captions))
+    def encode_text(
+        self, nets: Networks, component: str, prompts: Sequence[Prompt]
+    ) -> list[Record]:
+        hidden = encode(
+            nets[component], nets.tokenizer(component), [prompt.text for prompt in prompts]
+        )
         return [{"t5": one} for one in hidden]
 
     def encode_media(self, nets: Networks, clips: Sequence[Clip]) -> list[tuple[Record, ...]]:
@@ -63,21 +68,17 @@ class WanRuntime:
     def rollout(
         self, recipe: Recipe, given: Conditioning, device: torch.device
     ) -> Generator[Section, torch.Tensor, torch.Tensor]:
-        stride = self.architecture.latent_stride
-        shape = (
-            self.architecture.latent_channels,
-            (recipe.frames - 1) // stride[0] + 1,
-            recipe.height // stride[1],
-            recipe.width // stride[2],
-        )
+        shape = self.task.shape.latent_shape(recipe.width, recipe.height, recipe.frames)
         source = torch.device("cpu") if recipe.cpu_noise else device
         generator = torch.Generator(source).manual_seed(recipe.seed)
         noise = torch.randn(shape, generator=generator, device=source, dtype=torch.float32)
         return (yield Section(noise=noise[None].to(device)))
 
-    def decode(self, nets: Networks, latents: torch.Tensor) -> torch.Tensor:
+    def decode(
+        self, nets: Networks, latents: torch.Tensor, recipe: Recipe | None = None
+    ) -> Iterator[torch.Tensor]:
         vae: Any = nets["vae"]
-        return vae.decode(latents.to(nets.device), **self._vae_settings).add_(1).div_(2)
+        yield vae.decode(latents.to(nets.device), **self._vae_settings).add_(1).div_(2)
 
 
 def _pixels(frames: torch.Tensor, device: torch.device) -> torch.Tensor:
