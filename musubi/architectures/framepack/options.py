@@ -11,6 +11,8 @@ from musubi.architectures.framepack.single import OneFrame, one_frame_from
 from musubi.errors import ConfigError
 from musubi.plugin import Recipe
 
+SECONDS = 5.0
+
 
 def window_of(options: Mapping[str, Any]) -> int:
     """Latent frames of a section: what the dataset says, else the command line, else 9.
@@ -47,12 +49,13 @@ def frames(options: Mapping[str, Any]) -> int:
     """
     window, count = window_of(options), options.get("video_sections")
     if count is None:
-        seconds = options.get("video_seconds")
-        seconds = 5.0 if seconds is None else float(seconds)
+        seconds, length = options.get("video_seconds"), options.get("frames")
+        if seconds is None and length is not None:
+            seconds = (length - 1) / layout.FRAME_RATE  # as previews count them
+            return layout.frames_of(layout.sections_of(max(seconds, 0.0), window), window)
+        seconds = SECONDS if seconds is None else float(seconds)
         if not 0 < seconds < float("inf"):
-            raise ConfigError(
-                f"--video_seconds {seconds:g} makes no video.", fix="Give 5, say."
-            )
+            raise ConfigError(f"--video_seconds {seconds:g} makes no video.", fix="Give 5, say.")
         count = layout.sections_of(seconds, window)
     if count < 1:
         raise ConfigError(f"--video_sections {count} makes no video.", fix="Give 1 or more.")

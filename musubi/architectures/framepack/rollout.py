@@ -37,7 +37,7 @@ def by_sections(task: Task, recipe: Recipe, given: Conditioning, device: torch.d
     texts = chosen_keys(by_section(recipe.prompt), count)
     starts, pictures = given.inputs["starts"], given.inputs["pictures"]
     draw = _noise(task, recipe, window)
-    made: list[torch.Tensor] = [starts[0].float().cpu()] if forward else []
+    made: list[torch.Tensor] = [starts[shown[0]].float().cpu()] if forward else []
     history = _remembered(given, made, device)
     for step, number in enumerate(order):
         start = starts[shown[number]].to(device, torch.float32)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from musubi.architectures.framepack import caching, layout, rollout, text
+from musubi.architectures.framepack.context import real_tokens
 from musubi.architectures.framepack.decoding import soft_appended
 from musubi.architectures.framepack.options import single_of, window_of
 from musubi.architectures.framepack.single import OneFrame
@@ -41,7 +42,7 @@ class FramePackRuntime:
     """Image to video by sections, and single frames from control images.
 
     `condition` gives `predict` these inputs:
-        text, mask, pooled: a caption, B 512 D, B 512 on the host, and B D.
+        text, real, pooled: a caption, B 512 D, how much of it is real, and B D.
         guidance: embedded guidance, a float; a rollout lays the recipe's over it.
         image: tokens of the start image, B 729 D.
         indices: frame indices of the latents, B F.
@@ -86,7 +87,7 @@ class FramePackRuntime:
     def condition(self, batch: Mapping[str, Any]) -> Conditioning:
         inputs: dict[str, Any] = {
             "text": batch["llama_vec"],
-            "mask": batch["llama_attention_mask"],
+            "real": real_tokens(batch["llama_attention_mask"]),
             "pooled": batch["clip_l_pooler"],
             "guidance": self._guidance,
         }
@@ -99,7 +100,9 @@ class FramePackRuntime:
             }
         else:
             # One item for each start image, and a list of them for each sample of the batch.
-            inputs["starts"] = [torch.stack(one) for one in zip(*batch["latents_start"], strict=True)]
+            inputs["starts"] = [
+                torch.stack(one) for one in zip(*batch["latents_start"], strict=True)
+            ]
             inputs["pictures"] = [
                 torch.stack(one) for one in zip(*batch["picture_embeddings"], strict=True)
             ]
@@ -119,7 +122,7 @@ class FramePackRuntime:
             x,
             level,
             inputs["text"],
-            inputs["mask"],
+            inputs["real"],
             inputs["pooled"],
             inputs["image"],
             indices=inputs["indices"],
@@ -207,9 +210,12 @@ class FramePackRuntime:
         height, width = clip.frames.shape[1:3]
         if not latents:
             stride = self.task.shape.stride
-            latents = [torch.zeros(self.task.shape.channels, 1, height // stride[1], width // stride[2])]
+            latents = [
+                torch.zeros(self.task.shape.channels, 1, height // stride[1], width // stride[2])
+            ]
         record = caching.indices(found)
-        record["latents_clean"] = caching.with_post(latents, found).to(nets["vae"].dtype)
+        vae: Any = nets["vae"]
+        record["latents_clean"] = caching.with_post(latents, found).to(vae.dtype)
         shown = clip.input("image")
         if shown is None:
             shown = controls[0] if controls else np.zeros((1, height, width, 3), np.uint8)
@@ -218,7 +224,9 @@ class FramePackRuntime:
             record["latents"] = self._latents(nets, clip.frames[:1], self._generator(clip))
         return record
 
-    def _control(self, nets: Networks, clip: Clip, number: int, picture: np.ndarray) -> torch.Tensor:
+    def _control(
+        self, nets: Networks, clip: Clip, number: int, picture: np.ndarray
+    ) -> torch.Tensor:
         """Latents of a control image, 16 1 h w, hidden where its mask or its transparency says so."""
         latents = self._latents(nets, picture[:1, ..., :3])
         masks = clip.inputs.get("control_mask", ())
