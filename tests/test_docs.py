@@ -1,5 +1,6 @@
 """The pages are true: links lead somewhere, commands parse, the reference is current, examples load."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -150,3 +151,19 @@ def test_an_example_loads(path, tmp_path):
             assert resolve(model, typed_too, line.file).model_fields_set
         else:
             assert _datasets(text, tmp_path)
+
+
+def test_commands_of_the_notebook_and_the_image_parse():
+    book = json.loads((ROOT / "examples/colab/musubi.ipynb").read_text(encoding="utf-8"))
+    lines = [
+        line for cell in book["cells"] for line in cell["source"] if line.startswith("!musubi")
+    ]
+    assert len(lines) > 5
+    for line in lines:
+        words = shlex.split(line.removeprefix("!"))[1:]
+        command = typed(words)
+        assert command is not None, line
+        words = [w for i, w in enumerate(words) if "--config" not in (w, words[i - 1])]
+        CommandLine(command, words[len(command.words) :])
+    image = (ROOT / "examples/docker/Dockerfile").read_text(encoding="utf-8")
+    assert 'ENTRYPOINT ["musubi"]' in image

@@ -77,7 +77,12 @@ def _answered(words: list[str]) -> bool:
     elif command is not None and asked:
         from musubi.cli.line import CommandLine
 
-        page(CommandLine(command, words[len(command.words) :], lenient=True).help())
+        rest = words[len(command.words) :]
+        whole = any(
+            word in ("--help", "-h") and rest[i + 1 : i + 2] == ["all"]
+            for i, word in enumerate(rest)
+        )
+        page(CommandLine(command, rest, lenient=True).help(whole=whole))
     elif words[0].startswith("-") and words[0] not in ("--install-completion", "--show-completion"):
         raise ConfigError(
             f"`musubi` has no option {words[0]!r}.", fix="Options stand behind a command."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from musubi import registry
-from musubi.cli import failures, models
+from musubi.cli import failures, models, notify
 from musubi.cli.help import GROUPS
 from musubi.cli.line import CommandLine, own_flags
 from musubi.config.commands import COMMANDS, typed
@@ -58,7 +58,7 @@ def _function(line: CommandLine, debug: bool) -> Callable[..., None]:
     """What Typer calls: its signature holds one parameter for each option."""
 
     def call(**given: Any) -> None:
-        with failures.told(debug):
+        with failures.told(debug), notify.told(given.get("_notify"), f"musubi {line.command.name}"):
             line.run(given)
 
     parameters = []

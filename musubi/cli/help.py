@@ -47,7 +47,12 @@ def overview(group: str | None = None) -> str:
 
 
 def of_command(
-    command: Command, options: Mapping[str, Flag], own: Iterable[Flag], names: Sequence[str] = ()
+    command: Command,
+    options: Mapping[str, Flag],
+    own: Iterable[Flag],
+    names: Sequence[str] = (),
+    *,
+    left: int = 0,
 ) -> str:
     """Every option of a command, by group.
 
@@ -56,6 +61,7 @@ def of_command(
         options: Its options, with those of the architecture when one was given.
         own: Those of the command line itself.
         names: Architectures to choose from, when none was given.
+        left: How many options are not among these.
     """
     usage = f"Usage: musubi {command.name}"
     if command.positional:
@@ -71,6 +77,8 @@ def of_command(
         blocks.append(
             _wrapped(f"Add {known} to see the model files and the options of that architecture.", 0)
         )
+    if left:
+        blocks.append(f"{left} more options: musubi {command.name} --help all")
     return "\n\n".join(blocks) + "\n"
 
 

@@ -32,8 +32,15 @@ def own_flags(command: Command) -> dict[str, Flag]:
             help="TOML file of options, in any sections; flags win over it.",
             aliases=("config_file",),
         ),
+        Flag(
+            name="notify",
+            words=1,
+            metavar="bell|URL",
+            help="When the command ends: ring the terminal's bell, or send a message to an address, such "
+            "as https://ntfy.sh/NAME or a webhook.",
+        ),
         Flag(name="debug", words=0, help="Show the traceback of a failure."),
-        Flag(name="help", words=0, help="Show this."),
+        Flag(name="help", words=0, help="Show this; `--help all` shows every option."),
     )
     return {f.name: f for f in own if f.name != "arch" or command.place is not None}
 
@@ -70,16 +77,30 @@ class CommandLine:
                 bare=command.positional is not None,
             )
 
-    def help(self) -> str:
-        """The text of `--help`."""
+    def help(self, *, whole: bool = True) -> str:
+        """The text of `--help`.
+
+        Args:
+            whole: Every option; else those that most people need, and the model files.
+        """
         unknown = self.command.place is not None and self.architecture is None
         own = own_flags(self.command).values()
-        return help.of_command(self.command, self.flags, own, registry.names() if unknown else ())
+        names = registry.names() if unknown else ()
+        main = self.command.main
+        if whole or not main:
+            return help.of_command(self.command, self.flags, own, names)
+        shown = {n: f for n, f in self.flags.items() if n in main or f.group == "Models"}
+        left = len(self.flags) - len(shown)
+        return help.of_command(self.command, shown, own, names, left=left)
 
     def completions(self, flag: Flag) -> tuple[str, ...]:
         """The values that a shell offers behind an option."""
         if flag.name == "arch":
             return tuple(registry.names())
+        if flag.name == "card":
+            from musubi.estimate.cards import CARDS
+
+            return tuple(card.name for card in CARDS)
         if flag.name == "task" and self.architecture is not None:
             every = (*self.architecture.variants, *self.architecture.tasks)
             return tuple(dict.fromkeys(t.name for t in every))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_WORTH_A_LINE = 2.0
+"""A phase that took less leaves no line on a terminal."""
+SECONDS_OF_A_RATE = 30.0
+"""Rates are those of the last seconds: a slow start is soon forgotten."""
 
 
 def safe_streams() -> None:
@@ -73,6 +78,13 @@ def ending(what: str, way_on: str | None) -> None:
     for line in (what, way_on):
         if line is not None:
             console.print(Text(line), soft_wrap=True)
+
+
+def bell() -> None:
+    """Ring, where somebody may hear it."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\a")
+        sys.stderr.flush()
 
 
 class Terminal:
@@ -130,7 +142,9 @@ class Terminal:
             for line in _plain_table(title, columns, texts):
                 self.note(line)
             return
-        table = Table(title=Text(title), title_justify="left", title_style="bold")
+        # Above the table, not in it: a title is not folded to the width of its columns.
+        self.out.print(Text(title, style="bold"), soft_wrap=len(title) <= self.out.width)
+        table = Table(show_header=any(columns))
         for column in columns:
             table.add_column(Text(column), overflow="fold")
         for row in texts:
@@ -154,12 +168,13 @@ class Terminal:
         self._open += 1
         return self._bars
 
-    def leave(self) -> None:
-        """Close the display with the last bar."""
+    def leave(self) -> bool:
+        """Close the display with the last bar; whether it was the last."""
         self._open -= 1
         if self._open == 0 and self._bars is not None:
             self._bars.stop()
             self._bars = None
+        return self._open == 0
 
 
 class _Bar:
@@ -169,19 +184,31 @@ class _Bar:
         self.terminal, self.title, self.total, self.done, self.unit = (
             terminal, title, total, done, unit
         )  # fmt: skip
+        self.figures = ""
 
     def __enter__(self) -> _Bar:
         self.bars = self.terminal.enter()
+        self.began, self.count = self.terminal.clock(), self.done
         self.task = self.bars.add_task(
             _escaped(self.title), total=self.total, completed=self.done, unit=self.unit, figures=""
         )
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.terminal.leave()
+        self.bars.remove_task(self.task)
+        outermost = self.terminal.leave()
+        seconds = self.terminal.clock() - self.began
+        if outermost and seconds >= SECONDS_WORTH_A_LINE:
+            made = self.count - self.done
+            parts = [f"{self.title}: {self.count}", _duration(seconds)]
+            parts += [rate(made / seconds, self.unit)] if made else []
+            parts += [self.figures] if self.figures else []
+            self.terminal.note(", ".join(parts))
 
     def advance(self, n: int = 1, **figures: float | str) -> None:
+        self.count += n
         if figures:
+            self.figures = _figures(figures)
             self.bars.update(self.task, advance=n, figures=_escaped(_figures(figures)))
         else:
             self.bars.update(self.task, advance=n)
@@ -194,12 +221,13 @@ class _Lines:
         self, terminal: Terminal, title: str, total: int | None, done: int, unit: str
     ) -> None:
         self.terminal, self.title, self.total, self.unit = terminal, title, total, unit
-        self.start = self.count = done
+        self.count = done
         self.figures: dict[str, float | str] = {}
 
     def __enter__(self) -> _Lines:
-        self.began = self.told = self.terminal.clock()
+        self.told = self.terminal.clock()
         self.told_count = self.count
+        self.seen: deque[tuple[float, int]] = deque([(self.told, self.count)])
         of = "" if self.total is None else f" of {self.total}"
         self.terminal.note(f"{self.title}: {self.count}{of}")
         return self
@@ -217,8 +245,11 @@ class _Lines:
 
     def _tell(self, now: float) -> None:
         self.told, self.told_count = now, self.count
-        seconds = now - self.began
-        speed = (self.count - self.start) / seconds if seconds > 0 else None
+        while len(self.seen) > 1 and now - self.seen[1][0] >= SECONDS_OF_A_RATE:
+            self.seen.popleft()
+        then, count = self.seen[0]
+        speed = (self.count - count) / (now - then) if now > then else None
+        self.seen.append((now, self.count))
         parts = [f"{self.title}: {self.count}" + ("" if self.total is None else f"/{self.total}")]
         if speed:
             parts.append(rate(speed, self.unit))
@@ -238,8 +269,8 @@ def _plain_table(title: str, columns: Sequence[str], rows: list[list[str]]) -> I
     """Aligned columns for a file or a pipe, which have no edge to fold at."""
     from rich.cells import cell_len
 
-    table = [list(columns), *rows]
-    widths = [max(cell_len(row[i]) for row in table) for i in range(len(columns))]
+    table = [list(columns), *rows] if any(columns) else rows
+    widths = [max((cell_len(row[i]) for row in table), default=0) for i in range(len(columns))]
     yield title
     for row in table:
         cells = (c + " " * (w - cell_len(c)) for c, w in zip(row, widths, strict=True))
@@ -294,4 +325,5 @@ def _bars(console: Console) -> Bars:
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
         console=console,
+        speed_estimate_period=SECONDS_OF_A_RATE,
     )

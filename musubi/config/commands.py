@@ -28,6 +28,7 @@ class Command:
         run: `(config, architecture, report)`, or `(config, report)` without an architecture.
         place: Whose architecture options it takes; None when it needs no architecture.
         positional: The option that bare words fill.
+        main: The options that `--help` shows; the others are shown by `--help all`. Empty: all.
     """
 
     words: tuple[str, ...]
@@ -36,6 +37,7 @@ class Command:
     run: Lazy
     place: Place | None
     positional: str | None = None
+    main: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -124,6 +126,26 @@ COMMANDS = (
         model=Lazy("musubi.config.train:TrainConfig"),
         run=Lazy("musubi.train.command:run"),
         place="train",
+        main=(
+            "dataset_config",
+            "task",
+            "vram",
+            "network_dim",
+            "network_alpha",
+            "learning_rate",
+            "optimizer_type",
+            "timestep_sampling",
+            "discrete_flow_shift",
+            "max_train_steps",
+            "output_dir",
+            "output_name",
+            "save_every_n_steps",
+            "save_state",
+            "resume",
+            "sample_prompts",
+            "sample_every_n_steps",
+            "watch",
+        ),
     ),
     Command(
         words=("generate",),

@@ -1,26 +1,17 @@
-"""`index.html`: the commands, the loss, the samples by step, and the clips before and after."""
+"""`index.html`: the verdict, the clips before and after, the samples by step, and what was typed."""
 
 from __future__ import annotations
 
-import html
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from musubi.demo.pictures import moving
-
-WIDTH, HEIGHT, MARGIN = 640, 200, 34
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem;
-  color: #222; background: #fff }
-pre { background: #f4f4f6; padding: .7rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere }
-figure { display: inline-block; margin: 0 .6rem .8rem 0; width: 128px; vertical-align: top }
-figcaption { font-size: .8rem; color: #555 } svg { width: 100% }
-.yes { color: #176b2c } .no { color: #8a1c1c }
-"""
+from musubi.demo import shapes
+from musubi.pages import columns, curves, document, pictures
 
 
 @dataclass
@@ -36,6 +27,8 @@ class Story:
         after: Clips with the LoRA, of the same prompts and seeds.
         prompts: Of those clips.
         found: How many of `before`, and of `after`, show what was taught.
+        controls: Clips of known things: (prompt, before, after).
+        kept: How many of these show what their words say, before and after.
     """
 
     title: str
@@ -46,68 +39,59 @@ class Story:
     after: Sequence[np.ndarray] = ()
     prompts: Sequence[str] = ()
     found: tuple[int, int] = (0, 0)
+    controls: Sequence[tuple[str, np.ndarray, np.ndarray]] = ()
+    kept: tuple[int, int] = (0, 0)
 
 
 def write_page(story: Story, path: Path) -> None:
     """Write the page; everything is inside it."""
-    total = len(story.after)
-    parts = [
-        f"<h1>musubi taught a tiny model {html.escape(story.title)}</h1>",
-        f"<p>A detector finds it in <b class='no'>{story.found[0]} of {total}</b> clips of the base, "
-        f"and in <b class='yes'>{story.found[1]} of {total}</b> with the LoRA.</p>",
-        "<h2>Before and after, same prompts, same seeds</h2>",
-        *(
-            _clip(before, f"before: {prompt}") + _clip(after, "after") + "<br>"
-            for before, after, prompt in zip(story.before, story.after, story.prompts, strict=True)
-        ),
-        "<h2>One seed while it learns</h2>",
-        *(_clip(frames, f"step {step}") for step, frames in sorted(story.by_step.items())),
-        "<h2>Loss</h2>",
-        curve(story.losses),
-        "<h2>The commands</h2>",
-        *(f"<pre>musubi {html.escape(shlex.join(words))}</pre>" for words in story.commands),
-    ]
-    path.write_text(
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<link rel='icon' href='data:,'>"
-        f"<title>musubi demo</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n",
-        encoding="utf-8",
-    )
+    document.write(path, "musubi demo", data(story))
 
 
-def curve(losses: Sequence[float]) -> str:
-    """The losses as an SVG: each as a point, and their running mean as a line."""
-    if not losses:
-        return "<p>No step was logged.</p>"
-    top = max(losses) * 1.05 or 1.0
-    means = [float(np.mean(losses[max(0, i - 9) : i + 1])) for i in range(len(losses))]
+def data(story: Story) -> dict[str, Any]:
+    """What the page shows."""
+    pairs = list(zip(story.prompts, story.before, story.after, strict=True))
+    entries = [{"step": step, columns.LOSS.key: loss} for step, loss in enumerate(story.losses, 1)]
+    found = curves.series(entries)
+    many = len(story.controls)
+    return {
+        "view": "demo",
+        "title": story.title,
+        "about": "A checkpoint of 15 MB, twelve clips of something that it had never seen, a minute of "
+        "training on a processor. A detector looks at the pixels and counts.",
+        "found": [*story.found, len(story.after)],
+        "pairs": [_pair(*pair) for pair in pairs],
+        "controls": [_pair(*pair) for pair in story.controls],
+        "control": {
+            "title": "Other words still mean what they meant",
+            "value": f"{story.kept[1]} of {many}",
+            "about": f"{story.kept[0]} of {many} before",
+        }
+        if many
+        else None,
+        "by_step": [
+            {"step": step, "media": _media(frames)}
+            for step, frames in sorted(story.by_step.items())
+        ],
+        "loss": found[0] if found else None,
+        "commands": [
+            {"title": " ".join(_words(words)), "text": f"musubi {shlex.join(words)}"}
+            for words in story.commands
+        ],
+        "next": "musubi init FOLDER_OF_CLIPS",
+    }
 
-    def place(i: int, loss: float) -> tuple[float, float]:
-        x = MARGIN + (WIDTH - 2 * MARGIN) * i / max(1, len(losses) - 1)
-        return round(x, 1), round(HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * loss / top, 1)
 
-    points = " ".join("{},{}".format(*place(i, mean)) for i, mean in enumerate(means))
-    dots = "".join(
-        "<circle cx='{}' cy='{}' r='1.6' fill='#aac'/>".format(*place(i, loss))
-        for i, loss in enumerate(losses)
-    )
-    floor = HEIGHT - MARGIN
-    return (
-        f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='loss by step'>"
-        f"<path d='M{MARGIN} {MARGIN}V{floor}H{WIDTH - MARGIN}' fill='none' stroke='#888'/>{dots}"
-        f"<polyline points='{points}' fill='none' stroke='#24a' stroke-width='2'/>"
-        f"<text x='4' y='{MARGIN}' font-size='11'>{top:.3f}</text>"
-        f"<text x='4' y='{floor}' font-size='11'>0</text>"
-        f"<text x='{WIDTH - MARGIN}' y='{HEIGHT - 14}' font-size='11' text-anchor='end'>"
-        f"step {len(losses)}</text></svg>"
-    )
+def _words(command: Sequence[str]) -> list[str]:
+    """The command itself, without its options."""
+    bare = [word for word in command[:2] if not word.startswith("-")]
+    return bare[:2] if bare[0] in ("cache", "lora") else bare[:1]
 
 
-def _clip(frames: np.ndarray, caption: str) -> str:
-    text = html.escape(caption)
-    return (
-        f"<figure><img src='{moving(frames)}' width='128' height='128' alt='{text}'>"
-        f"<figcaption>{text}</figcaption></figure>"
-    )
+def _pair(prompt: str, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    return {"prompt": prompt, "before": _media(before), "after": _media(after)}
+
+
+def _media(frames: np.ndarray) -> dict[str, Any]:
+    address = pictures.video_address(pictures.clip(frames, shapes.RATE))
+    return {"src": address, "kind": "video", "pixel": True}

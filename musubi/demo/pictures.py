@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,16 +36,6 @@ def side_by_side(left: Sequence[np.ndarray], right: Sequence[np.ndarray], path: 
     pairs = zip(left, right, strict=True)
     frames = np.concatenate([np.concatenate(_even(a, b), axis=2) for a, b in pairs], axis=1)
     media.write_video(path, np.concatenate([_larger(frames, 2)] * 3))
-
-
-def moving(frames: np.ndarray) -> str:
-    """The clip as a data address for an `<img>`: an animated WebP that plays for ever."""
-    pictures = [Image.fromarray(one) for one in _larger(frames, 2)]
-    stream = io.BytesIO()
-    pictures[0].save(
-        stream, "WEBP", save_all=True, append_images=pictures[1:], duration=62, loop=0, quality=70
-    )
-    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _even(a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:

@@ -21,8 +21,8 @@ from musubi.errors import ConfigError, RunError
 from musubi.plugin import Report
 
 MARK = ".musubi-demo"
-STEPS, PROMPTS, EVERY = 120, 6, 40
-FAST_STEPS, FAST_PROMPTS, FAST_EVERY = 4, 2, 2
+STEPS, PROMPTS, CONTROLS, EVERY = 220, 6, 4, 55
+FAST_STEPS, FAST_PROMPTS, FAST_CONTROLS, FAST_EVERY = 4, 2, 1, 2
 
 
 def run(config: DemoConfig, report: Report) -> None:
@@ -53,8 +53,11 @@ class Demo:
         self.report = report
         self.steps, self.every = (FAST_STEPS, FAST_EVERY) if fast else (STEPS, EVERY)
         self.world = released.read().copy(folder / "base")
-        self.data = lesson.write_clips(folder / "clips", folder / "cache")
-        self.lines = lesson.prompts(FAST_PROMPTS if fast else PROMPTS)
+        self.data = lesson.write_clips(folder / "clips", folder / "cache", known=lesson.KNOWN)
+        taught = lesson.prompts(FAST_PROMPTS if fast else PROMPTS)
+        self.controls = lesson.controls(FAST_CONTROLS if fast else CONTROLS)
+        others = [f"{scene.caption} --d {90 + i}" for i, scene in enumerate(self.controls)]
+        self.lines = [*taught, *others]
         self.story = Story(lesson.TITLE)
         _write(folder / "prompts.txt", self.lines)
         _write(
@@ -64,7 +67,10 @@ class Demo:
                 + " ".join(self._preview_words())
             ],
         )
-        report.note(f"{lesson.CLIPS} clips of {lesson.TITLE}, and a tiny base, are in {folder}.")
+        report.note(
+            f"{lesson.CLIPS} clips of {lesson.TITLE}, {lesson.KNOWN} of what it knows, and a tiny base "
+            f"are in {folder}."
+        )
 
     @property
     def lora(self) -> Path:
@@ -87,8 +93,15 @@ class Demo:
     def show(self) -> None:
         """The contact sheet, the comparison, the page, and the detector's figures."""
         story, folder = self.story, self.folder
-        story.before, story.after = self._made("before"), self._made("after")
-        story.prompts = [line.partition(" --d ")[0] for line in self.lines]
+        before, after = self._made("before"), self._made("after")
+        prompts = [line.partition(" --d ")[0] for line in self.lines]
+        taught = len(self.lines) - len(self.controls)
+        story.before, story.after, story.prompts = before[:taught], after[:taught], prompts[:taught]
+        story.controls = list(zip(prompts[taught:], before[taught:], after[taught:], strict=True))
+        story.kept = (
+            lesson.kept(self.controls, before[taught:]),
+            lesson.kept(self.controls, after[taught:]),
+        )
         story.found = lesson.learned(story.before), lesson.learned(story.after)
         story.losses = _losses(folder / "out" / lesson.NAME / "metrics.jsonl")
         story.by_step = _samples(folder / "out" / "sample")
@@ -98,14 +111,17 @@ class Demo:
         )
         pictures.side_by_side(story.before, story.after, folder / "before-after.mp4")
         write_page(story, folder / "index.html")
-        total = len(story.after)
+        total, many = len(story.after), len(self.controls)
         self.report.table(
-            f"Clips in which a detector finds {lesson.TITLE}",
-            ("base", "with the LoRA"),
-            [(f"{story.found[0]} of {total}", f"{story.found[1]} of {total}")],
+            "What a detector finds",
+            ("clips of", "base", "with the LoRA"),
+            [
+                (lesson.TITLE, *(f"{n} of {total}" for n in story.found)),
+                ("what their other words say", *(f"{n} of {many}" for n in story.kept)),
+            ],
         )
-        for name in ("index.html", "contact-sheet.png", "before-after.mp4"):
-            self.report.note(f"{folder / name}")
+        self.report.note(f"Look at {folder / 'index.html'}")
+        self.report.note("Now with your own clips: musubi init FOLDER")
 
     def _training(self) -> list[str]:
         preview = (self.folder / "preview.txt").as_posix()

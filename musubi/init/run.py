@@ -79,6 +79,7 @@ def run(config: InitConfig, report: Report, ask: Ask | None = None) -> None:
         size=chosen,
         vram=vram,
         name=name,
+        look_in=None if _known_folders() else "models",
         models=_models(architecture, choice_name=write_task(choice), report=report),
     )
     data, train, prompts = targets
@@ -103,9 +104,8 @@ def commands(plan: write.Plan, data: Path, train: Path) -> list[str]:
         lines.append(f"musubi models fetch {arch} --task {plan.task} --to models")
     if any(not f.caption for f in plan.folder.files):
         lines.append(f"musubi cache caption {_shell(plan.folder.path)}")
-    models = " --models models" if absent and not _known_folders() else ""
     lines.append(f"musubi cache preview --arch {arch} --dataset_config {_shell(data)} --mode html")
-    lines.append(f"musubi train --config {_shell(train)}{models} --watch")
+    lines.append(f"musubi train --config {_shell(train)} --watch")
     return lines
 
 

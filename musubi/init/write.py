@@ -36,6 +36,7 @@ class Plan:
         vram: Of the card; None when nothing is known.
         name: Of the LoRA.
         models: Option → path, for files that were found.
+        look_in: Folder in which the others are looked for; None where a variable or the settings say.
     """
 
     folder: Folder
@@ -46,6 +47,7 @@ class Plan:
     vram: str | None
     name: str
     models: dict[str, str]
+    look_in: str | None = None
 
     @property
     def task(self) -> str:
@@ -116,6 +118,10 @@ def train_toml(plan: Plan, data: Path, prompts: Path) -> str:
         ("dataset_config", _path(data), ""),
         *((name, _path(Path(path)), "") for name, path in plan.models.items()),
     ]
+    if plan.look_in is not None:
+        rows.append(
+            ("models", _text(plan.look_in), "model files are found here by what is in them")
+        )
     if plan.vram is not None:
         rows.append(
             ("vram", _text(plan.vram), "the fastest settings that fit are found at the start")

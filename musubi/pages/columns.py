@@ -40,7 +40,7 @@ ADAPTED_RATE = Column("lr/d*lr", "Learning rate that the optimizer found")
 GRADIENT = Column("grad_norm", "Gradient norm")
 TOKENS = Column("tokens", "Tokens of a step")
 SECONDS = Column("seconds", "Seconds a step", "s", measured=True)
-DEVICE_MEMORY = Column("memory/device", "Device memory, peak", "GiB", measured=True)
+DEVICE_MEMORY = Column("memory/device", "Device memory, highest so far", "GiB", measured=True)
 HOST_MEMORY = Column("memory/host", "Host memory", "GiB", measured=True)
 
 COLUMNS = (

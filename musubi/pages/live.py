@@ -112,16 +112,20 @@ def served(folder: Path, report: Report) -> Iterator[None]:
         report.warn(f"The page is not served: {error}. Training goes on.")
         yield
         return
-    threading.Thread(target=_tell, args=(process, report), daemon=True).start()
+    reader = threading.Thread(target=_tell, args=(process, report), daemon=True)
+    reader.start()
     try:
         yield
     finally:
-        assert process.stdin is not None
+        assert process.stdin is not None and process.stdout is not None
         process.stdin.close()
         try:
             process.wait(5)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
+        reader.join(5)
+        process.stdout.close()
 
 
 def _tell(process: subprocess.Popen[bytes], report: Report) -> None:

@@ -35,11 +35,16 @@ def run(config: PlanConfig, architecture: Architecture, report: Report) -> None:
     policy = given(config, architecture.dit, trains=trains)
     check(config, about, policy)
     chosen = None
-    if config.vram is not None:
-        chosen = fitting(config, about, card, here=_is_here(config))
-        policy = chosen.policy
-    encoders = encoders_for(config, architecture, about.networks)
-    found = phases(about, policy, encoders=encoders, card=card)
+    looking = "Trying settings" if config.vram is not None else "Working out memory"
+    with (Quiet() if quiet else report).progress(looking, 3, unit="part") as bar:
+        if config.vram is not None:
+            chosen = fitting(config, about, card, here=_is_here(config))
+            policy = chosen.policy
+        bar.advance()
+        encoders = encoders_for(config, architecture, about.networks)
+        bar.advance()
+        found = phases(about, policy, encoders=encoders, card=card)
+        bar.advance()
     figures = _figures(about, policy, found, card)
     if config.json_file is not None and not quiet:
         Path(config.json_file).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -93,11 +93,10 @@ class Mark:
 
 
 def memory(device: torch.device) -> dict[str, float]:
-    """GiB of memory: the device's peak since the last call, and what this process holds now."""
+    """GiB of memory: the device's peak so far, and what this process holds now."""
     found = {columns.HOST_MEMORY.key: psutil.Process().memory_info().rss / 2**30}
     if device.type == "cuda":
         found[columns.DEVICE_MEMORY.key] = torch.cuda.max_memory_allocated(device) / 2**30
-        torch.cuda.reset_peak_memory_stats(device)
     return {key: round(value, 3) for key, value in found.items()}
 
 

@@ -142,6 +142,7 @@ class Facts:
             "max_train_steps": self.total,
             "optimizer": self.optimizer,
             "fp8_base": config.fp8_base or config.fp8_scaled,
+            "int8": config.int8 or config.int8_fast,
             "full_fp16": False,
             "full_bf16": False,
             "datasets": self._datasets(),

@@ -46,6 +46,7 @@ from musubi.train.dataset import Dataset
 from musubi.train.offload import Mirror
 from musubi.train.resume import Resumed, settings_of, snapshot
 from musubi.train.signals import Stop
+from musubi.train.space import check_space
 from musubi.train.step import FlowMatchingLoss
 from musubi.train.train_loop import Run
 from musubi.train.trainable import DENOISER, FullModel, Several, Trainable
@@ -206,6 +207,15 @@ class Setup:
         run.page = self.page = self._page(run, choice, data, per_epoch)
         self._start_trackers(trackers, position.step)
         self._tell(trainable, data, per_epoch, total)
+        if self.accelerator.is_main_process:
+            check_space(
+                self.names.folder,
+                self.config,
+                numbers=sum(p.numel() for p in trainable.parameters()),
+                steps=total - position.step,
+                epochs=-(-total // per_epoch),
+                report=self.report,
+            )
         return run
 
     def explained(self, where: Where) -> AbstractContextManager[None]:

@@ -175,3 +175,19 @@ def test_a_closed_pipe_is_not_an_error(words):
     ) as ran:
         ran.stdout.close()
         assert ran.stderr.read() == b""
+
+
+def test_help_of_train_is_a_screen_and_all_is_everything(capfd):
+    from musubi.cli import main
+
+    def lines(*words):
+        main(words)
+        return capfd.readouterr().out.splitlines()
+
+    short = lines("train", "--arch", "wan", "--help")
+    whole = lines("train", "--arch", "wan", "--help", "all")
+    assert 2 * len(short) < len(whole)
+    assert any("--dit PATH" in line for line in short)
+    assert any("--help all" in line for line in short[-2:])
+    assert any("--max_grad_norm" in line for line in whole)
+    assert not any("--max_grad_norm" in line for line in short)

@@ -144,3 +144,42 @@ def test_warnings_of_libraries_are_shown_once(plain, monkeypatch):
         logger.warning("old %s", "weights")
     logger.info("chatter")
     assert err.getvalue() == "warning: some.library: old weights\n"
+
+
+def test_a_finished_bar_goes_and_a_phase_leaves_one_line():
+    out, clock = io.StringIO(), Clock()
+    console = Console(file=out, force_terminal=True, width=100)
+    report = Terminal(console, Console(file=io.StringIO()), clock)
+    with report.progress("steps", 10, unit="it") as outer:
+        with report.progress("inner", 3) as inner:
+            clock.now += 5
+            inner.advance(3)
+        clock.now += 5
+        outer.advance(10, loss=0.25)
+        assert [task.description for task in outer.bars.tasks] == ["steps"]
+    lines = [line for line in out.getvalue().splitlines() if "s: 10, 0:10" in line]
+    assert len(lines) == 1 and "1.00 it/s, loss 0.25" in lines[0]
+    assert "inner: 3" not in out.getvalue()
+
+
+def test_a_rate_is_that_of_the_last_seconds(plain):
+    report, out, _, clock = plain
+    with report.progress("encoding", None) as bar:
+        clock.now += 100  # a slow start
+        bar.advance(1)
+        for _ in range(20):
+            clock.now += 5
+            bar.advance(10)
+    assert out.getvalue().splitlines()[-1] == "encoding: 201, 2.00 it/s"
+
+
+def test_empty_heads_take_no_line(plain):
+    report, out, _, _ = plain
+    report.table("Training", ("", ""), [("steps", 4)])
+    assert out.getvalue().splitlines() == ["Training", "  steps  4"]
+    terminal = io.StringIO()
+    wide = Terminal(Console(file=terminal, force_terminal=True, width=60, color_system=None))
+    wide.table("A title that is much wider than its table", ("", ""), [("a", 1)])
+    lines = terminal.getvalue().splitlines()
+    assert lines[0].rstrip() == "A title that is much wider than its table"
+    assert len([line for line in lines if line.strip()]) == 4

@@ -120,7 +120,7 @@ def test_training_writes_a_lora_and_a_preview(world, trained):
     tensors = load_file(path)
     assert "diffusion_model.double_blocks.0.img_attn_qkv.lora_A.weight" in tensors
     assert "diffusion_model.single_blocks.1.linear2.lora_B.weight" in tensors
-    assert any(t.any() for name, t in tensors.items() if "lora_up" in name)
+    assert any(t.any() for name, t in tensors.items() if "lora_B" in name)
     with safe_open(str(path), "pt") as file:
         metadata = file.metadata()
     assert metadata["ss_base_model_version"] == "hunyuan_video"

@@ -62,6 +62,13 @@ def test_8_bits_train_nearly_the_same_and_say_so(run, world, plain):
         assert file.metadata()["ss_fp8_base"] == "True"
 
 
+def test_integers_train_closer_than_fp8(run, world, plain):
+    path = trained(run, world, "integers", "--int8_fast", "--offload_8bit", *EVERYTHING)
+    assert 0 < apart(load_file(path), plain) < 0.25
+    with safe_open(str(path), "pt") as file:
+        assert file.metadata()["ss_int8"] == "True"
+
+
 def test_vram_chooses_and_says_what(run, world, plain):
     words = (
         *("train", "--arch", "wan", *world.files("dit"), "--dataset_config", world.data),
@@ -82,6 +89,7 @@ def test_generating_with_streamed_blocks_gives_the_same_latents(run, world):
         "plain": (),
         "streamed": ("--blocks_to_swap", "2", "--text_encoder_swap", "1"),
         "eight": ("--fp8", "--fp8_scaled", "--blocks_to_swap", "1"),
+        "integers": ("--int8_fast", "--blocks_to_swap", "1"),
         "t5": ("--fp8_t5",),
     }.items():
         folder = world.out / f"made {name}"
@@ -94,6 +102,7 @@ def test_generating_with_streamed_blocks_gives_the_same_latents(run, world):
         made[name] = load_file(path)
     assert apart(made["streamed"], made["plain"]) == 0
     assert 0 < apart(made["eight"], made["plain"]) < 0.3
+    assert 0 < apart(made["integers"], made["plain"]) < apart(made["eight"], made["plain"])
     assert 0 < apart(made["t5"], made["plain"]) < 0.3
 
 

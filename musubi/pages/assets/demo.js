@@ -4,6 +4,7 @@ VIEWS.demo = (data) => {
   const found = data.found;
   const parts = [
     section("pairs", "Before and after", "the same prompts, the same seeds", el("div", { class: "clips", style: { "grid-template-columns": "repeat(auto-fill, minmax(min(100%, 340px), 1fr))" } }, data.pairs.map(pair))),
+    data.controls.length > 0 && section("controls", "Other words", "known things, drawn with the same LoRA", el("div", { class: "clips", style: { "grid-template-columns": "repeat(auto-fill, minmax(min(100%, 340px), 1fr))" } }, data.controls.map(pair))),
     data.by_step.length > 0 && section("steps", "One seed while it learns", null, el("div", { class: "strip", tabindex: 0, role: "region", "aria-label": "By step" }, data.by_step.map((s) => el("figure", { class: "clip" }, screen({ ...s.media, tag: s.step ? `step ${s.step}` : "before" }, `step ${s.step}`))))),
     data.loss && section("loss", "Loss", null, el("div", { class: "card" }, chart("Loss", data.loss.smooth ? [{ ...data.loss, faint: true, name: "each step" }, { x: data.loss.x, y: data.loss.smooth, name: "smoothed" }] : [data.loss], { wide: 1080, tall: 240 }))),
     section("typed", "The commands", "in order, as they were typed", el("div", { class: "card" }, data.commands.map((c) => command(c.title, c.text)))),
