@@ -198,7 +198,7 @@ def test_training_tells_of_each_file_that_is_left_out_once(world):
     (images / "broken.png").write_bytes(b"no image")
     (images / "broken.txt").write_text("a ball")
     shutil.copy(images / "red_0.png", images / "alone.png")
-    dataset = read_dataset_config(world.data, ARCHITECTURE)
+    dataset = read_dataset_config(world.data, ARCHITECTURE, ARCHITECTURE.task("t2v"))
     told = encode.ensure(
         dataset,
         ARCHITECTURE,
