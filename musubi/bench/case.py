@@ -16,7 +16,7 @@ from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
 from musubi.estimate.example import example_batch
 from musubi.lora.adapter import Adapters
-from musubi.plugin import Architecture, Clip, Component, Variant
+from musubi.plugin import Architecture, Clip, Component, Prompt, Variant
 from musubi.plugin.architecture import Role
 from musubi.testing.twins import write_tokenizer
 from musubi.train import optim, schedule
@@ -153,7 +153,9 @@ class BenchCase:
 
         def step() -> None:
             with torch.no_grad():
-                self.runtime.encode_text(nets, name, ["a red ball bounces on a blue floor"])
+                self.runtime.encode_text(
+                    nets, name, [Prompt(text="a red ball bounces on a blue floor")]
+                )
 
         return step
 
@@ -174,7 +176,8 @@ class BenchCase:
 
         def step() -> None:
             with torch.no_grad():
-                self.runtime.decode(nets, latents)
+                for _ in self.runtime.decode(nets, latents):
+                    pass
 
         return step
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ def decoding(
     shape = (1, *task.shape.latent_shape(bucket.width, bucket.height, bucket.frames))
     runtime = architecture.runtime(architecture, task, options)
     key = ("decode", id(architecture), task.name, bucket, str(sorted(options.items(), key=str)))
-    return _media(used, key, lambda nets: list(runtime.decode(nets, torch.empty(shape))), card)
+    return _media(used, key, lambda nets: _shown(runtime.decode(nets, torch.empty(shape))), card)
 
 
 def _clip(task: Task, bucket: Bucket) -> Clip:
@@ -61,6 +61,12 @@ def _clip(task: Task, bucket: Bucket) -> Clip:
         if one.required and one.in_datasets
     }
     return Clip(name="plan", frames=frames, length=bucket.frames, inputs=inputs)
+
+
+def _shown(pieces: Iterable[torch.Tensor]) -> None:
+    """Take each piece as generating does: none stays on the device."""
+    for _ in pieces:
+        pass
 
 
 # Recordings of this process: what was recorded → the components, so that their ids stay their own,

@@ -7,7 +7,7 @@ import torch
 
 from musubi import registry
 from musubi.memory.apply import placer
-from musubi.plugin import Policy
+from musubi.plugin import Policy, Prompt
 from musubi.testing import twins
 from musubi.weights.nets import Nets
 
@@ -33,7 +33,7 @@ def test_streamed_encoders_say_the_same_and_8_bits_nearly(
             place=placer({name: policy}, torch.device("cpu")),
         )
         with torch.no_grad():
-            records = runtime.encode_text(nets, name, ["a red ball", "b"])
+            records = runtime.encode_text(nets, name, [Prompt(text="a red ball"), Prompt(text="b")])
         return torch.cat([t.float().flatten() for record in records for t in record.values()])
 
     plain = said(Policy())

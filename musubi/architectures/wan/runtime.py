@@ -78,7 +78,12 @@ class WanRuntime:
         self, nets: Networks, latents: torch.Tensor, recipe: Recipe | None = None
     ) -> Iterator[torch.Tensor]:
         vae: Any = nets["vae"]
-        yield vae.decode(latents.to(nets.device), **self._vae_settings).add_(1).div_(2)
+        latents, settings = latents.to(nets.device), self._vae_settings
+        if settings["tile"] is not None:
+            yield vae.decode(latents, **settings).add_(1).div_(2)
+            return
+        for piece in vae.pieces(latents, cache_on_host=settings["cache_on_host"]):
+            yield piece.add_(1).div_(2)
 
 
 def _pixels(frames: torch.Tensor, device: torch.device) -> torch.Tensor:

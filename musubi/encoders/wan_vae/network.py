@@ -7,6 +7,7 @@ Axes: B batch, C channels, F frames, H, W.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
 
@@ -302,29 +303,31 @@ class WanVAE(nn.Module):
             cache_on_host: Keep the feature cache in host memory.
             tile: Side of a spatial tile in pixels, a multiple of 32; None decodes whole frames.
         """
-
-        def whole(piece: torch.Tensor) -> torch.Tensor:
-            stream = Stream(on_host=cache_on_host)
-            frames: torch.Tensor | None = None
-            done = 0
-            for chunk in self.conv2(piece).split(1, dim=2):
-                made = self._unfolded(self.decoder(chunk, stream)).float().clamp_(-1, 1)
-                if frames is None:
-                    batch, channels, _, height, width = made.shape
-                    count = 1 + TEMPORAL * (piece.shape[2] - 1)
-                    frames = made.new_empty(batch, channels, count, height, width)
-                frames[:, :, done : done + made.shape[2]] = made
-                done += made.shape[2]
-                stream.first = False
-            assert frames is not None
-            return frames
-
-        shift, scale = self._normalisation(latents.device)
-        z = (latents.float() * scale + shift).to(self.dtype)
         if tile is None:
-            return whole(z)
+            return torch.cat(list(self.pieces(latents, cache_on_host=cache_on_host)), dim=2)
+
+        def whole(part: torch.Tensor) -> torch.Tensor:
+            return torch.cat(list(self._chunks(part, cache_on_host)), dim=2)
+
         side = tile // self.spatial
+        z = self._scaled(latents)
         return tiled(whole, z, tile=side, overlap=side // 4, scale=Fraction(self.spatial))
+
+    def pieces(
+        self, latents: torch.Tensor, *, cache_on_host: bool = False
+    ) -> Iterator[torch.Tensor]:
+        """`decode` without tiles, one latent frame at a time: a long video is never there as a whole."""
+        return self._chunks(self._scaled(latents), cache_on_host)
+
+    def _chunks(self, z: torch.Tensor, cache_on_host: bool) -> Iterator[torch.Tensor]:
+        stream = Stream(on_host=cache_on_host)
+        for chunk in self.conv2(z).split(1, dim=2):
+            yield self._unfolded(self.decoder(chunk, stream)).float().clamp_(-1, 1)
+            stream.first = False
+
+    def _scaled(self, latents: torch.Tensor) -> torch.Tensor:
+        shift, scale = self._normalisation(latents.device)
+        return (latents.float() * scale + shift).to(self.dtype)
 
     def _folded(self, x: torch.Tensor) -> torch.Tensor:
         if self._patch == 1:
