@@ -27,7 +27,11 @@ Said = Callable[..., str]
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> dict[str, Path]:
-    return twins.write_twins(registry.find("wan"), tmp_path_factory.mktemp("models"))
+    return twins.write_twins(
+        registry.find("wan"),
+        tmp_path_factory.mktemp("models"),
+        task=registry.find("wan").task("t2v"),
+    )
 
 
 @pytest.fixture

@@ -55,7 +55,8 @@ def cache_latents(
     """
     task = task_of(config, architecture)
     request = _request(config, architecture, task, report)
-    dtypes = {c.name: config.vae_dtype for c in architecture.components if c.role == "vae"}
+    asked = {"vae": config.vae_dtype, "image": config.image_encoder_dtype}
+    dtypes = {c.name: asked.get(c.role) for c in architecture.components}
     return _run("media", replace(request, dtypes=dtypes, batch_size=config.batch_size or 1))
 
 
@@ -180,9 +181,9 @@ def _run(kind: Kind, request: _Request) -> Summary:
     for component in encoders:
         if component.name not in request.files:
             raise ConfigError(
-                f"`musubi {command}` needs --{component.name} for the task {task.name!r}: "
+                f"`musubi {command}` needs --{component.option} for the task {task.name!r}: "
                 f"{component.help}",
-                fix=f"Add --{component.name} PATH; `musubi models show {architecture.name}` says "
+                fix=f"Add --{component.option} PATH; `musubi models show {architecture.name}` says "
                 "where it is published.",
             )
     asked = {

@@ -8,6 +8,7 @@ import torch
 
 from musubi.cache.header import Kind
 from musubi.config.cache import CacheCheckConfig, EncodingOptions
+from musubi.config.dataset import named_keys
 from musubi.config.options import own_options, paths
 from musubi.config.task import choose_task
 from musubi.errors import ConfigError
@@ -18,14 +19,15 @@ _MOST_THREADS = 8
 
 def task_of(config: EncodingOptions | CacheCheckConfig, architecture: Architecture) -> Task:
     """The task whose records a caching command means: `--task`, else the first that uses every file
-    that is given.
+    that is given and has every input that the dataset file names.
 
     Raises:
         ConfigError: No such task.
     """
     given = paths(config, architecture)
     own = own_options(config, architecture)
-    return choose_task(architecture, config.task, given=given, options=own).task
+    named = () if config.task else named_keys(config.dataset_config)
+    return choose_task(architecture, config.task, given=given, named=named, options=own).task
 
 
 def encoders_of(architecture: Architecture, task: Task, kind: Kind) -> tuple[Component, ...]:

@@ -21,7 +21,7 @@ class DatasetOptions(Options):
     task: str | None = option(
         None,
         "The task or published variant whose records are meant; when not given, the first task that "
-        "uses every model file that is given.",
+        "uses every model file that is given and every input that the dataset file names.",
         group=_DATA,
     )
     num_workers: int | None = option(
@@ -58,6 +58,11 @@ class CacheLatentsConfig(EncodingOptions):
 
     vae_dtype: str | None = option(
         None, "dtype of the VAE: bf16, fp16, fp32; its own default when not given.", group=_ENCODING
+    )
+    image_encoder_dtype: str | None = option(
+        None,
+        "dtype of the image encoder: bf16, fp16, fp32; its own default when not given.",
+        group=_ENCODING,
     )
     batch_size: int | None = option(
         None, "Most clips of one size encoded at once; 1 when not given.", group=_ENCODING, ge=1

@@ -7,7 +7,9 @@ own directory. A cache directory that does not exist yet is made where the data 
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,6 +208,35 @@ def read_dataset_config(
         entries.append(_entry(index, given, own_table, where, path, target, notes))
     _refuse_shared_caches(path, entries)
     return DatasetFile(path=path, datasets=tuple(entries), notes=tuple(dict.fromkeys(notes)))
+
+
+def named_keys(path: str | Path) -> set[str]:
+    """The keys that a dataset file uses, and those of the first lines of its lists of files.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    path = Path(path)
+    tables = _content(path).get("datasets", [])
+    keys: set[str] = set()
+    for table in tables if isinstance(tables, list) else ():
+        if not isinstance(table, dict):
+            continue
+        keys |= set(table)
+        for key in ("image_jsonl_file", "video_jsonl_file"):
+            if isinstance(table.get(key), str):
+                keys |= _columns(found(table[key], path.parent)[0])
+    return keys
+
+
+def _columns(path: Path) -> set[str]:
+    """The keys of the first line of a list of files; numbers behind them are left out."""
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            first = json.loads(next((line for line in lines if line.strip()), "{}"))
+    except (OSError, ValueError):
+        return set()  # whoever reads the list says what is wrong with it
+    return {re.sub(r"_\d+$", "", key) for key in first} if isinstance(first, dict) else set()
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -96,8 +96,11 @@ def for_architecture(
     """The command's model with the architecture's path flags and its own options added."""
     fields: dict[str, Any] = {}
     for component in architecture.components:
-        if component.role in ROLES[command] and component.name not in model.model_fields:
-            fields[component.name] = (
+        if component.role in ROLES[command] and component.option not in model.model_fields:
+            # Of components that share an option, the first describes it.
+            if component.option in fields:
+                continue
+            fields[component.option] = (
                 str | None,
                 option(None, component.help, group="Models", metavar="PATH"),
             )
@@ -210,7 +213,7 @@ def _own(model: type[Options], architecture: Architecture, command: Command) -> 
 
 def paths(config: Options, architecture: Architecture) -> dict[str, Path]:
     """Component name → the file given for it; components without one are absent."""
-    given = {c.name: getattr(config, c.name, None) for c in architecture.components}
+    given = {c.name: getattr(config, c.option, None) for c in architecture.components}
     return {name: Path(path) for name, path in given.items() if path}
 
 
@@ -224,7 +227,7 @@ def needed(architecture: Architecture, name: str, given: Mapping[str, Path]) -> 
         component = architecture.component(name)
         raise ConfigError(
             f"The {name} of {architecture.title} is needed, and no file was given.",
-            fix=f"Give --{name} PATH. {component.help}",
+            fix=f"Give --{component.option} PATH. {component.help}",
         )
     return given[name]
 

@@ -39,6 +39,7 @@ def choose_task(
     path: Path | None = None,
     *,
     given: Iterable[str] | None = None,
+    named: Iterable[str] = (),
     options: Mapping[str, Any] | None = None,
 ) -> Choice:
     """The task that `text` names, checked against the DiT's numbers; else the one they show.
@@ -50,6 +51,8 @@ def choose_task(
         path: The checkpoint, for messages.
         given: Names of the components that have a file, where that is known: without `text`, a task
             is meant that uses every one of them.
+        named: Keys that the dataset file uses: without `text`, and without an option that means
+            another task, a task is meant that has an input for each that is one of an input.
         options: The architecture's own options: some mean another task.
 
     Raises:
@@ -58,7 +61,8 @@ def choose_task(
         CheckpointError: The checkpoint is made for none of the tasks.
     """
     if text is None:
-        choice = _recognised(architecture, numbers, path, given)
+        switched = any(o.task and (options or {}).get(o.name) for o in architecture.options)
+        choice = _recognised(architecture, numbers, path, given, () if switched else named)
     else:
         choice = _named(architecture, text)
         _check_numbers(architecture, choice, text, numbers, path)
@@ -133,6 +137,7 @@ def _recognised(
     numbers: Mapping[str, Any] | None,
     path: Path | None,
     given: Iterable[str] | None,
+    named: Iterable[str],
 ) -> Choice:
     # What only an option means is not guessed from a file.
     switched = {name for option in architecture.options for name in option.task.values()}
@@ -149,9 +154,15 @@ def _recognised(
         )
     if given is not None:
         names = set(given)
-        fitting = [t for t in fitting if names <= {*t.components, *t.denoisers}] or fitting
+        options = {architecture.component(name).option for name in names}
+        fitting = [t for t in fitting if options <= _file_options(architecture, t)] or fitting
         if numbers is not None:
             fitting = [t for t in fitting if names.issuperset(t.denoisers)] or fitting
+    asked = set(named) & {key for t in architecture.tasks for key in _dataset_keys(t)}
+    fitting = [t for t in fitting if asked <= _dataset_keys(t)] or fitting
+    # Some tasks are meant by an option alone.
+    switched = {name for option in architecture.options for name in option.task.values()}
+    fitting = [t for t in fitting if t.name not in switched] or fitting
     if numbers is not None:
         _refuse_ambiguity(fitting, path)
         for variant in architecture.variants:
@@ -176,6 +187,16 @@ def _refuse_ambiguity(fitting: Sequence[Task], path: Path | None) -> None:
             f"{path or 'This checkpoint'} fits the tasks {', '.join(names[:-1])} and {names[-1]}.",
             fix=f"Say which is meant: --task {' or --task '.join(names)}.",
         )
+
+
+def _file_options(architecture: Architecture, task: Task) -> set[str]:
+    """The options that give the files of a task's networks."""
+    return {architecture.component(n).option for n in (*task.components, *task.denoisers)}
+
+
+def _dataset_keys(task: Task) -> set[str]:
+    """The keys of datasets that name inputs of a task."""
+    return {key for one in task.inputs for key in (one.directory, one.column) if key is not None}
 
 
 def _fits(task: Task, numbers: Mapping[str, Any]) -> bool:

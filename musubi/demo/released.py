@@ -59,7 +59,7 @@ class World:
         roles = ROLES[command]
         for component in self.architecture.components:
             if component.role in roles and component.name in self.files:
-                words += [f"--{component.name}", self.path(component.name).as_posix()]
+                words += [f"--{component.option}", self.path(component.name).as_posix()]
                 dtype = f"{component.name}_dtype"
                 if dtype in self.dtypes and command != "lora merge":
                     words += [f"--{dtype}", self.dtypes[dtype]]

@@ -11,7 +11,7 @@ from torch import nn
 
 from musubi.config.generate import GenerateConfig
 from musubi.config.lora import LoraMergeConfig
-from musubi.config.options import for_architecture, spared
+from musubi.config.options import expert_ending, for_architecture, spared
 from musubi.errors import ConfigError
 from musubi.lora.adapter import Adapters
 from musubi.lora.blocks import weighted
@@ -20,6 +20,7 @@ from musubi.lora.files import LoraFile, read_lora
 from musubi.lora.kinds import Decomposed
 from musubi.lora.merge import merging_transform
 from musubi.lora.merge import run as run_merge
+from musubi.lora.metadata import DENOISER
 from musubi.lora.names import WEIGHT
 from musubi.plugin import Architecture, Report
 from musubi.weights.load import Transform
@@ -41,6 +42,7 @@ def choose(
     shapes: Mapping[str, tuple[int, ...]],
     report: Report,
     *,
+    denoiser: str,
     ending: str = "",
 ) -> list[ChosenLora]:
     """Read the files of `--lora_weight`; multipliers and patterns go by position.
@@ -50,15 +52,18 @@ def choose(
         architecture: Whose modules the files are for.
         shapes: Name of each parameter of the DiT's checkpoint → its shape.
         report: Told what in a file was not understood.
+        denoiser: The name of the denoiser that they are for.
         ending: Of the options for another denoiser than the first: "_high_noise".
 
     Raises:
         CheckpointError: A file is no LoRA of this architecture, or of another size.
-        ConfigError: A pattern is no regular expression, or leaves nothing of its file.
+        ConfigError: A pattern is no regular expression, or leaves nothing of its file; or a file was
+            trained for another of the task's denoisers.
     """
     chosen: list[ChosenLora] = []
     for i, name in enumerate(getattr(config, f"lora_weight{ending}") or ()):
         whole = read_lora(Path(name), architecture, shapes)
+        _check_denoiser(whole, name, architecture, denoiser, ending)
         for line in filter(None, (whole.complaint(), *whole.notes)):
             report.warn(line)
         file = whole.selected(_at(config.include_patterns, i), _at(config.exclude_patterns, i))
@@ -72,6 +77,21 @@ def choose(
         multiplier = _at(getattr(config, f"lora_multiplier{ending}"), i)
         chosen.append(ChosenLora(file, 1.0 if multiplier is None else multiplier))
     return chosen
+
+
+def _check_denoiser(
+    file: LoraFile, name: str, architecture: Architecture, denoiser: str, ending: str
+) -> None:
+    """Refuse a file that says it was trained for another of several denoisers."""
+    trained = file.metadata.get(DENOISER, denoiser)
+    if trained == denoiser:
+        return
+    component = next((c for c in architecture.components if c.name == trained), None)
+    other = "" if component is None else expert_ending(architecture, component)
+    raise ConfigError(
+        f"{name} was trained for the {trained}, and --lora_weight{ending} is for the {denoiser}.",
+        fix=f"Give it to --lora_weight{other}, and this one the file of the {denoiser}.",
+    )
 
 
 def merging(chosen: Sequence[ChosenLora]) -> Transform:

@@ -378,7 +378,7 @@ def _loras(
     report: Report,
 ) -> list[ChosenLora]:
     ending = expert_ending(architecture, architecture.component(name))
-    return loras.choose(config, architecture, found.shapes, report, ending=ending)
+    return loras.choose(config, architecture, found.shapes, report, denoiser=name, ending=ending)
 
 
 def _say_experts(

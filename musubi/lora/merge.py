@@ -102,7 +102,7 @@ def run(config: LoraMergeConfig, architecture: Architecture, report: Report) -> 
     given = paths(config, architecture).get(component.name)
     if given is None:
         raise ConfigError(
-            "There is no checkpoint to merge into.", fix=f"Give --{component.name} PATH."
+            "There is no checkpoint to merge into.", fix=f"Give --{component.option} PATH."
         )
     target = Path(config.save_merged_model)
     path = locate(component, given)

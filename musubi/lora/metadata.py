@@ -18,6 +18,9 @@ from musubi.errors import ConfigError
 from musubi.plugin import Architecture
 from musubi.weights.header import make_header
 
+DENOISER = "musubi_denoiser"
+"""The metadata key that says which of a task's denoisers a file was trained for."""
+
 # What --no_metadata keeps.
 MINIMUM = tuple(
     f"ss_{n}"

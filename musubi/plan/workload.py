@@ -14,7 +14,7 @@ from torch import nn
 from musubi.config.options import own_options, paths
 from musubi.config.recipe import check_size
 from musubi.config.task import Choice, choose_task, published
-from musubi.errors import ConfigError
+from musubi.errors import CheckpointError, ConfigError
 from musubi.estimate.record import Case
 from musubi.estimate.step import Optimizer
 from musubi.lora.options import Asked, asked
@@ -22,7 +22,7 @@ from musubi.plan.buckets import Bucket, of_dataset
 from musubi.plan.requests import Request, previews, requests
 from musubi.plugin import Architecture, Component, LoraTargets, Report, Task
 from musubi.plugin.architecture import Role
-from musubi.weights.contents import inspect
+from musubi.weights.contents import Inspection, inspect
 from musubi.weights.dtypes import parse_dtype
 
 
@@ -240,7 +240,9 @@ def networks_of(config: Any, architecture: Architecture) -> dict[str, Network]:
     for component in architecture.components:
         path = given.get(component.name)
         if path is not None:
-            seen = inspect(component, path)
+            seen = _seen(component, path, architecture)
+            if seen is None:
+                continue
             stored = Counter(seen.dtypes.values()).most_common(1)[0][0]
             sizes = dict.fromkeys(seen.dtypes.values(), 0)
             for name, dtype in seen.dtypes.items():
@@ -254,6 +256,18 @@ def networks_of(config: Any, architecture: Architecture) -> dict[str, Network]:
                 component, component.full, _dtype(config, component, None)
             )
     return found
+
+
+def _seen(component: Component, path: Path, architecture: Architecture) -> Inspection | None:
+    """What a file shows; None when it is another component's that has the same option."""
+    try:
+        return inspect(component, path)
+    except CheckpointError:
+        for other in architecture.components:
+            if other.option == component.option and other.name != component.name:
+                inspect(other, path)
+                return None
+        raise
 
 
 def _dtype(config: Any, component: Component, stored: torch.dtype | None) -> torch.dtype:

@@ -53,7 +53,9 @@ class Component:
     """One network that is loaded from its own file.
 
     Args:
-        name: Also its flag: "dit", "vae", "t5", "text_encoder1".
+        name: Also its flag, where it has none of its own: "dit", "vae", "t5", "text_encoder1".
+        flag: Components of which a task uses one at a time may share a flag: two autoencoders that
+            are both `--vae`.
         role: What it is for.
         help: One sentence for `--help`.
         build: `(**numbers) -> nn.Module`. Called under `torch.device("meta")`; its parameter and
@@ -88,8 +90,14 @@ class Component:
     tokenizer: Tokenizer | None = None
     optional: tuple[str, ...] = ()
     fp8: str | None = None
+    flag: str = ""
     tiny: Numbers = field(default_factory=dict[str, Any])
     full: Numbers = field(default_factory=dict[str, Any])
+
+    @property
+    def option(self) -> str:
+        """The name of the option that gives its file."""
+        return self.flag or self.name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,15 +79,15 @@ class Geometry:
     def same_area(self, size: tuple[int, int], of: tuple[int, int]) -> tuple[int, int]:
         """Width and height of about the area of `size`, in the proportions of a picture `of` that size.
 
-        Each side is cut to whole latent cells and then rounded to whole tokens, as the released code
-        of models that make videos from images does.
+        Each side is cut to whole latent cells and then to whole tokens, as the released code of models
+        that make videos from images does.
 
         >>> Geometry(channels=16, stride=(4, 8, 8)).same_area((832, 480), of=(1000, 1000))
         (624, 624)
         """
         area, ratio = size[0] * size[1], of[1] / of[0]
-        height = round((area * ratio) ** 0.5 // self.stride[1] / self.patch[1]) * self.patch[1]
-        width = round((area / ratio) ** 0.5 // self.stride[2] / self.patch[2]) * self.patch[2]
+        height = int((area * ratio) ** 0.5 // self.stride[1] // self.patch[1]) * self.patch[1]
+        width = int((area / ratio) ** 0.5 // self.stride[2] // self.patch[2]) * self.patch[2]
         return (
             max(width, self.patch[2]) * self.stride[2],
             max(height, self.patch[1]) * self.stride[1],

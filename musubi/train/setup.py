@@ -20,6 +20,7 @@ from musubi.errors import ConfigError
 from musubi.flow.experts import Experts
 from musubi.generate.pipeline import Pipeline, compute_dtype
 from musubi.lora.merge import Merging
+from musubi.lora.metadata import DENOISER
 from musubi.pages import account
 from musubi.pages.live import LivePage
 from musubi.pages.run import REPORT
@@ -49,7 +50,7 @@ from musubi.train.signals import Stop
 from musubi.train.space import check_space
 from musubi.train.step import FlowMatchingLoss
 from musubi.train.train_loop import Run
-from musubi.train.trainable import DENOISER, FullModel, Several, Trainable
+from musubi.train.trainable import FullModel, Several, Trainable
 from musubi.train.update import Update
 from musubi.train.upload import Upload
 from musubi.train.validation import Validation

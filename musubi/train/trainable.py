@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from musubi.errors import RunError
+from musubi.lora.metadata import DENOISER
 from musubi.plugin.traits import named
 from musubi.weights.write import save
 
@@ -175,10 +176,6 @@ class Several:
     def write(self, path: Path, metadata: Mapping[str, str]) -> None:
         for name, part in self.parts.items():
             part.write(beside(path, self.endings[name]), {**metadata, DENOISER: name})
-
-
-DENOISER = "musubi_denoiser"
-"""The metadata key that says which of a task's denoisers a file was trained for."""
 
 
 def beside(path: Path, ending: str) -> Path:

@@ -83,7 +83,7 @@ def locate(component: Component, path: Path) -> Path:
         names = ", ".join(f"{f.name}/" for f in folders)
         raise CheckpointError(
             f"No subfolder of {path} holds a {component.name}; there are weights in {names}.",
-            fix=f"Give --{component.name} the file or folder of the {component.name} itself.",
+            fix=f"Give --{component.option} the file or folder of the {component.name} itself.",
         )
     return path
 
@@ -97,7 +97,7 @@ def examine(
         raise CheckpointError(
             f"{weights.path} is not {_whose(component)}{component.name}: {_misfit(component, weights)}."
             f"{_instead(component, weights, others)}",
-            fix=f"Give --{component.name} another file.",
+            fix=f"Give --{component.option} another file.",
         )
     try:
         return _read_as(component, dialect, weights)
@@ -111,7 +111,7 @@ def _read_as(component: Component, dialect: KeyMap, weights: Weights) -> Inspect
     if _stranger(component, weights):
         raise CheckpointError(
             f"This is not {_whose(component)}{component.name}.",
-            fix=f"Give --{component.name} another file.",
+            fix=f"Give --{component.option} another file.",
         )
     names, scales = split_scales(weights.names)
     sources = dialect.reading(names)
@@ -205,7 +205,7 @@ def _stranger(component: Component, weights: Weights) -> str:
 
 def _candidates(others: Iterable[Component]) -> Iterator[tuple[Component, str]]:
     for candidate in others:
-        yield candidate, f"the {candidate.name}, which --{candidate.name} takes"
+        yield candidate, f"the {candidate.name}, which --{candidate.option} takes"
     for name in registry.names():
         try:
             architecture = registry.find(name)
@@ -213,4 +213,4 @@ def _candidates(others: Iterable[Component]) -> Iterator[tuple[Component, str]]:
             continue
         for candidate in architecture.components:
             place = f"the {candidate.name} of {architecture.title}"
-            yield candidate, f"{place}, which --{candidate.name} takes with --arch {name}"
+            yield candidate, f"{place}, which --{candidate.option} takes with --arch {name}"

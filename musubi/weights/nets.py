@@ -142,7 +142,7 @@ class Nets:
         if component.name not in self._paths:
             raise ConfigError(
                 f"The {component.name} of {self.architecture.title} is needed, and no file was given.",
-                fix=f"Give --{component.name} PATH. {component.help}",
+                fix=f"Give --{component.option} PATH. {component.help}",
             )
         return self._paths[component.name]
 

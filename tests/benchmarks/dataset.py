@@ -51,7 +51,9 @@ def main() -> None:
 
 def write(folder: Path, items: int) -> Path:
     """The dataset, cached; its file."""
-    paths = twins.write_twins(registry.find("wan"), folder / "models")
+    paths = twins.write_twins(
+        registry.find("wan"), folder / "models", task=registry.find("wan").task("t2v")
+    )
     picture = media.frame(32, 32, colour="red", shape="ball", at=0.5)
     place = folder / "images"
     first = media.write_image(place / "0.png", picture).read_bytes()

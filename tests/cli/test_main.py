@@ -150,6 +150,8 @@ def test_completion_of_values_commands_and_names():
     assert _complete("bash", "musubi train --arch wan --task t2v-1").split() == [
         "t2v-1.3B",
         "t2v-14B",
+        "t2v-1.3B-FC",
+        "t2v-14B-FC",
     ]
     assert "wan" in _complete("bash", "musubi train --arch ").split()
     assert _complete("bash", "musubi mod").split() == ["models"]

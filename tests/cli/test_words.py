@@ -130,7 +130,7 @@ REFUSED = [
     ),
     (
         ("train", *ARCH, "--task", "t2v-13B"),
-        "error: Wan2.1 has no task 't2v-13B'.\nDid you mean 't2v-1.3B'?",
+        "error: Wan has no task 't2v-13B'.\nDid you mean 't2v-1.3B'?",
     ),
     (("train", *ARCH, "stray"), "error: The word 'stray' belongs to no option."),
     (("train", *ARCH, "-x"), "error: The word '-x' belongs to no option."),

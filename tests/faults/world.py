@@ -30,7 +30,9 @@ class World:
     def build(cls, folder: Path) -> World:
         """The models and the dataset; commands make the rest."""
         world = cls(folder)
-        twins.write_twins(registry.find("wan"), folder / "models")
+        twins.write_twins(
+            registry.find("wan"), folder / "models", task=registry.find("wan").task("t2v")
+        )
         for i, colour in enumerate(("red", "green")):
             picture = media.frame(64, 48, colour=colour, shape="ball", at=0.5)
             media.write_image(folder / "images" / f"{colour}.png", picture)

@@ -138,7 +138,7 @@ def test_sizes_are_those_that_clips_fill_and_a_card_bears():
 def test_models_that_are_known_are_written_down(clips, tmp_path, monkeypatch):
     from musubi.testing import twins
 
-    twins.write_twins(WAN, tmp_path / "models")
+    twins.write_twins(WAN, tmp_path / "models", task=WAN.task("t2v"))
     monkeypatch.setenv("MUSUBI_MODELS", str(tmp_path / "models"))
     said = start(clips, arch="wan", task="t2v-1.3B", no_ask=True)
     values = read_file(tmp_path / "train.toml").values

@@ -25,7 +25,7 @@ WAN = registry.find("wan")
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory):
-    return twins.write_twins(WAN, tmp_path_factory.mktemp("twin"))
+    return twins.write_twins(WAN, tmp_path_factory.mktemp("twin"), task=WAN.task("t2v"))
 
 
 @pytest.fixture

@@ -48,7 +48,9 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.models = twins.write_twins(registry.find("wan"), folder / "models")
+        self.models = twins.write_twins(
+            registry.find("wan"), folder / "models", task=registry.find("wan").task("t2v")
+        )
         self.data = media.write_dataset(folder / "data")
         self.out = folder / "out"
 

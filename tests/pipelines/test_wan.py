@@ -189,7 +189,7 @@ def test_training_caches_what_is_missing_when_it_has_the_files(run, tmp_path):
     from musubi import registry
     from musubi.testing import twins
 
-    paths = twins.write_twins(registry.find("wan"), models)
+    paths = twins.write_twins(registry.find("wan"), models, task=registry.find("wan").task("t2v"))
     run(
         *(
             "train",

@@ -15,7 +15,11 @@ from musubi.testing import media, twins
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    return twins.write_twins(registry.find("wan"), tmp_path_factory.mktemp("models"))
+    return twins.write_twins(
+        registry.find("wan"),
+        tmp_path_factory.mktemp("models"),
+        task=registry.find("wan").task("t2v"),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,9 @@ from musubi.testing import media, twins
 
 @pytest.mark.pipeline
 def test_two_processes_equal_accumulation(tmp_path: Path) -> None:
-    models = twins.write_twins(registry.find("wan"), tmp_path / "models")
+    models = twins.write_twins(
+        registry.find("wan"), tmp_path / "models", task=registry.find("wan").task("t2v")
+    )
     data = media.write_dataset(tmp_path / "data", images=3, videos=0)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red ball --w 32 --h 32 --f 1 --d 1 --s 1\n", encoding="utf-8")

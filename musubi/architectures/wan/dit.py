@@ -26,8 +26,6 @@ from musubi.plugin import Shapes
 HEAD = 128
 PATCH = (1, 2, 2)
 TEXT_TOKENS = 512
-VACE_CHANNELS = 96
-"""Latents of what is kept and of what is changed (16 each), and 64 of the mask's 8x8 pixels."""
 THETA = 10000.0
 # Of a head's 128 dimensions 44 turn with time, 42 with height, 42 with width.
 ROPE_SIZES = (HEAD - 4 * (HEAD // 6), 2 * (HEAD // 6), 2 * (HEAD // 6))
@@ -180,7 +178,7 @@ class WanDiT(nn.Module):
         image_dim: Width of the image features.
         reference: Whether a reference image can stand before the video (Fun-Control 1.1).
         vace_layers: Number of control blocks beside the blocks (VACE); 0 where there are none.
-        vace_dim: Channels of what the control blocks read.
+        vace_dim: Channels of what the control blocks read; VACE's are 96.
     """
 
     def __init__(  # noqa: PLR0913 - one for each size that a file shows
@@ -197,7 +195,7 @@ class WanDiT(nn.Module):
         image_dim: int = FEATURES,
         reference: bool = False,
         vace_layers: int = 0,
-        vace_dim: int = VACE_CHANNELS,
+        vace_dim: int = 0,
     ) -> None:
         super().__init__()
         self.freq_dim = freq_dim
@@ -388,8 +386,6 @@ def infer(shapes: Shapes) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if family != "t2v":
         found["image_dim"] = shapes["img_emb.proj.1.weight"][1]
-    if control:
-        found["vace_dim"] = shapes["vace_patch_embedding.weight"][1]
     return {
         **found,
         "family": family,
@@ -402,4 +398,5 @@ def infer(shapes: Shapes) -> dict[str, Any]:
         "freq_dim": shapes["time_embedding.0.weight"][1],
         "reference": "ref_conv.weight" in shapes,
         "vace_layers": len(control),
+        "vace_dim": shapes["vace_patch_embedding.weight"][1] if control else 0,
     }

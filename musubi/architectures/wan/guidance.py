@@ -1,4 +1,6 @@
-"""Skip-layer guidance: a third call of the network, with some blocks left out and the negative text."""
+"""Guidance of one denoiser or of two experts, and skip-layer guidance: a third call of the network,
+with some blocks left out and the negative text.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from musubi.architectures.wan.experts import BOUNDARY_I2V, BOUNDARY_T2V, boundary
 from musubi.errors import ConfigError
 from musubi.plugin import Conditioning, Moment, Recipe
 
@@ -77,23 +80,59 @@ def check(recipe: Recipe) -> None:
 def texts(recipe: Recipe) -> dict[str, str]:
     """The prompt, and the negative prompt where some step reads it."""
     found = {"prompt": recipe.prompt}
-    if recipe.guidance_scale != 1 or layer_skip(recipe) is not None:
+    scales = (recipe.guidance_scale, recipe.options.get("guidance_scale_high_noise"))
+    guided_at_all = any(scale is not None and scale != 1 for scale in scales)
+    if guided_at_all or layer_skip(recipe) is not None:
         found["negative"] = recipe.negative_prompt
     return found
 
 
+Call = Callable[[Conditioning], torch.Tensor]
+
+
 def guided(
-    call: Callable[[Conditioning], torch.Tensor],
+    call: Call, positive: Conditioning, negative: Conditioning, recipe: Recipe, moment: Moment
+) -> torch.Tensor:
+    """Classifier-free guidance, with the skip-layer call where it is asked for."""
+    return _guided(call, positive, negative, recipe, moment, recipe.guidance_scale)
+
+
+def guided_t2v(
+    call: Call, positive: Conditioning, negative: Conditioning, recipe: Recipe, moment: Moment
+) -> torch.Tensor:
+    """The same for Wan2.2's text-to-video experts, each with a scale of its own."""
+    scale = _scale(recipe, moment, BOUNDARY_T2V)
+    return _guided(call, positive, negative, recipe, moment, scale)
+
+
+def guided_i2v(
+    call: Call, positive: Conditioning, negative: Conditioning, recipe: Recipe, moment: Moment
+) -> torch.Tensor:
+    """The same for Wan2.2's image-to-video experts, each with a scale of its own."""
+    scale = _scale(recipe, moment, BOUNDARY_I2V)
+    return _guided(call, positive, negative, recipe, moment, scale)
+
+
+def _scale(recipe: Recipe, moment: Moment, default: float) -> float:
+    high = recipe.options.get("guidance_scale_high_noise")
+    if high is None or moment.t < boundary(recipe.options, default):
+        return recipe.guidance_scale
+    return float(high)
+
+
+def _guided(
+    call: Call,
     positive: Conditioning,
     negative: Conditioning,
     recipe: Recipe,
     moment: Moment,
+    g: float,
 ) -> torch.Tensor:
-    """Classifier-free guidance, with the skip-layer call where it is asked for."""
-    g = recipe.guidance_scale
     conditional = call(positive)
     skip = layer_skip(recipe)
     if skip is None or not skip.active(moment.step, moment.steps):
+        if g == 1:
+            return conditional
         unconditional = call(negative)
         return unconditional + g * (conditional - unconditional)
     skipped = call(negative.plus(skip_blocks=skip.layers)).to(conditional)

@@ -12,9 +12,7 @@ CLIP_VISION = Component(
     infer=Lazy("musubi.encoders.clip_vision.network:infer"),
     dialects=keys.CLIP_VISION,
     foreign_keys={
-        "vision_model.embeddings.position_embedding.bias": "another image encoder",
         "vision_model.head.attention.in_proj_weight": "a SigLIP image encoder",
-        "text_model.embeddings.token_embedding.weight": "a CLIP text encoder",
     },
     traits=Traits(
         stacks=("transformer",),

@@ -165,20 +165,58 @@ def test_dit_with_control_blocks(layers, places, loaded):
     assert error(ours(x, t, text, control=control, control_scale=0.7), expected) < 1e-5
 
 
+# How many tensors the published file has.
+TENSORS = {
+    "t2v-1.3B": 825,
+    "t2v-14B": 1095,
+    "t2i-14B": 1095,
+    "i2v-14B": 1303,
+    "flf2v-14B": 1304,
+    "t2v-1.3B-FC": 983,
+    "t2v-14B-FC": 1303,
+    "i2v-1.3B-FC": 983,
+    "i2v-14B-FC": 1303,
+    "i2v-1.3B-FC-1.1": 985,
+    "i2v-14B-FC-1.1": 1305,
+    "t2v-A14B": 1095,
+    "i2v-A14B": 1095,
+    "ti2v-5B": 825,
+    "vace-1.3B": 1264,
+    "vace-14B": 1331,
+}
+
+
+def full_oracle(n):
+    from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
+
+    sizes = {
+        "num_attention_heads": n["dim"] // 128,
+        "ffn_dim": n["ffn_dim"],
+        "num_layers": n["num_layers"],
+        "in_channels": n["in_dim"],
+        "out_channels": n["out_dim"],
+    }
+    if n["vace_layers"]:
+        step = n["num_layers"] // n["vace_layers"]
+        places = list(range(0, n["num_layers"], step))
+        return WanVACETransformer3DModel(vace_layers=places, vace_in_channels=96, **sizes)
+    if n["family"] != "t2v":
+        sizes |= {"image_dim": 1280, "added_kv_proj_dim": n["dim"]}
+        sizes["pos_embed_seq_len"] = 514 if n["family"] == "flf2v" else None
+    return WanTransformer3DModel(**sizes)
+
+
 @pytest.mark.parametrize("variant", ARCHITECTURE.variants, ids=lambda v: v.name)
 def test_full_sizes_have_the_released_names_and_shapes(variant):
-    from diffusers import WanTransformer3DModel
-
     n = variant.numbers
     with torch.device("meta"):
         ours = DIT.build(**n).state_dict()
-        oracle = WanTransformer3DModel(
-            num_attention_heads=n["dim"] // 128,
-            ffn_dim=n["ffn_dim"],
-            num_layers=n["num_layers"],
-        ).state_dict()
+        oracle = full_oracle(n).state_dict()
+    shapes = {name: tuple(t.shape) for name, t in ours.items()}
+    assert DIT.infer(shapes) == n
+    assert len(ours) == TENSORS[variant.name]
+    if n["reference"]:  # a convolution of 2x2 latent cells, which diffusers' class lacks
+        assert shapes.pop("ref_conv.weight") == (n["dim"], 16, 2, 2)
+        assert shapes.pop("ref_conv.bias") == (n["dim"],)
     reading = dialect(keys.DIT, "diffusers").reading(oracle)
-    assert {name: oracle[s.names[0]].shape for name, s in reading.items()} == {
-        name: tensor.shape for name, tensor in ours.items()
-    }
-    assert len(ours) == {"t2v-1.3B": 825, "t2v-14B": 1095, "t2i-14B": 1095}[variant.name]
+    assert {name: tuple(oracle[s.names[0]].shape) for name, s in reading.items()} == shapes

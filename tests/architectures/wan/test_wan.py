@@ -10,7 +10,7 @@ from musubi.encoders.umt5 import network as umt5
 from musubi.encoders.wan_vae import network as wan_vae
 from musubi.errors import CheckpointError, ConfigError
 from musubi.nn.attention import use
-from musubi.plugin import Conditioning, Recipe
+from musubi.plugin import Conditioning, Prompt, Recipe
 from musubi.testing.twins import fill
 from musubi.weights.contents import inspect
 from musubi.weights.write import save
@@ -234,7 +234,8 @@ class Tokenizer:
 def test_text_records_have_their_own_length():
     nets = Nets(t5=fill(T5.build(**T5.tiny)))
     runtime = WanRuntime(ARCHITECTURE, ARCHITECTURE.tasks[0], {})
-    records = runtime.encode_text(nets, "t5", ["a cat", "", "x" * 600])
+    prompts = [Prompt(text=text) for text in ("a cat", "", "x" * 600)]
+    records = runtime.encode_text(nets, "t5", prompts)
     assert [tuple(r["t5"].shape) for r in records] == [(6, 32), (1, 32), (512, 32)]
 
 

@@ -1,0 +1,145 @@
+"""Options of Wan's own. Plain data: no torch in this file."""
+
+from musubi.plugin import Option
+
+_VAE = (
+    Option(
+        name="vae_tiling",
+        type=bool,
+        default=False,
+        help="Encode and decode in overlapping spatial tiles: less memory, slightly different frames.",
+        commands=("cache latents", "train", "generate"),
+        affects_cache=True,
+        saves=True,
+    ),
+    Option(
+        name="vae_cache_cpu",
+        type=bool,
+        default=False,
+        help="Keep the VAE's feature cache in host memory: slower, 1 to 2 GB less on the device.",
+        commands=("cache latents", "train", "generate"),
+        saves=True,
+    ),
+    Option(
+        name="vae_tile_size",
+        type=int,
+        default=256,
+        help="Side of a VAE tile in pixels, a multiple of 32, when tiling.",
+        commands=("cache latents", "train", "generate"),
+        affects_cache=True,
+    ),
+)
+
+_SKIPPED_LAYERS = (
+    Option(
+        name="slg_layers",
+        type=str,
+        help="Skip-layer guidance: numbers of the blocks to leave out, such as 9,10.",
+        commands=("generate",),
+    ),
+    Option(
+        name="slg_mode",
+        type=str,
+        choices=("original", "uncond"),
+        help="Skip-layer guidance: beside the unconditional call (original), or instead of it (uncond).",
+        commands=("generate",),
+    ),
+    Option(
+        name="slg_scale",
+        type=float,
+        default=3.0,
+        help="Skip-layer guidance: its strength in the mode original.",
+        commands=("generate",),
+    ),
+    Option(
+        name="slg_start",
+        type=float,
+        default=0.0,
+        help="Skip-layer guidance: where it begins, as a part of the steps.",
+        commands=("generate",),
+    ),
+    Option(
+        name="slg_end",
+        type=float,
+        default=0.3,
+        help="Skip-layer guidance: where it ends, as a part of the steps.",
+        commands=("generate",),
+    ),
+)
+
+_TASKS = (
+    Option(
+        name="i2v",
+        type=bool,
+        default=False,
+        help="Image to video with a model that needs no --clip: Wan2.2 A14B and TI2V 5B.",
+        commands=("cache latents", "train"),
+        task={"t2v": "i2v-2.2", "ti2v": "ti2v-image"},
+    ),
+    Option(
+        name="one_frame",
+        type=bool,
+        default=False,
+        help="Make or change one frame, at a place in time of its own, from control images.",
+        commands=("cache latents", "train"),
+        task={"i2v": "one_frame", "flf2v": "one_frame_flf2v"},
+    ),
+    Option(
+        name="one_frame_inference",
+        type=str,
+        help="Make one frame from control images: target_index=1,control_index=0, with the places in "
+        "time separated by ; for several control images.",
+        commands=("generate",),
+        letter="of",
+        aliases=("one_frame",),
+        task={"i2v": "one_frame", "flf2v": "one_frame_flf2v"},
+    ),
+)
+
+_OTHERS = (
+    Option(
+        name="strength",
+        type=float,
+        default=0.8,
+        help="With video_path, the part of the steps that is taken: above 0; 1 keeps nothing of "
+        "the video.",
+        commands=("generate",),
+    ),
+    Option(
+        name="timestep_boundary",
+        type=float,
+        help="The noise level from which on Wan2.2's high-noise expert works: 0.875 for text to "
+        "video and 0.9 for image to video when not given.",
+        commands=("train", "generate"),
+    ),
+    Option(
+        name="guidance_scale_high_noise",
+        type=float,
+        help="The guidance scale of Wan2.2's high-noise expert; the task's own when not given.",
+        commands=("generate",),
+    ),
+    Option(
+        name="control_scale",
+        type=float,
+        default=1.0,
+        help="VACE: the weight of what the control blocks add.",
+        commands=("generate",),
+    ),
+)
+
+OPTIONS = (*_VAE, *_SKIPPED_LAYERS, *_TASKS, *_OTHERS)
+
+DATASET_OPTIONS = (
+    Option(
+        name="fp_1f_clean_indices",
+        type=list[int],
+        help="One frame: the place in time of each control image.",
+        commands=("cache latents", "train"),
+    ),
+    Option(
+        name="fp_1f_target_index",
+        type=int,
+        help="One frame: the place in time of the frame that is learned.",
+        commands=("cache latents", "train"),
+    ),
+)
