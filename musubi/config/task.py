@@ -139,13 +139,7 @@ def _recognised(
     given: Iterable[str] | None,
     named: Iterable[str],
 ) -> Choice:
-    # What only an option means is not guessed from a file.
-    switched = {name for option in architecture.options for name in option.task.values()}
-    fitting = [
-        t
-        for t in architecture.tasks
-        if t.name not in switched and (numbers is None or _fits(t, numbers))
-    ]
+    fitting = [t for t in architecture.tasks if numbers is None or _fits(t, numbers)]
     if not fitting:
         shown = ", ".join(f"{k} {v}" for k, v in (numbers or {}).items())
         raise CheckpointError(
