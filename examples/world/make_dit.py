@@ -22,7 +22,7 @@ from torch import nn
 
 from musubi.demo import shapes
 from musubi.flow import times
-from musubi.plugin import Conditioning, Quiet
+from musubi.plugin import Conditioning, Prompt, Quiet
 from musubi.weights.nets import Nets
 
 PEAK, SHIFT, WORDS = 1e-3, 3.0, 512
@@ -110,7 +110,7 @@ class _World:
     @torch.no_grad()
     def texts(self, captions: list[str]) -> torch.Tensor:
         """Hidden states, padded to what the denoiser attends to."""
-        records = self.runtime.encode_text(self.nets, "t5", captions)
+        records = self.runtime.encode_text(self.nets, "t5", [Prompt(text=c) for c in captions])
         states = [next(iter(record.values())) for record in records]
         return torch.stack([F.pad(one, (0, 0, 0, WORDS - len(one))) for one in states])
 

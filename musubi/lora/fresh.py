@@ -95,7 +95,7 @@ def factors(number: int, most: int = -1) -> tuple[int, int]:
     """Two factors of a number, the smaller first: it is `most`, or below it, or near the root for -1.
 
     >>> factors(360, 16), factors(512), factors(250, 4)
-    ((12, 30), (16, 32), (2, 125))
+    ((15, 24), (16, 32), (2, 125))
     """
     if most > 0 and number % most == 0:
         return min(most, number // most), max(most, number // most)
