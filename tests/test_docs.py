@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -12,6 +13,7 @@ from musubi.cli.line import CommandLine
 from musubi.config.commands import COMMANDS, typed
 from musubi.config.dataset import read_dataset_config
 from musubi.config.fields import flags
+from musubi.config.prompts import Kind, grammar
 from musubi.config.reference import reference
 from musubi.config.resolve import resolve
 from musubi.untrusted import tomllib
@@ -101,6 +103,9 @@ def test_options_named_in_pages_exist(page):
             architecture = None if name is None else registry.find(name)
             for flag in flags(command.options(architecture)).values():
                 known |= {flag.name, f"no_{flag.name}", *flag.aliases}
+    for name in registry.names():  # and what a line of a prompt file says
+        for kind in get_args(Kind):
+            known |= set(grammar(registry.find(name), kind).letters)
     text = re.sub(
         r"```(?:text|toml)\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL
     )

@@ -103,6 +103,29 @@ class SamplingOptions(Options):
         le=1,
     )
 
+    magcache_mag_ratios: str | None = option(
+        None,
+        "MagCache: leave out the network's blocks at steps where what they add hardly changes. 0 for "
+        "the model's own ratios, or the list that --magcache_calibration prints.",
+        group=_SAMPLING,
+    )
+    magcache_retention_ratio: float = option(
+        0.2,
+        "MagCache: the part of the steps, from the first, that always run.",
+        group=_SAMPLING,
+        ge=0,
+        le=1,
+    )
+    magcache_threshold: float = option(
+        0.24, "MagCache: the error that may add up before a step runs again.", group=_SAMPLING, ge=0
+    )
+    magcache_k: int = option(
+        6, "MagCache: most steps that are left out in a row.", group=_SAMPLING, ge=0
+    )
+    magcache_calibration: bool = option(
+        False, "MagCache: run every step, and print the ratios that were measured.", group=_SAMPLING
+    )
+
 
 class LoraFileOptions(Options):
     """LoRA files to generate with."""
@@ -142,6 +165,13 @@ class OutputOptions(Options):
         "video",
         "both: video and latents; latent_images: images and latents.",
         group=_OUTPUT,
+    )
+    continue_video: bool = option(
+        False,
+        "Go on with a video that the same command left unfinished in --save_path: sections that are "
+        "there are not made again.",
+        group=_OUTPUT,
+        aliases=("continue",),
     )
     crf: float | None = option(
         None,

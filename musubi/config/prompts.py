@@ -85,7 +85,12 @@ def grammar(architecture: Architecture, kind: Kind = "batch") -> Grammar:
     keys = dict(_KEYS)
     unused: dict[str, str] = {}
     if kind == "batch":
-        letters["g"] = Letter("guidance_scale", float)
+        letters |= {
+            "g": Letter("guidance_scale", float),
+            "mcrr": Letter("magcache_retention_ratio", float),
+            "mct": Letter("magcache_threshold", float),
+            "mck": Letter("magcache_k", int),
+        }
     else:
         for name, other in (("--g", "--l"), ("guidance_scale", "cfg_scale")):
             unused[name.removeprefix("--")] = (

@@ -16,7 +16,15 @@ from musubi.errors import ConfigError, did_you_mean
 from musubi.plugin import Architecture, Input, Recipe, Report, Task
 from musubi.untrusted import text_fault
 
-ENGINE_OPTIONS = ("cfg_skip_mode", "cfg_apply_ratio")
+ENGINE_OPTIONS = (
+    "cfg_skip_mode",
+    "cfg_apply_ratio",
+    "magcache_mag_ratios",
+    "magcache_retention_ratio",
+    "magcache_threshold",
+    "magcache_k",
+    "magcache_calibration",
+)
 MOST_SEED = 2**63 - 1
 _NUMBERS = (
     "prompt",
@@ -83,7 +91,7 @@ def build_recipe(
     if solver not in defaults.solvers:
         report.warn(f"The solver {solver} was not tried with the task {task.name!r}.")
     if task.frames is not None:
-        frames = int(task.frames(own))
+        frames = int(task.frames({"frames": asked.get("frames"), **own}))
     else:
         asked_frames = asked.get("frames", defaults.frames)
         frames = fitting_frames(architecture, choice, asked_frames, report)
@@ -134,7 +142,7 @@ def requested(config: GenerateConfig | PlanConfig, architecture: Architecture) -
         "cpu_noise": config.cpu_noise,
     }
     own = own_options(config, architecture)
-    own |= {name: getattr(config, name) for name in ENGINE_OPTIONS}
+    own |= {name: getattr(config, name, None) for name in ENGINE_OPTIONS}
     return given, own
 
 
@@ -217,7 +225,8 @@ def paths_of(wanted: Input, value: Any) -> list[str]:
 def _leading_picture(choice: Choice, options: Mapping[str, Any]) -> str | None:
     """The picture whose proportions the video takes: the first that was given."""
     for one in choice.task.inputs:
-        if one.fit == "area" and one.flag is not None:
+        leads = one.fit == "area" or (one.leads is not None and bool(options.get(one.leads)))
+        if leads and one.flag is not None:
             given = paths_of(one, options.get(one.flag))
             if given:
                 return given[0]

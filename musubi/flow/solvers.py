@@ -9,22 +9,13 @@ multistep solvers integrate the prediction of the clean sample, m = x - sigma v,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from musubi.errors import ConfigError, did_you_mean
-
-Predict = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
-"""`(x, t, index) -> velocity`: x as given to `solve` in float32; t (B,) float64 in [0, 1]."""
-
-Callback = Callable[[int, torch.Tensor], None]
-"""`(index, x)` after each step."""
-
-Solver = Callable[
-    [Predict, torch.Tensor, torch.Tensor, torch.Tensor, "Callback | None"], torch.Tensor
-]
+from musubi.flow.predictions import Callback, Predict, Solver, called
+from musubi.flow.unipc_flow import unipc_flow
 
 
 def euler(
@@ -133,6 +124,8 @@ def lcm(
 
 SOLVERS: dict[str, Solver] = {"unipc": unipc, "dpm++": dpmpp_2m, "vanilla": euler, "lcm": lcm}
 NAMES: tuple[str, ...] = tuple(SOLVERS)
+# Those that only a task's own `solver_names` mean.
+OF_TASKS: dict[str, Solver] = {"unipc-flow": unipc_flow}
 
 
 def solve(
@@ -153,17 +146,10 @@ def solve(
     Raises:
         ConfigError: There is no solver of that name.
     """
-    if name not in SOLVERS:
+    if name not in SOLVERS and name not in OF_TASKS:
         raise ConfigError(f"There is no solver {name!r}.", fix=did_you_mean(name, NAMES))
-    solver = partial(lcm, seed=seed) if name == "lcm" else SOLVERS[name]
+    solver = partial(lcm, seed=seed) if name == "lcm" else {**SOLVERS, **OF_TASKS}[name]
     return solver(predict, x.float(), sigmas.float(), timesteps, callback)
-
-
-def called(predict: Predict, x: torch.Tensor, timesteps: torch.Tensor, i: int) -> torch.Tensor:
-    """The velocity at step `i`, in the dtype of `x`."""
-    # float64: 978 / 1000 * 1000 in float32 may miss 978, which the time embedding would see.
-    t = torch.full((x.shape[0],), float(timesteps[i]) / 1000, dtype=torch.float64, device=x.device)
-    return predict(x, t, i).to(x.dtype)
 
 
 def _log_snr(sigma: float) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from musubi.flow.solvers import Callback, Predict, called
+from musubi.flow.predictions import Callback, Predict, called
 
 ORDER = 3
 

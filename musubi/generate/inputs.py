@@ -18,7 +18,7 @@ from musubi.plugin import Clip, Input, Prompt, Recipe, Task
 
 def has_media(options: Mapping[str, Any], task: Task) -> bool:
     """Whether something beside the text is encoded: the task needs it, or it may have it and does."""
-    return any(one.required or _files(one, options) for one in task.inputs)
+    return task.always_encodes or any(one.required or _files(one, options) for one in task.inputs)
 
 
 def check(recipe: Recipe, task: Task) -> None:

@@ -21,6 +21,7 @@ from musubi.flow.experts import Experts
 from musubi.flow.times import mix
 from musubi.generate.guidance import guided
 from musubi.generate.inputs import check, clip_for, has_media, prompt_for, seen_paths
+from musubi.generate.steps import Steps
 from musubi.memory.apply import park as move_to
 from musubi.plugin import (
     Architecture,
@@ -107,6 +108,7 @@ class Pipeline:
         self._media: dict[Hashable, Record] = {}
         self._used: set[str] = set()
         self._working: str | None = None
+        self._steps = Steps()
 
     @torch.no_grad()
     def prepare(self, recipes: Sequence[Recipe]) -> None:
@@ -156,6 +158,7 @@ class Pipeline:
         """
         watch = watch or SectionWatch()
         given = self.encode(recipe)
+        self._steps = Steps(recipe, self.task.sampling)
         rollout = self.runtime.rollout(recipe, next(iter(given.values())), self.device)
         section = next(rollout)
         number = 0
@@ -170,6 +173,9 @@ class Pipeline:
             try:
                 section = rollout.send(x.to(self.device))
             except StopIteration as finished:
+                for line in self._steps.measured():
+                    self.report.note(line)
+                self._steps = Steps()
                 return finished.value
 
     @torch.no_grad()
@@ -217,10 +223,12 @@ class Pipeline:
             levels, times = levels[-taken - 1 :], times[-taken:]
             x = mix(section.clean, x, levels[:1].to(x.device))
         told = [time / 1000 for time in times.tolist()]
+        self._steps.start(len(told), positive, negative)
         inside = guided(self._call, positive, negative, recipe, told, self.task.guidance)
 
         def predict(x: torch.Tensor, t: torch.Tensor, i: int) -> torch.Tensor:
             self._choose(told[i])
+            self._steps.step = i
             return inside(x, t, i)
 
         with self.report.progress("Denoising", len(times), unit="step") as bar:
@@ -267,8 +275,11 @@ class Pipeline:
         if dit is None:
             dit = self._awake(self._working)
         dtype = self.dit_dtype if self.dit_dtype is not None else compute_dtype(dit)
+        stacks = self.architecture.component(self._working).traits.stacks
         with _autocast(self.device, dtype):
-            return self.runtime.predict(dit, x, t, given).float()
+            return self._steps.run(
+                dit, stacks, given, lambda: self.runtime.predict(dit, x, t, given)
+            ).float()
 
     def _condition(self, recipe: Recipe, text: str) -> Conditioning:
         record: Record = {}

@@ -27,6 +27,7 @@ from musubi.generate.inputs import has_media, size_of
 from musubi.generate.interactive import ask
 from musubi.generate.loras import ChosenLora
 from musubi.generate.pipeline import Pipeline
+from musubi.generate.sections import KeptSections, pictures, unfinished
 from musubi.memory.apply import placer
 from musubi.memory.compiled import Compiler
 from musubi.nn import attention
@@ -112,7 +113,7 @@ class _Generation:
         for i, recipe in enumerate(recipes):
             self.report.note(_announce(recipe, i, len(recipes)))
             with _Collected(failed, recipe.prompt, self.report, len(recipes) > 1):
-                made.append((recipe, self._denoise(recipe)))
+                made.append(self._denoise(recipe))
         self.pipeline.free()
         for recipe, path in made:
             with _Collected(failed, recipe.prompt, self.report, len(recipes) > 1):
@@ -164,13 +165,46 @@ class _Generation:
             except MusubiError as error:
                 self.report.warn(str(error))
 
-    def _denoise(self, recipe: Recipe) -> Path:
-        with explained(self.config, self.architecture, "sample", policy=self.policy):
-            latents = self.pipeline.latents(recipe)
-        name = write.stem(self.folder, recipe.seed)
-        return write.write_latents(
-            latents, self.folder / f"{name}_latent.safetensors", self._notes(recipe)
+    def _denoise(self, recipe: Recipe) -> tuple[Recipe, Path]:
+        """Solve it, or what is left of it; the recipe as it was made, and the file of its latents."""
+        kept = self._kept(recipe)
+        try:
+            with explained(self.config, self.architecture, "sample", policy=self.policy):
+                latents = self.pipeline.latents(kept.recipe, kept)
+        except BaseException:
+            if kept.count:
+                self.report.note(
+                    f"{kept.count} sections of {kept.name} are kept in {self.folder}; the same "
+                    "command with --continue goes on from them."
+                )
+            raise
+        path = write.write_latents(
+            latents, self.folder / f"{kept.name}_latent.safetensors", self._notes(kept.recipe)
         )
+        kept.clear()
+        return kept.recipe, path
+
+    def _kept(self, recipe: Recipe) -> KeptSections:
+        """Where its sections are kept: those of an unfinished video, when it goes on from one."""
+        found = None
+        if self.config.continue_video:
+            seed = self.config.seed
+            found = unfinished(self.folder, recipe, self.facts, any_seed=seed is None or seed == -1)
+            if found is None:
+                self.report.note(f"No unfinished video of this recipe is in {self.folder}.")
+        name, recipe = found or (write.stem(self.folder, recipe.seed), recipe)
+        shown = self.config.output_type in ("video", "both")
+        return KeptSections(
+            recipe,
+            name,
+            self.folder,
+            facts=self.facts,
+            decode=self._pictures if shown else None,
+            report=self.report,
+        )
+
+    def _pictures(self, latents: torch.Tensor, recipe: Recipe) -> Iterator[np.ndarray]:
+        return pictures(self.pipeline.frames(latents, recipe))
 
     def _finish(self, recipe: Recipe, path: Path) -> None:
         name = path.name.removesuffix("_latent.safetensors")
@@ -193,13 +227,13 @@ class _Generation:
         trimmed = self.config.trim_tail_frames
         with explained(self.config, self.architecture, "decode", policy=self.policy):
             chunks = self.pipeline.frames(latents, recipe, deep=self.quality.bit_depth > 8)
-            pictures = _without_tail(chunks, trimmed)
-            first = list(islice(pictures, 2))
+            shown = _without_tail(chunks, trimmed)
+            first = list(islice(shown, 2))
             if not first:
                 raise ConfigError(
                     f"--trim_tail_frames {trimmed} leaves no frame.", fix="Trim fewer."
                 )
-            every = chain(first, pictures)
+            every = chain(first, shown)
             if self.config.output_type in ("images", "latent_images"):
                 written = write.write_images(every, self.folder, name, notes)[0]
             else:

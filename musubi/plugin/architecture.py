@@ -114,6 +114,8 @@ class Sampling:
         solver_names: What a person writes → its name in `musubi.flow.solvers`, where the two differ.
         negative_prompt: Used when the user gives none.
         size: Width and height.
+        mag_ratios: For MagCache: the norm of what the blocks add, at each of some steps over the one
+            before; empty: not measured.
         options: Values of the architecture's own options, where the user gives none.
     """
 
@@ -126,6 +128,7 @@ class Sampling:
     solver_names: Mapping[str, str] = field(default_factory=dict[str, str])
     negative_prompt: str = ""
     size: tuple[int, int] = (256, 256)
+    mag_ratios: tuple[float, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -167,7 +170,8 @@ class Task:
         usable_frames: `(available, options) -> int`: how many of `available` frames a clip uses,
             0 when too few. None: the largest `period * k + 1`.
         frames: `(options) -> int`: how many frames a recipe makes, where options other than the
-            length decide it.
+            length decide it; the length that was asked for, or None, is among them as "frames".
+        always_encodes: Generation makes a media record also where no input was given.
         check: `(recipe) -> None`: raises a `MusubiError` for what cannot be made, before anything
             is loaded.
         texts: `(recipe) -> {name: text}`: what is encoded, where that is more than "prompt" and,
@@ -194,6 +198,7 @@ class Task:
     adjust: Lazy | None = None
     usable_frames: Lazy | None = None
     frames: Lazy | None = None
+    always_encodes: bool = False
     check: Lazy | None = None
     texts: Lazy | None = None
     guidance: Lazy | None = None

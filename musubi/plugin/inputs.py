@@ -30,9 +30,12 @@ class Input:
         many: Any number of them, in order.
         required: Generating and training do nothing without it. Where a dataset cannot name it
             (no `column`, no `directory`) the clip itself has it, as the first frame, say.
+        beside: The name of the input that it belongs to, without which it means nothing.
         fit: "bucket": resized to cover the size of the clip, and cropped to it; "area": as it is,
             and when generating the video takes its proportions, at the area that was asked for;
             "as_is": as it is.
+        leads: A plain option of the architecture: when it is given, what is made takes the
+            proportions of this picture, at the area that was asked for, whatever `fit` says.
         alpha: Keep the transparency of images that have some, as a fourth channel.
         hold: A video that is too short stands still at its last frame; else it is refused.
         seen_by_text: The text encoder sees it too, as it is: its digest is part of the text
@@ -50,7 +53,9 @@ class Input:
     directory: str | None = None
     many: bool = False
     required: bool = False
+    beside: str | None = None
     fit: Literal["bucket", "area", "as_is"] = "bucket"
+    leads: str | None = None
     alpha: bool = False
     hold: bool = True
     seen_by_text: bool = False

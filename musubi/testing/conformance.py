@@ -244,8 +244,9 @@ def each_input_matters(subject: Subject, task: Task) -> None:
 
     with torch.no_grad(), _repeatable():
         for one in task.inputs:
-            here = made({**needed, one.name: first[one.name]})
-            there = made({**needed, one.name: second[one.name]})
+            also = {one.beside: first[one.beside]} if one.beside else {}
+            here = made({**needed, **also, one.name: first[one.name]})
+            there = made({**needed, **also, one.name: second[one.name]})
             alike = all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
             assert not alike, f"{one.name} changes nothing"
 
@@ -399,7 +400,9 @@ TASK_CHECKS: tuple[Callable[[Subject, Task], None], ...] = (
 
 
 def _close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
-    difference = (found - expected).float().norm() / expected.float().norm().clamp(min=1e-12)
+    difference = (found.float() - expected.float()).norm() / expected.float().norm().clamp(
+        min=1e-12
+    )
     assert difference < tolerance, f"{what} differs by {difference:.1e}"
 
 

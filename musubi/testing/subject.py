@@ -205,7 +205,7 @@ class Subject:
         runtime = self.runtime(task)
         seen = {n: p for n, p in inputs.items() if (one := task.input(n)) and one.seen_by_text}
         with torch.no_grad():
-            if inputs:
+            if inputs or task.always_encodes:
                 record.update(runtime.encode_media(self.nets, [clip])[0][0])
             for component in self.architecture.of_role("text", task):
                 prompt = Prompt(text=text, pictures=seen)

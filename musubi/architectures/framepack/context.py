@@ -16,6 +16,10 @@ HEAD = 128
 FREQUENCIES = 256
 Lengths = tuple[int, ...] | None
 """Real tokens of each item of a batch, on the host; None: all are."""
+Real = tuple[int, ...] | torch.Tensor
+"""Which tokens of each text are real: how many of the first, or, with gaps between them, a mask (B, T),
+bool. Either is on the host.
+"""
 
 
 class Embedding(nn.Module):
@@ -60,13 +64,14 @@ class TextScalars(nn.Module):
         self.timestep_embedder = Embedding(FREQUENCIES, dim)
         self.text_embedder = Embedding(text_dim, dim)
 
-    def forward(
-        self, timestep: torch.Tensor, text: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
-        """(B,) in 0 to 1000, B T D and the mask (B, T) to (B, D)."""
-        weight = mask.to(text.device, torch.float32, non_blocking=True)[..., None]
-        # A text without tokens has the mean zero.
-        mean = (text.float() * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+    def forward(self, timestep: torch.Tensor, text: torch.Tensor, real: Real) -> torch.Tensor:
+        """(B,) in 0 to 1000, B T D and what of it is real to (B, D)."""
+        # One by one: a tensor of counts would have to be waited for. No tokens have the mean zero.
+        if isinstance(real, torch.Tensor):
+            parts = [one[mask] for one, mask in zip(text, real.to(text.device), strict=True)]
+        else:
+            parts = [one[:n] for one, n in zip(text, real, strict=True)]
+        mean = torch.stack([part.float().sum(dim=0) / max(len(part), 1) for part in parts])
         return self.timestep_embedder(sinusoid(timestep)) + self.text_embedder(mean)
 
 
@@ -182,22 +187,21 @@ class TokenRefiner(nn.Module):
         self.token_refiner = Refiner(dim, depth)
 
     def forward(
-        self, text: torch.Tensor, timestep: torch.Tensor, mask: torch.Tensor, dtype: torch.dtype
+        self, text: torch.Tensor, timestep: torch.Tensor, real: Real, dtype: torch.dtype
     ) -> torch.Tensor:
         """B T text_dim to B T D in `dtype`.
 
         Args:
-            text: Hidden states; what the mask leaves out is not looked at.
+            text: Hidden states; what is not real is not looked at.
             timestep: (B,), 0 to 1000.
-            mask: (B, T), bool, on the host: the real tokens. Real ones look at real ones, and
-                everyone may look at the first.
+            real: The real tokens. Real ones look at real ones, and everyone may look at the first.
             dtype: What is computed in.
         """
-        vec = self.time_text_embed(timestep, text, mask)
+        vec = self.time_text_embed(timestep, text, real)
         x = self.proj_in(text.to(dtype)).to(dtype)
-        if _leading(mask) and bool(mask.any(dim=1).all()):
-            return self.token_refiner(x, vec, None, tuple(mask.sum(dim=1).tolist()))
-        seen = (mask[:, None, :, None] & mask[:, None, None, :]).contiguous()
+        if not isinstance(real, torch.Tensor):
+            return self.token_refiner(x, vec, None, tuple(max(n, 1) for n in real))
+        seen = (real[:, None, :, None] & real[:, None, None, :]).contiguous()
         seen[..., 0] = True
         return self.token_refiner(x, vec, seen.to(x.device), None)
 
@@ -215,15 +219,19 @@ class ImageProjection(nn.Module):
         return self.down(F.silu(self.up(x.to(dtype)))).to(dtype)
 
 
-def trimmed(text: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text B T D and its mask (B, T), cut to the longest item where real tokens come first."""
-    longest = max(int(mask.sum(dim=1).max()), 1) if _leading(mask) else mask.shape[1]
-    return text[:, :longest], mask[:, :longest]
+def real_tokens(mask: torch.Tensor) -> Real:
+    """Which tokens of each text are real, from a mask (B, T) of bools or numbers on the host."""
+    mask = mask.bool()
+    leading = bool((mask[:, :-1] >= mask[:, 1:]).all())
+    return tuple(mask.sum(dim=1).tolist()) if leading else mask
 
 
-def kept(
-    image: torch.Tensor, text: torch.Tensor, mask: torch.Tensor
-) -> tuple[torch.Tensor, Lengths]:
+def trimmed(text: torch.Tensor, real: Real) -> torch.Tensor:
+    """Text B T D, cut to the longest item where real tokens come first."""
+    return text if isinstance(real, torch.Tensor) else text[:, : max(*real, 1)]
+
+
+def kept(image: torch.Tensor, text: torch.Tensor, real: Real) -> tuple[torch.Tensor, Lengths]:
     """Image tokens, then text tokens, B T D, cut to the longest item, and how many each keeps.
 
     As many are kept of an item as there are image tokens and real text tokens: the first ones.
@@ -231,16 +239,12 @@ def kept(
     Args:
         image: B L D.
         text: B T D.
-        mask: (B, T), bool, on the host: the real text tokens.
+        real: The real text tokens.
     """
-    counts = [image.shape[1] + n for n in mask.sum(dim=1).tolist()]
+    words = real.sum(dim=1).tolist() if isinstance(real, torch.Tensor) else real
+    counts = [image.shape[1] + n for n in words]
     both = torch.cat([image, text], dim=1)[:, : max(counts)]
     return both, None if min(counts) == max(counts) else tuple(counts)
-
-
-def _leading(mask: torch.Tensor) -> bool:
-    # Whether the real tokens of each item come first, without a gap.
-    return bool((mask[:, :-1] >= mask[:, 1:]).all())
 
 
 def added(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

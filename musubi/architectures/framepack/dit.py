@@ -21,6 +21,7 @@ from musubi.architectures.framepack.context import (
     FeedForward,
     ImageProjection,
     Lengths,
+    Real,
     Scalars,
     TokenRefiner,
     added,
@@ -272,9 +273,9 @@ class PackedDiT(nn.Module):
     def forward(  # noqa: PLR0913 - what conditions this model is many things
         self,
         x: torch.Tensor,
-        t: torch.Tensor,
+        timestep: torch.Tensor,
         text: torch.Tensor,
-        mask: torch.Tensor,
+        real: Real,
         pooled: torch.Tensor,
         image: torch.Tensor,
         *,
@@ -289,9 +290,9 @@ class PackedDiT(nn.Module):
 
         Args:
             x: Noisy latents, B C F H W, H and W even.
-            t: (B,), 0 clean to 1 noise.
+            timestep: (B,), 0 clean to 1000 noise.
             text: Hidden states of the language model, B T text_dim.
-            mask: Which of them are real, (B, T), bool or numbers, on the host.
+            real: Which of them are real, as `context.real_tokens` finds out.
             pooled: Pooled text, (B, pooled_dim).
             image: Tokens of the picture, B 729 image_dim.
             indices: Frame index of each latent frame, B F.
@@ -307,9 +308,8 @@ class PackedDiT(nn.Module):
             raise ValueError(f"latents of {height}x{width} cells do not split into 2x2 patches")
         # Neither streamed nor stored in 8 bits, and no file keeps it wider than its products.
         dtype = self.context_embedder.proj_in.weight.dtype
-        text, real = trimmed(text, mask.bool())
+        text = trimmed(text, real)
         img, (cos, sin) = self._packed(x, indices, (clean_4x, clean_2x, clean), dtype, rope_scale)
-        timestep = t.float() * 1000
         vec = self.time_text_embed(timestep, pooled, guidance)
         words = self.context_embedder(text, timestep, real, dtype)
         txt, counts = kept(self.image_projection(image, dtype), words, real)

@@ -113,21 +113,37 @@ class Llama(nn.Module):
         return found[0]
 
 
-def template_length(tokenizer: Any) -> int:
-    """Tokens before a caption: 95, where the tokenizer is LLaVA-Llama3's."""
-    alone: list[int] = tokenizer(BEFORE)["input_ids"]
-    followed: list[int] = tokenizer(f"{BEFORE}a{AFTER}")["input_ids"]
+def instruction(system: str) -> str:
+    """What stands before a caption when the model is told `system`."""
+    return (
+        f"<|start_header_id|>system<|end_header_id|>\n\n{system}"
+        "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+    )
+
+
+def template_length(tokenizer: Any, before: str = BEFORE) -> int:
+    """Tokens before a caption: 95, where the tokenizer is LLaVA-Llama3's and the words are usual."""
+    alone: list[int] = tokenizer(before)["input_ids"]
+    followed: list[int] = tokenizer(f"{before}a{AFTER}")["input_ids"]
     # A tokenizer may close each text with a token of its own.
     same = (a == b for a, b in zip(alone, followed, strict=False))
     return next((i for i, equal in enumerate(same) if not equal), len(alone))
 
 
 def encode(
-    encoder: nn.Module, tokenizer: Any, captions: list[str]
+    encoder: nn.Module, tokenizer: Any, captions: list[str], *, before: str | None = None
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """For each caption its hidden states (256, D), padding included, and its mask (256,), int64."""
-    start = template_length(tokenizer)
-    tokens = tokenized(tokenizer, [f"{BEFORE}{c}{AFTER}" for c in captions], length=start + TOKENS)
+    """For each caption its hidden states (256, D), padding included, and its mask (256,), int64.
+
+    Args:
+        encoder: The language model.
+        tokenizer: Its tokenizer.
+        captions: What is encoded.
+        before: What stands before each; the words it was trained with when None.
+    """
+    before = BEFORE if before is None else before
+    start = template_length(tokenizer, before)
+    tokens = tokenized(tokenizer, [f"{before}{c}{AFTER}" for c in captions], length=start + TOKENS)
     device = next(encoder.parameters()).device
     check_ids(tokens.ids, encoder.get_parameter("model.embed_tokens.weight").shape[0])
     hidden = encoder(tokens.ids.to(device), tokens.mask.to(device))

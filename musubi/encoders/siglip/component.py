@@ -36,6 +36,6 @@ def siglip(*, dim: int = 16) -> Component:
             ),
         ),
         dtype="float16",
-        tiny={**FULL, "dim": dim, "ffn_dim": 2 * dim, "num_layers": 2},
+        tiny={"dim": dim, "ffn_dim": 2 * dim, "num_layers": 2, "positions": 36, "patch": 64},
         full=FULL,
     )

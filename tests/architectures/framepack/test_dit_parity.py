@@ -5,6 +5,7 @@ import torch
 
 from musubi.architectures.framepack import keys
 from musubi.architectures.framepack.component import DIT
+from musubi.architectures.framepack.context import real_tokens
 from musubi.testing.twins import fill
 
 pytestmark = pytest.mark.parity
@@ -45,7 +46,7 @@ def example(size=(3, 6, 4), lengths=(9, 9)):
         row[:length] = True
     return {
         "x": randn(n, 16, f, h, w, seed=1),
-        "t": torch.linspace(0.9545, 0.25, n),
+        "timestep": torch.linspace(954.5, 250.0, n),
         "text": randn(n, 12, 48, seed=2),
         "mask": mask,
         "pooled": randn(n, 24, seed=3),
@@ -71,7 +72,7 @@ def theirs_of(model, given):
 
     return model(
         given["x"],
-        given["t"] * 1000,
+        given["timestep"],
         given["text"],
         given["mask"].long(),
         given["pooled"],
@@ -85,6 +86,11 @@ def theirs_of(model, given):
         latents_history_4x=given["clean_4x"][0],
         indices_latents_history_4x=row(given["clean_4x"][1]),
     ).sample
+
+
+def told(given):
+    """As the runtime tells it."""
+    return {**{k: v for k, v in given.items() if k != "mask"}, "real": real_tokens(given["mask"])}
 
 
 def one(given, i):
@@ -106,16 +112,16 @@ def theirs():
 def test_velocity(size, lengths, theirs, loaded):
     ours = loaded(DIT, theirs.state_dict())
     given = example(size, lengths)
-    assert error(ours(**given), theirs_of(theirs, given)) < 1e-5
+    assert error(ours(**told(given)), theirs_of(theirs, given)) < 1e-5
     alone = one(given, 0)
-    assert error(ours(**alone), theirs_of(theirs, alone)) < 1e-5
+    assert error(ours(**told(alone)), theirs_of(theirs, alone)) < 1e-5
 
 
 def test_a_mask_with_holes(theirs, loaded):
     ours = loaded(DIT, theirs.state_dict())
     given = example()
     given["mask"][0, 0] = given["mask"][0, 4] = given["mask"][1, 2] = False
-    assert error(ours(**given), theirs_of(theirs, given)) < 1e-5
+    assert error(ours(**told(given)), theirs_of(theirs, given)) < 1e-5
 
 
 def test_items_have_indices_of_their_own(theirs, loaded):
@@ -123,16 +129,16 @@ def test_items_have_indices_of_their_own(theirs, loaded):
     given = example()
     given["indices"] = torch.stack([given["indices"][0], given["indices"][0] + 9])
     expected = torch.cat([theirs_of(theirs, one(given, i)) for i in range(2)])
-    assert error(ours(**given), expected) < 1e-5
+    assert error(ours(**told(given)), expected) < 1e-5
 
 
 def test_absent_latents_are_zeros_and_absent_history_is_no_token(theirs, loaded):
     ours = loaded(DIT, theirs.state_dict())
     given = example()
     zeros = dict(given, clean_4x=(torch.zeros(2, 16, 16, 6, 4), given["clean_4x"][1]))
-    found = ours(**dict(given, clean_4x=(None, given["clean_4x"][1])))
-    assert torch.equal(found, ours(**zeros))
-    assert error(ours(**dict(given, clean_4x=None)), found) > 1e-3
+    found = ours(**dict(told(given), clean_4x=(None, given["clean_4x"][1])))
+    assert torch.equal(found, ours(**told(zeros)))
+    assert error(ours(**dict(told(given), clean_4x=None)), found) > 1e-3
 
 
 def test_rope_scale_is_of_height_and_width(theirs, loaded):
@@ -160,8 +166,8 @@ def test_rope_scale_is_of_height_and_width(theirs, loaded):
         expected = theirs_of(theirs, given)
     finally:
         theirs.rope.forward = get
-    assert error(ours(**given, rope_scale=0.5), expected) < 1e-5
-    assert error(ours(**given), expected) > 1e-3
+    assert error(ours(**told(given), rope_scale=0.5), expected) < 1e-5
+    assert error(ours(**told(given)), expected) > 1e-3
 
 
 def test_layouts(theirs, loaded):
@@ -170,7 +176,7 @@ def test_layouts(theirs, loaded):
     for layout in keys.DIT:
         state = {layout.prefix + name: tensor for name, tensor in theirs.state_dict().items()}
         ours = loaded(DIT, state)
-        assert error(ours(**given), expected) < 1e-5
+        assert error(ours(**told(given)), expected) < 1e-5
         numbers = dict(ours.musubi_numbers)
     assert numbers == {
         "hidden": 256,
