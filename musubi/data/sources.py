@@ -416,7 +416,7 @@ def _inputs_of(row: Mapping[str, Any], entry: DatasetEntry) -> dict[str, tuple[P
             continue
         ranked: dict[int, str] = {}
         for key, value in row.items():
-            match = re.fullmatch(rf"{re.escape(one.column)}(?:_(\d{1, 9}))?", key)
+            match = re.fullmatch(rf"{re.escape(one.column)}(?:_(\d{{1,9}}))?", key)
             if match is not None and isinstance(value, str) and value:
                 ranked[int(match.group(1)) if match.group(1) else -1] = value
         files = [_located(ranked[rank], entry.jsonl_file) for rank in sorted(ranked)]
