@@ -13,7 +13,7 @@ from musubi.cli.line import CommandLine
 from musubi.config.commands import typed
 from musubi.config.dataset import read_dataset_config
 from musubi.config.init import InitConfig
-from musubi.config.prompts import read_prompt_file
+from musubi.config.prompts import grammar, read_prompt_file
 from musubi.config.resolve import read_file, resolve
 from musubi.config.task import choose_task
 from musubi.errors import ConfigError, DataError
@@ -50,7 +50,7 @@ def start(folder: Path, ask=None, **more: object) -> Quiet:
 
 def test_the_files_are_taken_by_the_other_commands(clips, tmp_path):
     said = start(clips, arch="wan", task="t2v-1.3B", goal="person", name="cat", no_ask=True)
-    data = read_dataset_config(tmp_path / "data.toml", WAN)
+    data = read_dataset_config(tmp_path / "data.toml", WAN, WAN.task("t2v"))
     assert [d.kind for d in data.datasets] == ["video", "image"]
     assert data.datasets[0].place == clips and data.datasets[0].target_frames
     file = read_file(tmp_path / "train.toml")
@@ -58,7 +58,7 @@ def test_the_files_are_taken_by_the_other_commands(clips, tmp_path):
     assert command is not None and file.arch == "wan"
     config = resolve(command.options(WAN), {}, file)
     assert (config.network_dim, config.network_alpha, config.task) == (32, 16, "t2v-1.3B")
-    prompts = read_prompt_file(tmp_path / "prompts.txt", grammar="preview")
+    prompts = read_prompt_file(tmp_path / "prompts.txt", grammar(WAN, "preview"))
     assert [p["prompt"] for p in prompts][:2] == ['a cat - d runs on "grass"', "a cat"]
     assert len(prompts) == 3 and all(p["width"] % 16 == 0 for p in prompts)
     assert any("broken.mp4" in w for w in said.warnings)
