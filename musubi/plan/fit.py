@@ -87,7 +87,7 @@ def policy_for(
         most = max(needed(found) for found in drawn(chosen.policy))
         if most > device_bytes(config.vram):
             report.warn(
-                f"PreviewNeeds at {drawn.buckets[0]} need a card with {words.gib(most)} GiB free, under "
+                f"Previews at {drawn.buckets[0]} need a card with {words.gib(most)} GiB free, under "
                 f"these settings: they will fail, and training goes on. Ask for smaller ones in "
                 f"--sample_prompts. {advice.for_vae(architecture, about.options, 'train')}"
             )

@@ -87,6 +87,7 @@ INPUTS = (
         name="area",
         kind="mask",
         help="Where the motion counts: white.",
+        beside="motion",
         flag="area_path",
         letter="a",
         column="area_path",
@@ -116,7 +117,7 @@ ARCHITECTURE = Architecture(
             schema=Schema(
                 media=(
                     Field(name="latents", **_LATENTS),
-                    Field(name="latents_start", optional=True, **_LATENTS),
+                    Field(name="latents_start", dims="CFHW", sizes=(("C", 4), ("F", 1))),
                     Field(name="latents_motion", optional=True, **_LATENTS),
                     Field(name="latents_reference", many=True, optional=True, **_LATENTS),
                     Field(name="area", dims="FHW", optional=True),

@@ -1,4 +1,4 @@
-"""PreviewNeeds of a run are planned: the network stays on the device, with all that is trained."""
+"""Previews of a run are planned: the network stays on the device, with all that is trained."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -149,11 +149,11 @@ def test_settings_are_chosen_under_which_previews_fit(config, prompts):
 def test_previews_that_cannot_fit_are_said_and_training_goes_on(config, prompts):
     report = Quiet()
     asked = {"vram": "4GiB", "ram": "64GiB", "size": "1.3B", "network_dim": 32}
-    drawing = config(**asked, sample_prompts=prompts())
+    drawing = config(**asked, sample_prompts=prompts("a cat --w 1920 --h 1088 --f 81\n"))
     made = policy_for(drawing, WAN, trains=True, buckets=TRAINED, report=report)
     assert made == policy_for(config(**asked), WAN, trains=True, buckets=TRAINED, report=Quiet())
     (said,) = report.warnings
-    assert said.startswith("PreviewNeeds at 832x480, 17 frames need a card with ")
+    assert said.startswith("Previews at 1920x1088, 81 frames need a card with ")
     assert "--sample_prompts" in said
     assert "Add --vae_tiling" in said
 
