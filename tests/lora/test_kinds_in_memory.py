@@ -39,7 +39,7 @@ def records(subject):
 
 
 def adapted(subject, kind, policy, moved=True):
-    dit = subject.dit(policy)
+    dit = subject.dit(None, policy)
     dit.requires_grad_(False)
     torch.manual_seed(0)
     made = Adapters.create(
