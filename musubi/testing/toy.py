@@ -39,7 +39,7 @@ def _component(name: str, role, build: str, **more) -> Component:
         name=name,
         role=role,
         help=f"The toy's {name}: a safetensors file.",
-        build=Lazy(f"{_HERE}:{build}"),
+        build=Lazy(f"{_HERE}:Toy{build}"),
         infer=Lazy(f"{_HERE}:infer_{build.lower()}"),
         dialects=(KeyMap(name="official", marker=(f"{build.lower()}.weight",)),),
         dtype="float32",

@@ -27,7 +27,7 @@ from musubi.plugin import (
 WINDOW = 2  # latent frames of a section
 
 
-class Block(nn.Module):
+class ToyBlock(nn.Module):
     """A layer that is trained."""
 
     def __init__(self, width: int) -> None:
@@ -39,13 +39,13 @@ class Block(nn.Module):
         return x + torch.tanh(self.inner(x))
 
 
-class Denoiser(nn.Module):
+class ToyDenoiser(nn.Module):
     """Latents and what guides them, cell by cell."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.denoiser = nn.Linear(3 * 4, width)
-        self.blocks = nn.ModuleList([Block(width) for _ in range(2)])
+        self.blocks = nn.ModuleList([ToyBlock(width) for _ in range(2)])
         self.out = nn.Linear(width, 4)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
@@ -58,7 +58,7 @@ class Denoiser(nn.Module):
         return self.out(h).movedim(-1, 1).unflatten(2, shape[2:])
 
 
-class Folder(nn.Module):
+class ToyFolder(nn.Module):
     """An autoencoder that takes means of pixels, and repeats them."""
 
     def __init__(self, width: int) -> None:
@@ -79,7 +79,7 @@ class Folder(nn.Module):
         return torch.cat([big[:, :, :1], big[:, :, 1:].repeat_interleave(4, 2)], dim=2)
 
 
-class Eye(nn.Module):
+class ToyEye(nn.Module):
     """A picture's mean colour, in as many numbers as the denoiser is wide."""
 
     def __init__(self, width: int) -> None:
@@ -91,7 +91,7 @@ class Eye(nn.Module):
         return self.eye(picture[..., :3].float().mean((0, 1, 2)) / 255)
 
 
-class Words(nn.Module):
+class ToyWords(nn.Module):
     """A row for each byte, and what a picture looks like in front of them."""
 
     def __init__(self, width: int) -> None:
