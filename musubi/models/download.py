@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import importlib
 import ssl
 import time
 import urllib.error
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from musubi.errors import RunError
+from musubi.errors import MissingPackageError, RunError
 
 ATTEMPTS = 6
 """In a row without a single byte, before it is given up."""
@@ -122,11 +123,20 @@ def _final(error: Exception) -> bool:
 
 
 def _trust() -> ssl.SSLContext:
-    """The system's certificates, and those that come with the hub's client where the system has none."""
+    """The system's certificates, and those of the package certifi where the system has none.
+
+    Raises:
+        MissingPackageError: There are none at all.
+    """
     context = ssl.create_default_context()
     if not context.cert_store_stats()["x509_ca"]:
-        import certifi
-
+        try:
+            certifi = importlib.import_module("certifi")
+        except ImportError as error:
+            raise MissingPackageError(
+                "This computer has no certificates to check a server with.",
+                fix="Run `pip install certifi`.",
+            ) from error
         context.load_verify_locations(certifi.where())
     return context
 
