@@ -232,12 +232,13 @@ def test_a_signal_finishes_the_step_and_saves_the_state(
 
 
 def test_a_second_signal_stops_now() -> None:
+    before = signal.getsignal(signal.SIGINT)
     with Stop(Quiet()) as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_loss_that_is_not_finite_names_the_items(world, tmp_path: Path) -> None:
