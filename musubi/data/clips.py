@@ -125,7 +125,7 @@ def plan(
         path: _timeline(path, entry, rate)
         for one in entry.inputs
         for path in source.inputs.get(one.name, ())
-        if _moves(one, path)
+        if moves(one, path)
     }
     size = video.width, video.height
     plans: list[ClipPlan] = []
@@ -282,7 +282,7 @@ def _result(task: T, future: Future[R]) -> tuple[T, R | Exception]:
     return task, future.result()
 
 
-def _moves(wanted: Input, path: Path) -> bool:
+def moves(wanted: Input, path: Path) -> bool:
     """Whether a file of an input is read as a video: a mask may be an image or a video."""
     if wanted.kind == "mask":
         return path.is_dir() or path.suffix.lower() in media.VIDEO_EXTENSIONS

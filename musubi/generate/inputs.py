@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from musubi.config.recipe import paths_of
-from musubi.data.clips import fitted, picture
+from musubi.data.clips import fitted, moves, picture
 from musubi.data.images import brightness, image_size
-from musubi.data.media import VIDEO_EXTENSIONS, VideoInfo, probe_video, read_frames
+from musubi.data.media import VideoInfo, probe_video, read_frames
 from musubi.errors import ConfigError, DataError
 from musubi.plugin import Clip, Input, Prompt, Recipe, Task
 
@@ -34,7 +34,7 @@ def check(recipe: Recipe, task: Task) -> None:
         for path in _files(one, recipe.options):
             if not path.exists():
                 raise ConfigError(f"{path} of --{one.flag} does not exist.", fix="Check its path.")
-            if _moves(one, path):
+            if moves(one, path):
                 _probed(one, path, recipe)
 
 
@@ -95,15 +95,9 @@ def _files(wanted: Input, options: Mapping[str, Any]) -> list[Path]:
     return [Path(path).expanduser() for path in paths_of(wanted, options.get(wanted.flag))]
 
 
-def _moves(wanted: Input, path: Path) -> bool:
-    if wanted.kind == "mask":
-        return path.is_dir() or path.suffix.lower() in VIDEO_EXTENSIONS
-    return wanted.kind == "video"
-
-
 def _read(wanted: Input, path: Path, recipe: Recipe) -> np.ndarray:
     size = (recipe.width, recipe.height)
-    if not _moves(wanted, path):
+    if not moves(wanted, path):
         return fitted(wanted, picture(wanted, path), size)
     # The first frames as they come, whatever their rate. Each is made its final size at once: a
     # long video at its own size is gigabytes.
