@@ -208,6 +208,7 @@ def workload(
         optimizer=Optimizer(
             name=getattr(config, "optimizer_type", "adamw"),
             offload=bool(getattr(config, "optimizer_offload", False)),
+            average=getattr(config, "ema_decay", None) is not None,
         ),
         options=own_options(config, architecture),
         steps=_steps(asks, case),
