@@ -290,7 +290,11 @@ def drawn(parts):
     """A control video, a mask for it and two references: where they lie, and as pictures."""
     random = np.random.default_rng(3)
     made = {}
-    for name, shape in (("control", (9, 32, 48, 3)), ("mask", (9, 32, 48)), ("refs", (2, 40, 24, 3))):
+    for name, shape in (
+        ("control", (9, 32, 48, 3)),
+        ("mask", (9, 32, 48)),
+        ("refs", (2, 40, 24, 3)),
+    ):
         pixels = random.integers(0, 256, shape, np.uint8)
         (parts.folder / name).mkdir()
         made[name] = [Image.fromarray(one) for one in pixels]
@@ -307,8 +311,13 @@ def test_control_masks_and_references(parts, drawn, steps, bound, references):
     torch.manual_seed(0)
     dit = fill(
         diffusers.WanVACETransformer3DModel(
-            num_attention_heads=2, attention_head_dim=128, num_layers=4, ffn_dim=192, text_dim=32,
-            vace_layers=[0, 2], vace_in_channels=96,
+            num_attention_heads=2,
+            attention_head_dim=128,
+            num_layers=4,
+            ffn_dim=192,
+            text_dim=32,
+            vace_layers=[0, 2],
+            vace_in_channels=96,
         )  # fmt: skip
     )
 
