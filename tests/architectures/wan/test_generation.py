@@ -318,7 +318,7 @@ def test_control_masks_and_references(parts, drawn, steps, bound, references):
             text_dim=32,
             vace_layers=[0, 2],
             vace_in_channels=96,
-        )  # fmt: skip
+        )
     )
 
     def call(scheduler, shared):
