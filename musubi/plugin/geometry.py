@@ -83,7 +83,7 @@ class Geometry:
         """Width and height of about the area of `size`, in the proportions of a picture `of` that size.
 
         Each side is cut to whole latent cells and then to whole tokens, as the released code of models
-        that make videos from images does; with `ratio_first` as that of Wan2.2's 5B model does.
+        that make videos from images does; with `ratio_first` one side first, as that of others does.
 
         >>> Geometry(channels=16, stride=(4, 8, 8)).same_area((832, 480), of=(1000, 1000))
         (624, 624)
