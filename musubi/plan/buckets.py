@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from musubi.cache import foreign
 from musubi.cache.index import read_index
 from musubi.cache.survey import settings_of
 from musubi.config.dataset import DatasetEntry, DatasetFile, read_dataset_config
@@ -93,6 +94,7 @@ def _counted(
 def _recorded(entry: DatasetEntry, architecture: Architecture, task: Task) -> Counter[Size]:
     """Sizes of the records that were made with the settings of the dataset file."""
     cache_index = read_index(entry.cache_directory, architecture, text=False)
+    cache_index = foreign.adopt(cache_index, entry, None, architecture, task)
     plan = settings_of(entry, task).plan
     headers = (head.header for head in cache_index.media.values() if head is not None)
     return Counter((*h.bucket, h.length) for h in headers if h is not None and h.plan == plan)
