@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from musubi.cache import foreign
 from musubi.cache.index import read_index
 from musubi.cache.survey import settings_of
 from musubi.config.dataset import DatasetEntry, DatasetFile, read_dataset_config
-from musubi.config.options import own_options
+from musubi.config.options import Options, own_options
 from musubi.data.survey import survey
 from musubi.errors import ConfigError
 from musubi.plugin import Architecture, Report, Task
@@ -38,7 +37,7 @@ Size = tuple[int, int, int]
 
 
 def of_dataset(
-    config: Any, architecture: Architecture, task: Task, path: Path, report: Report
+    config: Options, architecture: Architecture, task: Task, path: Path, report: Report
 ) -> tuple[Bucket, ...]:
     """Every size of a dataset file, with its largest batch.
 
@@ -69,7 +68,7 @@ def of_dataset(
 
 
 def _counted(
-    config: Any, architecture: Architecture, task: Task, file: DatasetFile, report: Report
+    config: Options, architecture: Architecture, task: Task, file: DatasetFile, report: Report
 ) -> Iterator[tuple[DatasetEntry, Counter[Size]]]:
     there = [entry for entry in file.datasets if entry.place.exists()]
     for one in survey(
