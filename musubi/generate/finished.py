@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import av
+from av.error import FFmpegError
 from PIL import Image
 
 from musubi.errors import MusubiError
@@ -115,7 +116,7 @@ class FinishedVideos:
             kind, name = "images", path.name.removesuffix("_000.png")
         else:
             return
-        with suppress(MusubiError, TextError, OSError, av.FFmpegError):  # then it is none of ours
+        with suppress(MusubiError, TextError, OSError, FFmpegError):  # then it is none of ours
             recipe = parse_json(_told(path, kind))
             if isinstance(recipe, dict):
                 self._entries.setdefault(name, _Entry(recipe)).files.add(kind)

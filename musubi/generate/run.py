@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -49,6 +50,8 @@ def run(config: GenerateConfig, architecture: Architecture, report: Report) -> N
     if config.save_merged_model is not None:
         loras.save_merged(config, architecture, report)
         return
+    if config.from_file is not None:
+        config = _with_tasks_of_prompts(config, architecture, Path(config.from_file))
     job = _open(config, architecture, report)
     with attention.use(config.attn_mode, split=config.split_attn):
         if config.latent_path:
@@ -305,6 +308,31 @@ class _Collected:
         self.report.warn(f"{self.name}: {error}")
         self.failed.append(self.name)
         return True
+
+
+def _with_tasks_of_prompts(
+    config: GenerateConfig, architecture: Architecture, path: Path
+) -> GenerateConfig:
+    """The command as if it had said what each prompt of its file says: an option that means a task."""
+    asked = _readable(path, prompts.grammar(architecture))
+    meant = [o.name for o in architecture.options if o.task and "generate" in o.commands]
+    said = {
+        name: asked[0][name]
+        for name in meant
+        if asked and not getattr(config, name) and all(one.get(name) for one in asked)
+    }
+    return config.model_copy(update=said)
+
+
+def _readable(path: Path, grammar: prompts.Grammar) -> list[Mapping[str, Any]]:
+    """The prompts of a file without those that cannot be read, which the batch reports."""
+    if path.suffix.lower() in (".toml", ".json"):
+        return list(prompts.read_prompt_file(path, grammar))
+    found: list[Mapping[str, Any]] = []
+    for _, line in prompts.read_lines(path):
+        with suppress(MusubiError):
+            found.append(prompts.parse_line(line, grammar))
+    return found
 
 
 def _open(config: GenerateConfig, architecture: Architecture, report: Report) -> _Generation:
