@@ -17,7 +17,7 @@ from musubi.cache.tasks import device_of
 from musubi.config import prompts
 from musubi.config.generate import GenerateConfig
 from musubi.config.memory import compiler_words
-from musubi.config.options import expert_ending, needed, own_options, paths, tokenizers
+from musubi.config.options import expert_ending, own_options, paths, tokenizers
 from musubi.config.recipe import build_recipe, requested
 from musubi.config.task import Choice, choose_task
 from musubi.data.video_writer import CRF, Quality
@@ -289,7 +289,7 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
         choice, found = _inspected(config, architecture, given, own)
     chosen = {name: _loras(config, architecture, name, found[name], report) for name in found}
     for name in _needed(config, architecture, choice.task):
-        needed(architecture, name, given)
+        architecture.path_of(name, given)
     _say_experts(config, choice.task, found, report)
     assert config.save_path is not None  # the config's own check
     folder = _writable(Path(config.save_path))
@@ -350,7 +350,7 @@ def _inspected(
     """The task, and what the file of each of its denoisers holds."""
     denoisers = [c for c in architecture.components if c.role == "dit" and c.name in given]
     if not denoisers:
-        needed(architecture, architecture.dit.name, given)
+        architecture.path_of(architecture.dit.name, given)
     found: dict[str, Inspection] = {}
     choices: list[Choice] = []
     for component in denoisers:
