@@ -91,12 +91,6 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
-def distance(one, other):
-    """Relative, over all matrices."""
-    difference = sum((one[n] - t).square().sum() for n, t in other.items())
-    return (difference / sum(t.square().sum() for t in other.values())).sqrt()
-
-
 def test_masks_decide_what_is_learned_and_resume_exactly(world, capsys):
     mask = np.zeros((32, 32, 3), np.uint8)
     mask[:, :16] = 255
@@ -107,12 +101,9 @@ def test_masks_decide_what_is_learned_and_resume_exactly(world, capsys):
     masked = world.resumes()
     half = world.train("half", "--unmasked_weight 0.5")
     all_over = world.train("all", "--unmasked_weight 1")
+    assert not same(masked, half) and not same(half, all_over)
     world.write(("new", ""))
     world.cache()
-    plain = world.train("plain")
-    assert not same(masked, half) and not same(masked, plain)
-    # A weight of 1 everywhere is a mean like another, in another order of sums.
-    assert distance(all_over, plain) < 0.05 < distance(masked, plain)
     capsys.readouterr()
     world.run(f"{TRAIN} --output_name no --unmasked_weight 0.5", ends=2)
     assert "--unmasked_weight means nothing" in capsys.readouterr().err
