@@ -174,6 +174,8 @@ class Task:
         always_encodes: Generation makes a media record also where no input was given.
         check: `(recipe) -> None`: raises a `MusubiError` for what cannot be made, before anything
             is loaded.
+        check_network: `(recipe, numbers) -> None`: the same with the numbers of the denoiser's file at
+            hand; called for each denoiser when generating.
         texts: `(recipe) -> {name: text}`: what is encoded, where that is more than "prompt" and,
             under guidance, "negative". A section names the text that guides it.
         guidance: `(call, positive, negative, recipe, moment) -> velocity`; None: classifier-free.
@@ -200,6 +202,7 @@ class Task:
     frames: Lazy | None = None
     always_encodes: bool = False
     check: Lazy | None = None
+    check_network: Lazy | None = None
     texts: Lazy | None = None
     guidance: Lazy | None = None
     sigmas: Lazy | None = None
