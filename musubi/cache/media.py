@@ -14,8 +14,9 @@ from musubi.cache.index import delete_leftovers, write_failures
 from musubi.cache.stale_clips import CachedDataset, StaleClip, StaleClips, named_size
 from musubi.cache.store import check_record, metadata_of, write_record
 from musubi.cache.tasks import encoders_of
-from musubi.cache.threads import WriteBehind, read_ahead
+from musubi.cache.write_behind import WriteBehind
 from musubi.data import clips as data_clips
+from musubi.data.read_ahead import read_ahead
 from musubi.errors import DataError, MusubiError, RunError, line_of
 from musubi.plugin.report import Progress
 from musubi.plugin.runtime import Clip, Record

@@ -13,9 +13,9 @@ from musubi.cache.header import RecordHeader
 from musubi.cache.index import CacheIndex, Failure, read_index
 from musubi.cache.store import media_name, rewrite_header
 from musubi.cache.survey import Origin, Settings, judge_media, renew, settings_of
-from musubi.cache.threads import read_ahead
 from musubi.cache.training_set import Problem
 from musubi.data import clips as data_clips
+from musubi.data.read_ahead import read_ahead
 from musubi.data.sources import scan
 from musubi.errors import RunError
 

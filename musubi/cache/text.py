@@ -26,7 +26,7 @@ from musubi.cache.store import (
     write_record,
 )
 from musubi.cache.survey import Origin, judge_text, origin_of_text, seen_by_text
-from musubi.cache.threads import WriteBehind
+from musubi.cache.write_behind import WriteBehind
 from musubi.data.clips import picture
 from musubi.data.sources import scan
 from musubi.errors import DataError, MusubiError, line_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any, Literal
 
+from musubi.config.losses import LossOptions
 from musubi.config.options import Options, option
 from musubi.errors import ConfigError
 
@@ -91,8 +92,8 @@ class ScheduleOptions(Options):
     )
 
 
-class TimestepOptions(Options):
-    """Noise levels and the weight of the loss."""
+class TimestepOptions(LossOptions):
+    """Noise levels and the loss."""
 
     timestep_sampling: TimestepSampling = option(
         "sigma",

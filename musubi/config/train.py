@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 from typing_extensions import Self
 
+from musubi.config.losses import check_losses
 from musubi.config.memory import RoomOptions, TrainMemoryOptions, check_full
 from musubi.config.optimization import (
     LoraOptions,
@@ -133,6 +134,7 @@ class TrainConfig(
         _check_attention(self)
         _check_lora(self)
         _check_names(self)
+        check_losses(self)
         low, high = self.min_timestep or 0, 1000 if self.max_timestep is None else self.max_timestep
         if low >= high:
             raise ConfigError(

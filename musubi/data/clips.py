@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +13,7 @@ from musubi.config.dataset import DatasetEntry
 from musubi.data import buckets, frames, images, media
 from musubi.data.buckets import Size
 from musubi.data.media import VideoInfo
+from musubi.data.read_ahead import read_ahead
 from musubi.data.sources import Source
 from musubi.errors import DataError
 from musubi.plugin.architecture import Architecture, Task
@@ -23,9 +22,6 @@ from musubi.plugin.runtime import Clip
 
 _NAMED = 3
 """Files of one kind that a sentence names."""
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -201,28 +197,10 @@ def decode_all(
 ) -> Iterator[tuple[ClipPlan, Clip | Exception]]:
     """Decode in threads, a few ahead; in order, and what goes wrong in the place of its clip."""
 
-    def one(wanted: ClipPlan) -> Clip:
-        return next(decode(wanted.source, [wanted]))
+    def one(wanted: ClipPlan) -> Iterator[Clip]:
+        yield next(decode(wanted.source, [wanted]))
 
-    return ahead(one, plans, workers)
-
-
-def ahead(
-    work: Callable[[T], R], tasks: Iterable[T], workers: int
-) -> Iterator[tuple[T, R | Exception]]:
-    """Do `work` in threads, at most two a thread ahead; results and errors in the order of tasks."""
-    waiting: deque[tuple[T, Future[R]]] = deque()
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        try:
-            for task in tasks:
-                waiting.append((task, pool.submit(work, task)))
-                if len(waiting) > 2 * workers:
-                    yield _result(*waiting.popleft())
-            while waiting:
-                yield _result(*waiting.popleft())
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    return read_ahead(plans, one, workers=max(1, workers), ahead=workers, in_order=True)
 
 
 def conversions(plans: Iterable[ClipPlan], entry: DatasetEntry, rate: float) -> list[str]:
@@ -273,13 +251,6 @@ def _rates(videos: Sequence[VideoInfo], entry: DatasetEntry, rate: float) -> lis
 
 def _videos(count: int) -> str:
     return f"{count} video{'s' if count != 1 else ''}"
-
-
-def _result(task: T, future: Future[R]) -> tuple[T, R | Exception]:
-    error = future.exception()
-    if isinstance(error, Exception):
-        return task, error
-    return task, future.result()
 
 
 def moves(wanted: Input, path: Path) -> bool:

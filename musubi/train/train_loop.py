@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -158,16 +157,15 @@ class Run:
             return
         threads = loader.workers(self.config.max_data_loader_n_workers)
         with ExitStack() as stack:
-            pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads else None
             self._bar = stack.enter_context(
                 self.report.progress("steps", self.total, done=done, unit="it")
             )
-            steps = self._feed().steps(
-                pool,
-                threads,
-                done=done,
-                epoch=self.position.epoch,
-                start=self.position.batch,
+            steps = stack.enter_context(
+                closing(
+                    self._feed().steps(
+                        threads, done=done, epoch=self.position.epoch, start=self.position.batch
+                    )
+                )
             )
             for epoch, step, loaded in steps:
                 self.position.epoch, self.position.size = epoch, len(self.batches(epoch))

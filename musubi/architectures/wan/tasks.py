@@ -16,7 +16,7 @@ SHAKING = "镜头晃动，"
 CUTTING = "镜头切换，"
 
 GEOMETRY = Geometry(channels=16, stride=(4, 8, 8), frame_rate=16.0)
-GEOMETRY_5B = Geometry(channels=48, stride=(4, 16, 16), frame_rate=24.0)
+GEOMETRY_5B = Geometry(channels=48, stride=(4, 16, 16), frame_rate=24.0, ratio_first=True)
 
 # inputs
 
@@ -356,6 +356,7 @@ TASKS = (
         schema=VACE,
         sampling=replace(T2V, flow_shift=16.0, size=(832, 480)),
         inputs=(replace(CONTROL, required=False), VACE_MASK, VACE_REFERENCES),
+        always_encodes=True,  # what is not given is grey, and made anew
         **_SHARED,
     ),
 )
