@@ -123,7 +123,7 @@ def ensure(
         if all(c.name in files for c in encoders_of(architecture, task, kind)):
             summary = _run(kind, request)
             failed = {(p.name, p.reason) for p in summary.failed}
-            if summary.usable != summary.fresh or failed - told:
+            if summary.encoded or summary.renewed or failed - told:
                 summary.tell(report, title, told=told)
             told |= failed
     return told

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,14 @@ class CacheIndex:
             truncated, damaged, or not a record of this architecture.
         text: The same for text records.
         by_stem: Stem to the names of its media records that have our header.
-        foreign: Stems, as far as names tell, of media records without our header.
+        foreign: Stem, as far as names tell, to the names of its media records without our header.
     """
 
     directory: Path
     media: Mapping[str, Stored | None]
     text: Mapping[str, Stored | None]
     by_stem: Mapping[str, list[str]]
-    foreign: frozenset[str] = frozenset()
+    foreign: Mapping[str, list[str]] = field(default_factory=dict[str, list[str]])
 
     def path(self, name: str) -> Path:
         """Where a file of that name lies."""
@@ -83,18 +83,19 @@ def read_index(
     if whole:
         heads = {kind: _compared(directory, found) for kind, found in heads.items()}
     by_stem: dict[str, list[str]] = {}
-    foreign: set[str] = set()
+    foreign: dict[str, list[str]] = {}
     for name, head in heads["media"].items():
         if head is not None and head.header is not None:
             by_stem.setdefault(head.header.stem, []).append(name)
         elif head is not None:
-            foreign.update(possible_stems(name))
+            for stem in possible_stems(name):
+                foreign.setdefault(stem, []).append(name)
     return CacheIndex(
         directory=directory,
         media=heads["media"],
         text=heads["text"],
         by_stem=by_stem,
-        foreign=frozenset(foreign),
+        foreign=foreign,
     )
 
 

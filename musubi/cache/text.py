@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from musubi.cache import foreign
 from musubi.cache.caching_run import CachingRun, DeviceFullError, Summary
 from musubi.cache.freshness import settings_digest, text_digest
 from musubi.cache.header import RecordHeader
@@ -21,7 +22,6 @@ from musubi.cache.store import (
     metadata_of,
     read_head,
     read_record,
-    rewrite_header,
     text_name,
     write_record,
 )
@@ -150,6 +150,9 @@ class _TextRun:
                 self.left_alone += len(cache_index.text)
                 continue
             found = scan(entry)
+            cache_index = foreign.adopt(
+                cache_index, entry, found.sources, caching.architecture, caching.wanted.task
+            )
             place = _Place(entry=entry, cache_index=cache_index)
             places.append(place)
             for skip in found.skipped:
@@ -173,7 +176,7 @@ class _TextRun:
                 )
                 if caption.head is not None and caption.head.damaged:
                     caption.head = None  # nothing of it is taken over
-                if caching.skip_existing and caption.head is not None and self.left(caption):
+                if self.left(caption):
                     self.left_alone += 1
                 else:
                     captions.append(caption)
@@ -189,20 +192,19 @@ class _TextRun:
         return _Caption(path=path, source="", stem="", text="", head=head, place=place)
 
     def left(self, caption: _Caption) -> bool:
-        """With `--skip_existing`: whether the record stays as it is, adopted when it is foreign."""
+        """Whether the record stays as it is: a fresh one of musubi-tuner, or any with `--skip_existing`."""
         head = caption.head
-        assert head is not None
-        if head.header is not None:
-            self.summary.fresh += 1
-            return True
-        if head.metadata.get("caption1", caption.text) != caption.text:
+        if head is None or head.header is None:
             return False
-        header = replace(
-            self.header(caption), fields=tuple(sorted(head.shapes)), adopted=True, options={}
-        )
-        rewrite_header(caption.path, header)
-        self.summary.adopted += 1
-        return True
+        if head.header.adopted:
+            wanted = self.caching.wanted
+            if judge_text(head, caption.text, wanted, origin=caption.origin) is not None:
+                return False
+            self.summary.adopted += 1
+            return True
+        if self.caching.skip_existing:
+            self.summary.fresh += 1
+        return self.caching.skip_existing
 
     def stale(self, caption: _Caption, component: str) -> bool:
         """Whether one encoder has to run for a caption."""

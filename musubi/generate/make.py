@@ -21,6 +21,7 @@ from musubi.data.video_writer import CRF, Quality
 from musubi.errors import ConfigError
 from musubi.generate import write
 from musubi.generate.failures import Failures, as_failure, decoding, short
+from musubi.generate.finished import LATENTS, FinishedVideos
 from musubi.generate.inputs import size_of
 from musubi.generate.interactive import ask
 from musubi.generate.kin import check_latents
@@ -65,6 +66,7 @@ class Generation:
     facts: Mapping[str, Any]
     policy: Policy
     report: Report
+    drawn: list[Recipe] = field(default_factory=list[Recipe])  # whose seed nobody gave
     _beside: dict[tuple[int, int, int], bool] = field(default_factory=dict)
 
     @property
@@ -106,10 +108,13 @@ class Generation:
                 fix=f"Give --seed {MOST_SEED - count + 1} or less.",
             )
         seeds = range(recipe.seed, recipe.seed + count)
-        return [
+        made = [
             Request(replace(recipe, seed=seed), f"{name}, seed {seed}" if count > 1 else name)
             for seed in seeds
         ]
+        if asked.get("seed", given.get("seed")) in (None, -1):
+            self.drawn += [one.recipe for one in made]
+        return made
 
     def prompt(self) -> None:
         """Make what `--prompt` says."""
@@ -184,6 +189,7 @@ class Generation:
         """Encode all, denoise all, decode and write all: each as soon as memory allows.
 
         What was denoised is on disk as latents until its frames are, so that a failure loses none.
+        With `--continue` nothing is made again that is there.
 
         Args:
             wanted: What to make.
@@ -193,9 +199,9 @@ class Generation:
         alone = len(wanted) == 1 if alone is None else alone
         if len(wanted) > 1:
             self.pipeline.keep = self._vaes
-        made: list[tuple[Request, Path]] = []
+        left, made = self._left(wanted)
         try:
-            for i, one in enumerate(ready := self._prepared(wanted, failures, alone)):
+            for i, one in enumerate(ready := self._prepared(left, failures, alone)):
                 self.report.note(_announce(one.recipe, i, len(ready)))
                 with failures.of(one.name, alone=alone):
                     recipe, path = self._denoise(one.recipe)
@@ -236,6 +242,29 @@ class Generation:
             ready = self.pipeline.prepare([one.recipe for one in wanted], None if alone else failed)
         return [of[id(recipe)] for recipe in ready]
 
+    def _left(self, wanted: Sequence[Request]) -> tuple[list[Request], list[tuple[Request, Path]]]:
+        """What has still to be denoised, and what has only to be decoded: its latents are there."""
+        if not self.config.continue_video:
+            return list(wanted), []
+        there, output = FinishedVideos(self.folder), self.config.output_type
+        left: list[Request] = []
+        denoised: list[tuple[Request, Path]] = []
+        for one in wanted:
+            any_seed = self._any_seed(one.recipe)
+            found = there.take(one.recipe, self.facts, output, any_seed=any_seed)
+            if found is None:
+                left.append(one)
+            elif found.complete(output):
+                self.report.note(f"{found.name} in {self.folder} is there already.")
+            else:
+                path = self.folder / f"{found.name}{LATENTS}"
+                self.report.note(f"{path} is there already, and is decoded.")
+                denoised.append((Request(found.recipe, one.name), path))
+        return left, denoised
+
+    def _any_seed(self, recipe: Recipe) -> bool:
+        return any(recipe is one for one in self.drawn)
+
     def _denoise(self, recipe: Recipe) -> tuple[Recipe, Path]:
         """Solve it, or what is left of it; the recipe as it was made, and the file of its latents."""
         kept = self._kept(recipe)
@@ -262,8 +291,8 @@ class Generation:
         """Where its sections are kept: those of an unfinished video, when it goes on from one."""
         found = None
         if self.config.continue_video:
-            seed = self.config.seed
-            found = unfinished(self.folder, recipe, self.facts, any_seed=seed is None or seed == -1)
+            any_seed = self._any_seed(recipe)
+            found = unfinished(self.folder, recipe, self.facts, any_seed=any_seed)
             if found is None:
                 self.report.note(f"No unfinished video of this recipe is in {self.folder}.")
         name, recipe = found or (write.stem(self.folder, recipe.seed), recipe)

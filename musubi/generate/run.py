@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from musubi.cache.tasks import device_of
+from musubi.config import prompts
 from musubi.config.generate import GenerateConfig
 from musubi.config.memory import compiler_words
-from musubi.config.options import expert_ending, needed, own_options, paths, tokenizers
+from musubi.config.options import expert_ending, own_options, paths, tokenizers
 from musubi.config.task import Choice, choose_task
-from musubi.errors import ConfigError, system_reason
+from musubi.errors import ConfigError, MusubiError, system_reason
 from musubi.generate import loras
 from musubi.generate.inputs import has_media
 from musubi.generate.loras import ChosenLora
@@ -39,6 +41,8 @@ def run(config: GenerateConfig, architecture: Architecture, report: Report) -> N
     if config.save_merged_model is not None:
         loras.save_merged(config, architecture, report)
         return
+    if config.from_file is not None:
+        config = _with_tasks_of_prompts(config, architecture, Path(config.from_file))
     job = _open(config, architecture, report)
     with attention.use(config.attn_mode, split=config.split_attn):
         if config.latent_path:
@@ -53,6 +57,29 @@ def run(config: GenerateConfig, architecture: Architecture, report: Report) -> N
             job.prompt()
 
 
+def _with_tasks_of_prompts(
+    config: GenerateConfig, architecture: Architecture, path: Path
+) -> GenerateConfig:
+    """The command as if it had said what each prompt of its file says: an option that means a task."""
+    asked = _readable(path, prompts.grammar(architecture))
+    meant = [o.name for o in architecture.options if o.task and "generate" in o.commands]
+    said = {
+        name: asked[0][name]
+        for name in meant
+        if asked and not getattr(config, name) and all(one.get(name) for one in asked)
+    }
+    return config.model_copy(update=said)
+
+
+def _readable(path: Path, grammar: prompts.Grammar) -> list[Mapping[str, Any]]:
+    """The prompts of a file without those that cannot be read, which the batch reports."""
+    found: list[Mapping[str, Any]] = []
+    for _, read in prompts.read_entries(path, grammar):
+        with suppress(MusubiError):
+            found.append(read())
+    return found
+
+
 def _open(config: GenerateConfig, architecture: Architecture, report: Report) -> Generation:
     given = paths(config, architecture)
     own = own_options(config, architecture)
@@ -64,7 +91,7 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
     chosen = {name: _loras(config, architecture, name, found[name], report) for name in found}
     used = _needed(config, architecture, choice.task)
     for name in used:
-        needed(architecture, name, given)
+        architecture.path_of(name, given)
     for name in used:
         check_file(architecture.component(name), given[name], others=architecture.components)
     _say_unused(config, architecture, [*found, *used], report)
@@ -129,7 +156,7 @@ def _inspected(
     """The task, and what the file of each of its denoisers holds."""
     denoisers = [c for c in architecture.components if c.role == "dit" and c.name in given]
     if not denoisers:
-        needed(architecture, architecture.dit.name, given)
+        architecture.path_of(architecture.dit.name, given)
     found: dict[str, Inspection] = {}
     choices: list[Choice] = []
     for component in denoisers:

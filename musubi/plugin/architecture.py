@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
+from musubi.errors import ConfigError
 from musubi.plugin.geometry import Geometry
 from musubi.plugin.inputs import Input
 from musubi.plugin.keys import KeyMap
@@ -304,6 +306,24 @@ class Architecture:
             if candidate.name == name:
                 return candidate
         raise KeyError(name)
+
+    def path_of(self, name: str, given: Mapping[str, Path]) -> Path:
+        """The file that was given for a component.
+
+        Args:
+            name: The component's name.
+            given: Component name → its file.
+
+        Raises:
+            ConfigError: None was given.
+        """
+        if name not in given:
+            component = self.component(name)
+            raise ConfigError(
+                f"The {name} of {self.title} is needed, and no file was given.",
+                fix=f"Give --{component.option} PATH. {component.help}",
+            )
+        return given[name]
 
     def task(self, name: str) -> Task:
         """The task of that name; KeyError when there is none."""
