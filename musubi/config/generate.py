@@ -168,8 +168,8 @@ class OutputOptions(Options):
     )
     continue_video: bool = option(
         False,
-        "Go on with a video that the same command left unfinished in --save_path: sections that are "
-        "there are not made again.",
+        "Go on with what the same command left unfinished in --save_path: videos and sections that "
+        "are there are not made again.",
         group=_OUTPUT,
         aliases=("continue",),
     )

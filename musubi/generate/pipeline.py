@@ -186,7 +186,7 @@ class Pipeline:
         piece or in several in the order of time.
 
         Args:
-            latents: What to decode.
+            latents: What to decode, on any device; the runtime moves as much as it decodes at once.
             recipe: What they were made by, where that is known.
             deep: Whether 8 bits are too few.
 
@@ -196,7 +196,7 @@ class Pipeline:
         latents = latents if latents.ndim == 5 else latents[None]
         names = [c.name for c in self.architecture.of_role("vae", self.task)]
         with self._using(*names):
-            for pictures in self.runtime.decode(self.nets, latents.to(self.device), recipe):
+            for pictures in self.runtime.decode(self.nets, latents, recipe):
                 if not pictures.isfinite().all():
                     raise RunError(
                         "The decoded frames are not finite.",

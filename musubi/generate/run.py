@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from musubi.config.task import Choice, choose_task
 from musubi.data.video_writer import CRF, Quality
 from musubi.errors import ConfigError, MusubiError, RunError, line_of, system_reason
 from musubi.generate import loras, write
+from musubi.generate.finished import LATENTS, FinishedVideos
 from musubi.generate.inputs import has_media, size_of
 from musubi.generate.interactive import ask
 from musubi.generate.loras import ChosenLora
@@ -48,6 +50,8 @@ def run(config: GenerateConfig, architecture: Architecture, report: Report) -> N
     if config.save_merged_model is not None:
         loras.save_merged(config, architecture, report)
         return
+    if config.from_file is not None:
+        config = _with_tasks_of_prompts(config, architecture, Path(config.from_file))
     job = _open(config, architecture, report)
     with attention.use(config.attn_mode, split=config.split_attn):
         if config.latent_path:
@@ -74,6 +78,7 @@ class _Generation:
     facts: Mapping[str, Any]
     policy: Policy
     report: Report
+    drawn: list[Recipe] = field(default_factory=list[Recipe])  # whose seed nobody gave
 
     @property
     def quality(self) -> Quality:
@@ -88,6 +93,8 @@ class _Generation:
         recipe = build_recipe(
             self.architecture, self.choice, {**given, **asked}, own, self.report, size_of=size_of
         )
+        if asked.get("seed", given.get("seed")) in (None, -1):
+            self.drawn.append(recipe)
         if recipe.frames <= config.trim_tail_frames:
             raise ConfigError(
                 f"--trim_tail_frames {config.trim_tail_frames} leaves nothing of {recipe.frames} frames.",
@@ -104,21 +111,23 @@ class _Generation:
         """Encode all, denoise all, decode and write all.
 
         What was denoised is on disk as latents until its frames are, so that a failure loses none.
-        A recipe that fails in a batch is reported, and the others go on.
+        A recipe that fails in a batch is reported, and the others go on. With `--continue` nothing
+        is made again that is there.
         """
         failed: list[str] = []
-        made: list[tuple[Recipe, Path]] = []
+        several, total = len(recipes) > 1, len(recipes)
+        left, made = self._left(recipes)
         with explained(self.config, self.architecture, "text", policy=self.policy):
-            self.pipeline.prepare(recipes)
-        for i, recipe in enumerate(recipes):
-            self.report.note(_announce(recipe, i, len(recipes)))
-            with _Collected(failed, recipe.prompt, self.report, len(recipes) > 1):
+            self.pipeline.prepare(left)
+        for i, recipe in enumerate(left):
+            self.report.note(_announce(recipe, i, len(left)))
+            with _Collected(failed, recipe.prompt, self.report, several):
                 made.append(self._denoise(recipe))
         self.pipeline.free()
         for recipe, path in made:
-            with _Collected(failed, recipe.prompt, self.report, len(recipes) > 1):
+            with _Collected(failed, recipe.prompt, self.report, several):
                 self._finish(recipe, path)
-        _raise(failed, len(recipes))
+        _raise(failed, total)
 
     def decode(self, files: Sequence[Path]) -> None:
         """Turn latent files into videos or images."""
@@ -165,6 +174,28 @@ class _Generation:
             except MusubiError as error:
                 self.report.warn(str(error))
 
+    def _left(self, recipes: Sequence[Recipe]) -> tuple[list[Recipe], list[tuple[Recipe, Path]]]:
+        """What has still to be denoised, and what has only to be decoded: its latents are there."""
+        if not self.config.continue_video:
+            return list(recipes), []
+        there, output = FinishedVideos(self.folder), self.config.output_type
+        left: list[Recipe] = []
+        denoised: list[tuple[Recipe, Path]] = []
+        for recipe in recipes:
+            found = there.take(recipe, self.facts, output, any_seed=self._any_seed(recipe))
+            if found is None:
+                left.append(recipe)
+            elif found.complete(output):
+                self.report.note(f"{found.name} in {self.folder} is there already.")
+            else:
+                path = self.folder / f"{found.name}{LATENTS}"
+                self.report.note(f"{path} is there already, and is decoded.")
+                denoised.append((found.recipe, path))
+        return left, denoised
+
+    def _any_seed(self, recipe: Recipe) -> bool:
+        return any(recipe is one for one in self.drawn)
+
     def _denoise(self, recipe: Recipe) -> tuple[Recipe, Path]:
         """Solve it, or what is left of it; the recipe as it was made, and the file of its latents."""
         kept = self._kept(recipe)
@@ -188,8 +219,8 @@ class _Generation:
         """Where its sections are kept: those of an unfinished video, when it goes on from one."""
         found = None
         if self.config.continue_video:
-            seed = self.config.seed
-            found = unfinished(self.folder, recipe, self.facts, any_seed=seed is None or seed == -1)
+            any_seed = self._any_seed(recipe)
+            found = unfinished(self.folder, recipe, self.facts, any_seed=any_seed)
             if found is None:
                 self.report.note(f"No unfinished video of this recipe is in {self.folder}.")
         name, recipe = found or (write.stem(self.folder, recipe.seed), recipe)
@@ -277,6 +308,31 @@ class _Collected:
         self.report.warn(f"{self.name}: {error}")
         self.failed.append(self.name)
         return True
+
+
+def _with_tasks_of_prompts(
+    config: GenerateConfig, architecture: Architecture, path: Path
+) -> GenerateConfig:
+    """The command as if it had said what each prompt of its file says: an option that means a task."""
+    asked = _readable(path, prompts.grammar(architecture))
+    meant = [o.name for o in architecture.options if o.task and "generate" in o.commands]
+    said = {
+        name: asked[0][name]
+        for name in meant
+        if asked and not getattr(config, name) and all(one.get(name) for one in asked)
+    }
+    return config.model_copy(update=said)
+
+
+def _readable(path: Path, grammar: prompts.Grammar) -> list[Mapping[str, Any]]:
+    """The prompts of a file without those that cannot be read, which the batch reports."""
+    if path.suffix.lower() in (".toml", ".json"):
+        return list(prompts.read_prompt_file(path, grammar))
+    found: list[Mapping[str, Any]] = []
+    for _, line in prompts.read_lines(path):
+        with suppress(MusubiError):
+            found.append(prompts.parse_line(line, grammar))
+    return found
 
 
 def _open(config: GenerateConfig, architecture: Architecture, report: Report) -> _Generation:

@@ -217,6 +217,7 @@ class Runtime(Protocol):
     ) -> Iterator[torch.Tensor]:
         """Latents B C F H W → frames in [0, 1], float32, B 3 F H W, in one piece or in several in
         the order of time, so that a long video need not be in memory. `recipe` is what they were
-        made by, where that is known.
+        made by, where that is known. The latents may be on the host: what is decoded at once is
+        moved to `nets.device` here, so that the rest need not be there.
         """
         ...
