@@ -11,6 +11,7 @@ import torch
 
 from musubi.cache.caching_run import CachingRun, DeviceFullError, Summary
 from musubi.cache.index import delete_leftovers, write_failures
+from musubi.cache.loss_weight import weighted
 from musubi.cache.stale_clips import CachedDataset, StaleClip, StaleClips, named_size
 from musubi.cache.store import check_record, metadata_of, write_record
 from musubi.cache.tasks import encoders_of
@@ -126,11 +127,13 @@ class _MediaRun:
 
     def send(self, batch: Sequence[_Decoded]) -> None:
         """Encode clips of one size, and queue their records for writing."""
+        task = self.caching.wanted.task
         for one, records in zip(batch, self.encoded(batch), strict=True):
             if isinstance(records, Exception):
                 self.list.failed(one.work, records, one.clip.name)
                 continue
             try:
+                records = weighted(one.clip, records, task)
                 for record in records:
                     check_record(record, self.list.fields, one.clip.name)
                 if len(records) != 1 and not (
@@ -232,6 +235,7 @@ def _shape(clip: Clip) -> Any:
             clip.frames.shape,
             clip.length,
             [(name, [frames.shape for frames in given]) for name, given in clip.inputs.items()],
+            None if clip.mask is None else clip.mask.shape,
             sorted(clip.options.items()),
         )
     )

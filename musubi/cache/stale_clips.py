@@ -72,7 +72,7 @@ class StaleClips:
     def __init__(self, caching: CachingRun, summary: Summary) -> None:
         self.caching = caching
         self.summary = summary
-        self.fields = caching.wanted.task.schema.media
+        self.fields = caching.wanted.task.schema.kept
         self.sectioned = caching.wanted.task.schema.sectioned
 
     def survey(self) -> tuple[list[CachedDataset], list[StaleClip]]:
