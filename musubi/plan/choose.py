@@ -212,7 +212,7 @@ class _Search:
 
     def _frozen(self) -> bool:
         """Whether the network itself stays as it is: only then can it be streamed and rounded."""
-        return not getattr(self.case.attach, "whole", False)
+        return not self.case.whole
 
     def _with(self, policy: Policy, streamed: tuple[int, ...]) -> ChosenPolicy:
         policy = replace(policy, streamed=streamed)

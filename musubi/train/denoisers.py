@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from musubi.config.options import expert_ending, needed, own_options, paths
+from musubi.config.options import expert_ending, own_options, paths
 from musubi.config.task import Choice, choose_task
 from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
@@ -36,7 +36,7 @@ def choose(config: TrainConfig, architecture: Architecture) -> Choice:
     own = own_options(config, architecture)
     denoisers = [c for c in architecture.components if c.role == "dit" and c.name in files]
     if not denoisers:
-        needed(architecture, architecture.dit.name, files)
+        architecture.path_of(architecture.dit.name, files)
     choices = [
         choose_task(
             architecture,
