@@ -250,7 +250,7 @@ class _Opening:
             header = head.header
             shapes = tuple(
                 head.shapes[f.name]
-                for f in self.wanted.task.schema.media
+                for f in self.wanted.task.schema.kept
                 if not f.varlen and f.name in head.shapes
             )
             item = TrainingItem(

@@ -60,6 +60,8 @@ def settings_of(entry: DatasetEntry, task: Task) -> Settings:
         "version": PREPROCESSING_VERSION,
         "options": dict(entry.options),
     }
+    if entry.alpha_mask:  # said only where it is, so that older records stay fresh
+        shaping["alpha_mask"] = True
     choosing: dict[str, Any] = {
         "resolution": tuple(entry.resolution),
         "enable_bucket": entry.enable_bucket,

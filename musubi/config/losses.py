@@ -48,6 +48,14 @@ class LossOptions(Options):
         gt=0,
     )
 
+    unmasked_weight: float | None = option(
+        None,
+        "How much the loss counts outside of masks, 0 to 1; 0 when not given.",
+        group=_LOSS,
+        ge=0,
+        le=1,
+    )
+
     @property
     def huber(self) -> dict[str, float]:
         """`c` and `scale` of `musubi.flow.losses.huber_c`."""

@@ -16,6 +16,7 @@ from musubi.config.optimization import TimestepOptions
 from musubi.flow import losses, times
 from musubi.flow.experts import Experts
 from musubi.plugin import Runtime, Shift, Task, is_mask
+from musubi.plugin.record import LOSS_WEIGHT
 from musubi.train import seeds
 
 Batch = Mapping[str, Any]
@@ -126,10 +127,20 @@ class FlowMatchingLoss:
         error = losses.distance(
             found.float() - times.velocity(x0, noise), kind, c.reshape(-1, *[1] * (x0.ndim - 1))
         )
-        if given.weight is None:
+        weight = self._weight(batch, given)
+        if weight is None:
             return error.flatten(1).mean(1)
-        weight = given.weight.float().expand_as(error)  # the mean over what counts
+        weight = weight.float().expand_as(error)  # the mean over what counts
         return (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1e-6)
+
+    def _weight(self, batch: Batch, given: Any) -> torch.Tensor | None:
+        """How much each number counts, as the architecture says, times what the masks say."""
+        mask = batch.get(LOSS_WEIGHT.name)
+        if mask is None:
+            return given.weight
+        outside = self.options.unmasked_weight or 0.0
+        weight = (outside + (1 - outside) * mask.float())[:, None]
+        return weight if given.weight is None else weight * given.weight.float()
 
     def _predicted(
         self, batch: Batch, x: torch.Tensor, t: torch.Tensor, given: Any
