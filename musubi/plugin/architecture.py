@@ -67,6 +67,8 @@ class Component:
             before anything is read: what it drops is left in the file.
         infer: `(shapes) -> numbers`, from our names to what `build` takes, or a `CheckpointError`
             that says what is amiss; what the file is instead is found out for it.
+        reads_config: `infer` is also given what the `config.json` beside the weights says, or None:
+            `(shapes, config) -> numbers`.
         dialects: The layouts it is published in, tried in order.
         foreign_keys: A tensor that only files of another kind have, which no installed architecture
             reads → what such a file is. It is refused, and the message says what it looks like.
@@ -91,6 +93,7 @@ class Component:
     dtype: str = "bfloat16"
     tokenizer: Tokenizer | None = None
     optional: tuple[str, ...] = ()
+    reads_config: bool = False
     fp8: str | None = None
     flag: str = ""
     tiny: Numbers = field(default_factory=dict[str, Any])
@@ -176,6 +179,8 @@ class Task:
         always_encodes: Generation makes a media record also where no input was given.
         check: `(recipe) -> None`: raises a `MusubiError` for what cannot be made, before anything
             is loaded.
+        check_network: `(recipe, numbers) -> None`: the same with the numbers of the denoiser's file at
+            hand; called for each denoiser when generating.
         texts: `(recipe) -> {name: text}`: what is encoded, where that is more than "prompt" and,
             under guidance, "negative". A section names the text that guides it.
         guidance: `(call, positive, negative, recipe, moment) -> velocity`; None: classifier-free.
@@ -202,6 +207,7 @@ class Task:
     frames: Lazy | None = None
     always_encodes: bool = False
     check: Lazy | None = None
+    check_network: Lazy | None = None
     texts: Lazy | None = None
     guidance: Lazy | None = None
     sigmas: Lazy | None = None

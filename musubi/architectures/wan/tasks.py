@@ -193,6 +193,7 @@ _ADDRESS = "musubi.architectures.wan"
 _SHARED: dict[str, Any] = {
     "texts": Lazy(f"{_ADDRESS}.guidance:texts"),
     "check": Lazy(f"{_ADDRESS}.guidance:check"),
+    "check_network": Lazy(f"{_ADDRESS}.guidance:check_layers"),
     "guidance": Lazy(f"{_ADDRESS}.guidance:guided"),
 }
 _T2V = {"family": "t2v", "in_dim": 16, "vace_dim": 0}
