@@ -15,7 +15,7 @@ from musubi.data.buckets import Size
 from musubi.data.media import VideoInfo
 from musubi.data.read_ahead import read_ahead
 from musubi.data.sources import Source
-from musubi.errors import DataError
+from musubi.errors import DataError, counted
 from musubi.plugin.architecture import Architecture, Task
 from musubi.plugin.inputs import LOSS_MASK, Input
 from musubi.plugin.runtime import Clip
@@ -287,7 +287,7 @@ def _given(
             video, shown = beside[path]
             if not one.hold and wanted[-1] >= len(shown):
                 raise DataError(
-                    f"{path.name}, the {one.name} of {source.path.name}, has {len(shown)} frames at "
+                    f"{path.name}, the {one.name} of {source.path.name}, has {counted(len(shown), 'frame')} at "
                     f"{task.shape.frame_rate:g} fps, and {wanted[-1] + 1} are needed.",
                     fix="Use a longer one.",
                 )

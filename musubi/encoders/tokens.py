@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from musubi.errors import ConfigError
+from musubi.errors import ConfigError, counted
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,6 @@ def check_ids(ids: torch.Tensor, count: int) -> None:
     if count and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < count:
         raise ConfigError(
             f"The tokenizer gives a token the number {int(ids.max())}, and the text encoder knows "
-            f"{count} tokens.",
+            f"{counted(count, 'token')}.",
             fix="Give the tokenizer that was published with the text encoder.",
         )
