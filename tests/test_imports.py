@@ -45,8 +45,8 @@ ROOMS["demo"] = (*ROOMS["testing"], "testing")
 ROOMS["cli"] = (*ROOMS["demo"], "demo", "bench", "models", "doctor", "init", "caption")
 ROOMS["encoders"] = ("errors", "plugin", "nn", "weights")
 ROOMS["architectures"] = ("errors", "plugin", "nn", "weights", "encoders")
-ROOMS = {room: (*others, "untrusted", "stopping") for room, others in ROOMS.items()}
-ROOMS |= {"untrusted": ("errors",), "stopping": ()}
+ROOMS = {room: (*others, "untrusted", "stopping", "sharing") for room, others in ROOMS.items()}
+ROOMS |= {"untrusted": ("errors",), "stopping": (), "sharing": ("errors",)}
 HEAVY = ("torch", "transformers", "accelerate", "numpy", "av", "PIL", "bitsandbytes")
 SOURCES = sorted(ROOT.rglob("*.py"))
 

@@ -14,6 +14,7 @@ from musubi.errors import DataError, MusubiError, RunError, counted, system_reas
 from musubi.plugin.architecture import Architecture
 from musubi.plugin.report import Report
 from musubi.plugin.runtime import Networks, Runtime
+from musubi.sharing import ALONE, Launched
 
 if TYPE_CHECKING:
     from musubi.config.dataset import DatasetEntry, DatasetFile
@@ -57,6 +58,7 @@ class CachingRun:
         skip_existing: Encode nothing whose record exists.
         keep: Keep records that the dataset does not name.
         strict: The first file that cannot be used ends the run.
+        me: This process, among those that share the run.
     """
 
     dataset: DatasetFile
@@ -72,6 +74,7 @@ class CachingRun:
     skip_existing: bool = False
     keep: bool = False
     strict: bool = False
+    me: Launched = ALONE
 
     def gone(self, entry: DatasetEntry) -> bool:
         """Whether a dataset's files are no longer there; its records are then left as they are."""

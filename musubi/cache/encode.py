@@ -25,6 +25,7 @@ from musubi.plugin.architecture import Architecture, Task
 from musubi.plugin.option import Command
 from musubi.plugin.policy import Policy
 from musubi.plugin.report import Report
+from musubi.sharing import launched
 from musubi.weights.dtypes import dtype_name, parse_dtype
 from musubi.weights.identity import identity
 from musubi.weights.nets import Nets
@@ -225,6 +226,7 @@ def _run(kind: Kind, request: _Request) -> Summary:
         skip_existing=request.skip_existing,
         keep=request.keep,
         strict=request.strict,
+        me=launched(),
     )
     try:
         return cache_media(caching) if kind == "media" else cache_captions(caching)

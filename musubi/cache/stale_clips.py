@@ -11,7 +11,7 @@ from musubi.cache import foreign
 from musubi.cache.caching_run import CachingRun, Summary
 from musubi.cache.freshness import made_otherwise
 from musubi.cache.header import RecordHeader
-from musubi.cache.index import CacheIndex, Failure, read_index
+from musubi.cache.index import CacheIndex, Failure, look_again, read_index
 from musubi.cache.store import media_name, rewrite_header
 from musubi.cache.survey import Origin, Settings, judge_media, renew, settings_of
 from musubi.cache.training_set import Problem
@@ -113,6 +113,24 @@ class StaleClips:
                 else:
                     pending.append(StaleClip(place=place, source=source, origin=origin))
         return places, pending
+
+    def made_elsewhere(self, pending: Sequence[StaleClip]) -> list[bool]:
+        """Which sources have fresh records by now, which another process has made."""
+        places = {id(work.place): work.place for work in pending}
+        for place in places.values():
+            stems = {work.source.stem for work in pending if work.place is place}
+            place.cache_index = look_again(place.cache_index, self.caching.architecture, stems)
+        made: list[bool] = []
+        for work in pending:
+            place = work.place
+            verdict = judge_media(
+                work.source, work.origin, place.cache_index, self.caching.wanted, place.settings
+            )
+            made.append(verdict.reason is None)
+            if verdict.reason is None:
+                place.named.update(verdict.names)
+                self.summary.encoded += len(verdict.names)
+        return made
 
     def plan(self, pending: Sequence[StaleClip]) -> list[StaleClip]:
         """Open the sources: which clips each gives, and which of them have to be encoded."""

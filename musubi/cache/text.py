@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from musubi.cache.caching_run import CachingRun, DeviceFullError, Summary
 from musubi.cache.freshness import settings_digest, text_digest
 from musubi.cache.header import RecordHeader
 from musubi.cache.index import CacheIndex, Failure, delete_leftovers, read_index, write_failures
+from musubi.cache.shares import Shares
 from musubi.cache.store import (
     Stored,
     check_record,
@@ -99,7 +101,8 @@ def cache_captions(caching: CachingRun) -> Summary:
 
 class _TextRun:
     def __init__(self, caching: CachingRun) -> None:
-        self.caching = caching
+        self.shares = Shares(caching, "text")
+        self.caching = self.shares.inside(caching)
         self.summary = Summary()
         self.left_alone = 0
         task = caching.wanted.task
@@ -116,20 +119,19 @@ class _TextRun:
         made = {id(c) for _, stale in todo for c in stale}
         self.summary.fresh += len(captions) - len(made)
         total = sum(len(stale) for _, stale in todo)
-        if todo:
-            with (
-                self.caching.report.progress(
-                    "Encoding captions", total, unit="caption"
-                ) as self.bar,
-                WriteBehind(64) as self.writer,
-            ):
+        try:
+            with self.caching.report.progress(
+                "Encoding captions", total, unit="caption"
+            ) as self.bar:
                 for component, stale in todo:
                     last = component == todo[-1][0]
-                    self.encode(component, [c for c in stale if not c.failed], complete=last)
+                    self.share(component, [c for c in stale if not c.failed], complete=last)
                     self.caching.nets.free(component)
-        self.summary.encoded += sum(1 for c in captions if id(c) in made and not c.failed)
-        for place in places:
-            self.finish(place)
+            self.summary.encoded += sum(1 for c in captions if id(c) in made and not c.failed)
+            for place in places if self.caching.me.first else ():
+                self.finish(place)
+        finally:
+            self.shares.close()
         if not self.left_alone and not any(c.source and not c.failed for c in captions):
             raise self.summary.nothing("text")
         return self.summary
@@ -215,7 +217,29 @@ class _TextRun:
         header = caption.head.header
         return not header.adopted and component not in header.encoders
 
+    def made_elsewhere(self, captions: Sequence[_Caption], component: str) -> list[bool]:
+        """For which captions another process has run the encoder by now."""
+        for caption in captions:
+            try:
+                caption.head = read_head(caption.path)
+            except DataError:
+                caption.head = None
+        return [not self.stale(caption, component) for caption in captions]
+
     # making records
+
+    def share(self, component: str, captions: Sequence[_Caption], *, complete: bool) -> None:
+        """Run one encoder over the stale captions that fall to this process."""
+        dealt = self.shares.dealt(
+            captions,
+            title=f"Encoding captions by the {component}",
+            path=lambda caption: caption.path,
+            done=lambda some: self.made_elsewhere(some, component),
+        )
+        with closing(dealt):
+            for portion in dealt:
+                with WriteBehind(64) as self.writer:
+                    self.encode(component, portion, complete=complete)
 
     def encode(self, component: str, captions: Sequence[_Caption], *, complete: bool) -> None:
         """Run one encoder over its stale captions."""
