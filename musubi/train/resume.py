@@ -72,7 +72,9 @@ class Resumed:
         if seed is None:
             seed = processes.shared(secrets.randbelow(2**32), accelerator)
         if config.seed is not None and seed != config.seed:
-            report.warn(f"The seed stays {seed} as in the state, not {config.seed}.")
+            report.warn(
+                f"--seed {config.seed} is not used: a run that goes on keeps {seed}, which its state says."
+            )
         return config.model_copy(update={"seed": seed})
 
     def take_up(
@@ -127,12 +129,6 @@ def snapshot(
     run: Run, *, identity: Mapping[str, Any], settings: Mapping[str, Any], data: str
 ) -> state.State:
     """The state of a run as it is now."""
-    parts: dict[str, Any] = {
-        "optimizer": run.update.optimizer.state_dict(),
-        "schedule": run.update.schedule.state_dict(),
-    }
-    if run.update.scaler is not None:
-        parts["scaler"] = run.update.scaler.state_dict()
     return state.State(
         position=run.position,
         identity=identity,
@@ -140,6 +136,6 @@ def snapshot(
         settings={key: settings[key] for key in DECIDED if key in settings},
         data=data,
         weights={n: t.cpu() for n, t in run.trainable.tensors().items()},
-        parts=parts,
+        parts=run.update.parts(),
         random=seeds.capture(),
     )

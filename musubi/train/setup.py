@@ -7,10 +7,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from musubi.config.optimization import literals
 from musubi.config.options import own_options
 from musubi.config.task import Choice
 from musubi.config.train import TrainConfig
+from musubi.errors import counted
 from musubi.flow.experts import Experts
 from musubi.lora.merge import Merging
 from musubi.lora.metadata import DENOISER
@@ -34,15 +37,17 @@ from musubi.train import (
     state,
 )
 from musubi.train import metadata as facts
+from musubi.train.average import ENDING, Average
 from musubi.train.checkpoints import Checkpoints, Names
 from musubi.train.dataset import Dataset
 from musubi.train.offload import Mirror
 from musubi.train.resume import Resumed, settings_of, snapshot
+from musubi.train.rounding import Rounding
 from musubi.train.signals import Stop
 from musubi.train.space import check_space
 from musubi.train.step import FlowMatchingLoss
 from musubi.train.train_loop import Run
-from musubi.train.trainable import Trainable
+from musubi.train.trainable import Trainable, beside
 from musubi.train.update import Update
 from musubi.train.upload import Upload
 from musubi.train.validation import Validation
@@ -154,6 +159,7 @@ class Setup:
             autocast=denoisers.autocast(self.accelerator, next(iter(loaded.values())), self.report),
             seed=seed,
             shifts=architecture.shifts,
+            base=trainable.base,
         )
         position = self.resumed.take_up(
             config, self._identity(trainable), trainable, update, data, self.report
@@ -233,7 +239,8 @@ class Setup:
         unused = [] if self.merging is None else list(self.merging.unused)
         if unused:
             self.report.warn(
-                f"{len(unused)} layers of --base_weights are not in the DiT, such as {unused[0]!r}."
+                f"Not used of --base_weights: {counted(len(unused), 'layer')} that the DiT does not have, such "
+                f"as {unused[0]!r}."
             )
 
     def _gallery(self, choice: Choice, nets: Nets) -> preview.Gallery | None:
@@ -254,14 +261,24 @@ class Setup:
     # training
 
     def _identity(self, trainable: Trainable) -> dict[str, Any]:
+        decay = self.config.ema_decay
         return {
             "architecture": self.architecture.name,
             "optimizer": self.config.optimizer_type.lower(),
+            **({} if decay is None else {"ema_decay": decay}),
             **trainable.identity(),
         }
 
     def _optimizer_arguments(self) -> dict[str, Any]:
-        return literals(self.config.optimizer_args, "optimizer_args")
+        config = self.config
+        given = literals(config.optimizer_args, "optimizer_args")
+        rate_given = config.learning_rate is not None
+        found = optim.settled(config.optimizer_type, given, rate_given=rate_given)
+        if rate_given and found.get("relative_step"):
+            self.report.warn(
+                "Adafactor sets its own rate with relative_step=True, so --learning_rate does not act."
+            )
+        return found
 
     def _update(self, trainable: Trainable, total: int) -> Update:
         config = self.config
@@ -274,6 +291,7 @@ class Setup:
         optimizer = optim.create(
             config.optimizer_type, groups, lr=rate, arguments=self._optimizer_arguments()
         )
+        optim.check_beside(config, optimizer, {p.dtype for p in trainable.parameters()})
         group = processes.processes(self.accelerator)
         return Update(
             trainable.parameters(),
@@ -284,7 +302,17 @@ class Setup:
             group.world,
             group.total,
             mirror,
+            Rounding(config.seed or 0) if config.stochastic_rounding else None,
+            self._average(trainable),
+            config.ema_previews,
         )
+
+    def _average(self, trainable: Trainable) -> Average | None:
+        if self.config.ema_decay is None:
+            return None
+        # Where the optimizer's states lie.
+        device = torch.device("cpu") if self.config.optimizer_offload else None
+        return Average(trainable, self.config.ema_decay, device)
 
     def _validation(self, objective: FlowMatchingLoss, data: Dataset) -> Validation | None:
         if not data.held:
@@ -315,8 +343,15 @@ class Setup:
         which = {DENOISER: only} if len(run.objective.task.denoisers) > 1 else {}
 
         def write(path: Path) -> None:
-            with optim.averaged(run.update.optimizer):
-                trainable.write(path, {**about.at(run.position), **which})
+            said = {**about.at(run.position), **which}
+            with run.update.as_saved():
+                trainable.write(path, said)
+            average = run.update.average
+            if average is not None:
+                with average.shown():
+                    trainable.write(
+                        beside(path, ENDING), {**said, "ss_ema_decay": str(average.decay)}
+                    )
 
         def write_state(folder: Path) -> None:
             held = snapshot(
@@ -327,12 +362,15 @@ class Setup:
             )
             state.write(folder, held)
 
+        endings = list(denoisers.endings(self.architecture, run.objective.denoisers).values())
+        if run.update.average is not None:
+            endings += [f"{ENDING}{ending}" for ending in endings]
         return Checkpoints(
             self.names,
             config,
             write,
             write_state,
-            endings=list(denoisers.endings(self.architecture, run.objective.denoisers).values()),
+            endings=endings,
             saved=None if self.upload is None else self.upload.checkpoint,
             state_saved=None if self.upload is None else self.upload.state,
         )
