@@ -203,6 +203,7 @@ def given(config: Any, dit: Component, *, trains: bool) -> Policy:
         offload_activations=False,
         offload_8bit=False,
         ffn_chunks=1,
+        attention_chunks=1,
         compile=bool(config.compile),
     )
 
@@ -248,6 +249,8 @@ def decided(config: Any, policy: Policy) -> dict[str, Any]:
         fixed |= {"offload_activations": True, "offload_8bit": policy.offload_8bit}
     if policy.ffn_chunks > 1:
         fixed["ffn_chunks"] = policy.ffn_chunks
+    if policy.attention_chunks > 1:
+        fixed["attention_chunks"] = policy.attention_chunks
     if policy.compile or config.compile is not None:
         fixed["compile"] = policy.compile
     return fixed
