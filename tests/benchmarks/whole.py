@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="of training")
     parser.add_argument("--infer_steps", type=int, default=4, help="of previews and generation")
     parser.add_argument("--cache", default="", help="more words for both cache commands")
+    parser.add_argument("--text", default="", help="more words for cache text")
     parser.add_argument("--train", default="", help="more words for train")
     parser.add_argument("--generate", default="", help="more words for generate")
     parser.add_argument("--folder", type=Path, help="where to write; /dev/shm if there is room")
@@ -135,7 +136,10 @@ def commands(
     lora = folder / "out" / "whole.safetensors"
     made = {
         "cache latents": [*data_words, *given("vae"), *shlex.split(options.cache)],
-        "cache text": [*data_words, *given("text"), *shlex.split(options.cache)],
+        "cache text": [
+            *(*data_words, *given("text")),
+            *(*shlex.split(options.cache), *shlex.split(options.text)),
+        ],
         "train": [
             *(*data_words, *given("dit", "vae", "text"), "--network_dim", "32"),
             *("--mixed_precision", "bf16", "--learning_rate", "1e-5", "--seed", "1"),
