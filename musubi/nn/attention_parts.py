@@ -114,9 +114,7 @@ def _of_heads(given: list[torch.Tensor], sums: torch.Tensor, cudnn: bool) -> lis
     if cudnn:
         kernel = torch.ops.aten._scaled_dot_product_cudnn_attention_backward
         sums = sums.unsqueeze(-1)
-        return list(
-            kernel(*given, sums, seed, seed, None, None, None, *lengths, 0.0, False)
-        )
+        return list(kernel(*given, sums, seed, seed, None, None, None, *lengths, 0.0, False))
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_backward
     return list(kernel(*given, sums, None, None, *lengths, 0.0, False, seed, seed))
 
@@ -132,7 +130,9 @@ def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple
     ctx.parts = parts  # type: ignore[attr-defined]
 
 
-def _gradients(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor, _: object) -> tuple:  # type: ignore[type-arg]
+def _gradients(
+    ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor, _: object
+) -> tuple:  # type: ignore[type-arg]
     saved = ctx.saved_tensors  # type: ignore[attr-defined]
     return (*torch.ops.musubi.attention_backward(gradient, *saved, ctx.parts), None)  # type: ignore[attr-defined]
 
