@@ -13,6 +13,8 @@ import pytest
 import musubi
 from musubi import registry
 from musubi.config.commands import COMMANDS
+from musubi.config.dataset_entry import DatasetKeys
+from musubi.plugin.inputs import LOSS_MASK
 
 ROOT = Path(musubi.__file__).parent
 ROOMS = {
@@ -43,8 +45,8 @@ ROOMS["demo"] = (*ROOMS["testing"], "testing")
 ROOMS["cli"] = (*ROOMS["demo"], "demo", "bench", "models", "doctor", "init", "caption")
 ROOMS["encoders"] = ("errors", "plugin", "nn", "weights")
 ROOMS["architectures"] = ("errors", "plugin", "nn", "weights", "encoders")
-ROOMS = {room: (*others, "untrusted", "stopping") for room, others in ROOMS.items()}
-ROOMS |= {"untrusted": ("errors",), "stopping": ()}
+ROOMS = {room: (*others, "untrusted", "stopping", "sharing") for room, others in ROOMS.items()}
+ROOMS |= {"untrusted": ("errors",), "stopping": (), "sharing": ("errors",)}
 HEAVY = ("torch", "transformers", "accelerate", "numpy", "av", "PIL", "bitsandbytes")
 SOURCES = sorted(ROOT.rglob("*.py"))
 
@@ -174,6 +176,7 @@ def test_the_package_registers_the_architectures_of_its_folder():
 def _declared_options() -> frozenset[str]:
     """Names that architectures give to options, inputs and keys of datasets, and the engine does not."""
     engine = {"strength"}  # a field of the plugin surface: `Section.strength`
+    engine |= set(DatasetKeys.model_fields) | {LOSS_MASK.column}
     for command in COMMANDS:
         engine |= set(command.options(None).model_fields) | {r.name for r in command.retired()}
     names: set[str | None] = set()

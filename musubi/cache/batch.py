@@ -36,7 +36,7 @@ def batch_of(
     """
     called = names or [f"record {i}" for i in range(len(records))]
     batch: Batch = {}
-    for field in schema.fields:
+    for field in (*schema.kept, *schema.text):
         if field.many:
             found = [[place(t) for t in _several(record, field.name)] for record in records]
             if any(found):

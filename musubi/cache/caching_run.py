@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from musubi.cache import foreign
 from musubi.cache.freshness import Wanted
 from musubi.cache.training_set import Problem
 from musubi.errors import DataError, MusubiError, RunError, system_reason
 from musubi.plugin.architecture import Architecture
 from musubi.plugin.report import Report
 from musubi.plugin.runtime import Networks, Runtime
+from musubi.sharing import ALONE, Launched
 
 if TYPE_CHECKING:
     from musubi.config.dataset import DatasetEntry, DatasetFile
@@ -53,9 +55,10 @@ class CachingRun:
         report: Is told.
         batch_size: Most clips of one encoder call.
         workers: Threads that read and decode.
-        skip_existing: Encode nothing whose record exists; adopt records without our header.
+        skip_existing: Encode nothing whose record exists.
         keep: Keep records that the dataset does not name.
         strict: The first file that cannot be used ends the run.
+        me: This process, among those that share the run.
     """
 
     dataset: DatasetFile
@@ -71,6 +74,7 @@ class CachingRun:
     skip_existing: bool = False
     keep: bool = False
     strict: bool = False
+    me: Launched = ALONE
 
     def gone(self, entry: DatasetEntry) -> bool:
         """Whether a dataset's files are no longer there; its records are then left as they are."""
@@ -111,7 +115,7 @@ class Summary:
     Args:
         encoded: Made now.
         fresh: Found fresh, or left as they are because of `--skip_existing`.
-        adopted: Written by another tool and accepted.
+        adopted: Written by musubi-tuner, and used as they are.
         renewed: Made of the same bytes under other settings or times: only the header was written.
         removed: Leftovers that were deleted.
         failed: Sources left out, each with its reason.
@@ -137,6 +141,8 @@ class Summary:
         parts += [f"{len(self.removed)} leftovers deleted"] if self.removed else []
         parts += [f"{len(self.failed)} left out"] if self.failed else []
         report.note(f"{what}: {', '.join(parts)}.")
+        if self.adopted:
+            report.note(foreign.said(self.adopted))
         rows = sorted({(p.name, p.reason) for p in self.failed} - told)
         if rows:
             report.table("Left out", ("file", "reason"), rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
+from musubi.cache import foreign
 from musubi.cache.freshness import Wanted
 from musubi.cache.header import Kind
 from musubi.cache.index import CacheIndex, read_index
@@ -65,8 +66,10 @@ def record_states(
     for number, entry in enumerate(dataset.datasets, start=1):
         cache_index = read_index(entry.cache_directory, architecture, whole=True)
         settings = settings_of(entry, task)
-        if entry.place.exists():
-            found = list(_judged(scan(entry).sources, cache_index, wanted, settings, architecture))
+        sources = scan(entry).sources if entry.place.exists() else None
+        cache_index = foreign.adopt(cache_index, entry, sources, architecture, task)
+        if sources is not None:
+            found = list(_judged(sources, cache_index, wanted, settings, architecture))
         else:
             found = list(_alone(cache_index, wanted, settings, architecture))
         for place, what in enumerate(("latents", "text")):

@@ -25,6 +25,7 @@ from musubi.plugin.architecture import Architecture, Task
 from musubi.plugin.option import Command
 from musubi.plugin.policy import Policy
 from musubi.plugin.report import Report
+from musubi.sharing import launched
 from musubi.weights.dtypes import dtype_name, parse_dtype
 from musubi.weights.identity import identity
 from musubi.weights.nets import Nets
@@ -123,7 +124,7 @@ def ensure(
         if all(c.name in files for c in encoders_of(architecture, task, kind)):
             summary = _run(kind, request)
             failed = {(p.name, p.reason) for p in summary.failed}
-            if summary.usable != summary.fresh or failed - told:
+            if summary.encoded or summary.renewed or failed - told:
                 summary.tell(report, title, told=told)
             told |= failed
     return told
@@ -225,6 +226,7 @@ def _run(kind: Kind, request: _Request) -> Summary:
         skip_existing=request.skip_existing,
         keep=request.keep,
         strict=request.strict,
+        me=launched(),
     )
     try:
         return cache_media(caching) if kind == "media" else cache_captions(caching)

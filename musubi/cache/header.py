@@ -45,7 +45,7 @@ class RecordHeader:
         caption: Digest of the caption, for text records.
         digest: Of everything the file holds, itself apart; empty in records of older versions. See
             `store.write_record`.
-        adopted: Made by a tool that writes no such header, and accepted as it is.
+        adopted: Made by musubi-tuner, which writes no such header, and used as it is.
         version: Of this header.
     """
 

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,14 @@ class CacheIndex:
             truncated, damaged, or not a record of this architecture.
         text: The same for text records.
         by_stem: Stem to the names of its media records that have our header.
-        foreign: Stems, as far as names tell, of media records without our header.
+        foreign: Stem, as far as names tell, to the names of its media records without our header.
     """
 
     directory: Path
     media: Mapping[str, Stored | None]
     text: Mapping[str, Stored | None]
     by_stem: Mapping[str, list[str]]
-    foreign: frozenset[str] = frozenset()
+    foreign: Mapping[str, list[str]] = field(default_factory=dict[str, list[str]])
 
     def path(self, name: str) -> Path:
         """Where a file of that name lies."""
@@ -83,19 +83,56 @@ def read_index(
     if whole:
         heads = {kind: _compared(directory, found) for kind, found in heads.items()}
     by_stem: dict[str, list[str]] = {}
-    foreign: set[str] = set()
+    foreign: dict[str, list[str]] = {}
     for name, head in heads["media"].items():
         if head is not None and head.header is not None:
             by_stem.setdefault(head.header.stem, []).append(name)
         elif head is not None:
-            foreign.update(possible_stems(name))
+            for stem in possible_stems(name):
+                foreign.setdefault(stem, []).append(name)
     return CacheIndex(
         directory=directory,
         media=heads["media"],
         text=heads["text"],
         by_stem=by_stem,
-        foreign=frozenset(foreign),
+        foreign=foreign,
     )
+
+
+def look_again(
+    cache_index: CacheIndex, architecture: Architecture, stems: Collection[str]
+) -> CacheIndex:
+    """The index with the media records of some stems as they are now.
+
+    Args:
+        cache_index: As it was found.
+        architecture: Whose records.
+        stems: Of the sources whose records another process may have made.
+    """
+    ending = f"_{architecture.suffix}.safetensors"
+    names = os.listdir(cache_index.directory) if cache_index.directory.is_dir() else []  # noqa: PTH208 - as above
+    names = [name for name in names if name.endswith(ending) and _of_some(name, stems)]
+    media, by_stem = dict(cache_index.media), dict(cache_index.by_stem)
+    for stem in stems:
+        for name in by_stem.pop(stem, ()):
+            media.pop(name, None)
+    for name, head in _heads(cache_index.directory, sorted(names), architecture).items():
+        media[name] = head
+        if head is not None and head.header is not None:
+            known = by_stem.get(head.header.stem, [])
+            if name not in known:
+                by_stem[head.header.stem] = [*known, name]
+    return replace(cache_index, media=media, by_stem=by_stem)
+
+
+def _of_some(name: str, stems: Collection[str]) -> bool:
+    """Whether a record's name begins with one of the stems and an underscore."""
+    place = name.find("_")
+    while place >= 0:
+        if name[:place] in stems:
+            return True
+        place = name.find("_", place + 1)
+    return False
 
 
 def as_cached(

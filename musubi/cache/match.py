@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from musubi.cache import foreign
 from musubi.cache.caching_run import Told, listed
 from musubi.cache.freshness import Wanted, cache_options, odd_ones, text_digest
 from musubi.cache.header import Kind, RecordHeader
@@ -88,6 +89,10 @@ def open_training_set(  # noqa: PLR0913 - each is another thing known of the run
         skipped=tuple(opening.skipped),
         pin=pin,
     )
+    adopted = {row.item.media_path for row in opening.rows if row.media.adopted}
+    adopted |= {row.item.text_path for row in opening.rows if row.text.adopted}
+    if adopted:
+        report.note(foreign.said(len(adopted)))
     if news := [p for p in found.skipped if (p.name, p.reason) not in told]:
         reasons = "; ".join(f"{n} × {reason}" for reason, n in by_reason(news).items())
         report.warn(f"{len(news)} file{'s are' if len(news) > 1 else ' is'} left out: {reasons}")
@@ -164,6 +169,9 @@ class _Opening:
             self.without_sources(entry, cache_index)
             return
         found = scan(entry)
+        cache_index = foreign.adopt(
+            cache_index, entry, found.sources, self.architecture, self.wanted.task
+        )
         self.skipped += [
             Problem(name=s.path.name, what="source", reason=s.reason) for s in found.skipped
         ]
@@ -202,6 +210,7 @@ class _Opening:
 
     def without_sources(self, entry: DatasetEntry, cache_index: CacheIndex) -> None:
         """Use the records of a dataset whose images or videos are no longer there."""
+        cache_index = foreign.adopt(cache_index, entry, None, self.architecture, self.wanted.task)
         settings = settings_of(entry, self.wanted.task)
         media = self.wanted.only(self.names("media"))
         text = self.wanted.only(self.names("text"))
@@ -241,7 +250,7 @@ class _Opening:
             header = head.header
             shapes = tuple(
                 head.shapes[f.name]
-                for f in self.wanted.task.schema.media
+                for f in self.wanted.task.schema.kept
                 if not f.varlen and f.name in head.shapes
             )
             item = TrainingItem(

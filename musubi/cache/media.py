@@ -11,11 +11,14 @@ import torch
 
 from musubi.cache.caching_run import CachingRun, DeviceFullError, Summary
 from musubi.cache.index import delete_leftovers, write_failures
+from musubi.cache.loss_weight import weighted
+from musubi.cache.shares import Shares
 from musubi.cache.stale_clips import CachedDataset, StaleClip, StaleClips, named_size
 from musubi.cache.store import check_record, metadata_of, write_record
 from musubi.cache.tasks import encoders_of
-from musubi.cache.threads import WriteBehind, read_ahead
+from musubi.cache.write_behind import WriteBehind
 from musubi.data import clips as data_clips
+from musubi.data.read_ahead import read_ahead
 from musubi.errors import DataError, MusubiError, RunError, line_of
 from musubi.plugin.report import Progress
 from musubi.plugin.runtime import Clip, Record
@@ -53,13 +56,34 @@ def cache_media(caching: CachingRun) -> Summary:
 
 class _MediaRun:
     def __init__(self, caching: CachingRun) -> None:
-        self.caching = caching
+        self.shares = Shares(caching, "media")
+        self.caching = self.shares.inside(caching)
         self.summary = Summary()
-        self.list = StaleClips(caching, self.summary)
+        self.list = StaleClips(self.caching, self.summary)
         self.changed: set[int] = set()  # ids of work whose files changed while they were read
 
     def run(self) -> Summary:
         places, pending = self.list.survey()
+        dealt = self.shares.dealt(
+            pending,
+            title="Encoding clips",
+            path=lambda work: work.place.cache_index.path(work.source.path.name),
+            done=self.list.made_elsewhere,
+        )
+        try:
+            with contextlib.closing(dealt):
+                for portion in dealt:
+                    self.make(portion)
+            for place in places if self.caching.me.first else ():
+                self.finish(place)
+        finally:
+            self.shares.close()
+        if not self.summary.usable:
+            raise self.summary.nothing("latents")
+        return self.summary
+
+    def make(self, pending: Sequence[StaleClip]) -> None:
+        """Make the records of some sources; those whose files change meanwhile are made again."""
         for _ in range(_ATTEMPTS):
             work = self.list.plan(pending)
             if work:
@@ -70,11 +94,6 @@ class _MediaRun:
                 break
         for one in pending:
             self.list.failed(one, DataError("it changes while it is read"))
-        for place in places:
-            self.finish(place)
-        if not self.summary.usable:
-            raise self.summary.nothing("latents")
-        return self.summary
 
     def encode(self, work: Sequence[StaleClip]) -> None:
         """Decode, encode and write what is left."""
@@ -125,11 +144,13 @@ class _MediaRun:
 
     def send(self, batch: Sequence[_Decoded]) -> None:
         """Encode clips of one size, and queue their records for writing."""
+        task = self.caching.wanted.task
         for one, records in zip(batch, self.encoded(batch), strict=True):
             if isinstance(records, Exception):
                 self.list.failed(one.work, records, one.clip.name)
                 continue
             try:
+                records = weighted(one.clip, records, task)
                 for record in records:
                     check_record(record, self.list.fields, one.clip.name)
                 if len(records) != 1 and not (
@@ -231,6 +252,7 @@ def _shape(clip: Clip) -> Any:
             clip.frames.shape,
             clip.length,
             [(name, [frames.shape for frames in given]) for name, given in clip.inputs.items()],
+            None if clip.mask is None else clip.mask.shape,
             sorted(clip.options.items()),
         )
     )

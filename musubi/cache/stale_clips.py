@@ -7,15 +7,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from musubi.cache import foreign
 from musubi.cache.caching_run import CachingRun, Summary
 from musubi.cache.freshness import made_otherwise
 from musubi.cache.header import RecordHeader
-from musubi.cache.index import CacheIndex, Failure, read_index
+from musubi.cache.index import CacheIndex, Failure, look_again, read_index
 from musubi.cache.store import media_name, rewrite_header
 from musubi.cache.survey import Origin, Settings, judge_media, renew, settings_of
-from musubi.cache.threads import read_ahead
 from musubi.cache.training_set import Problem
 from musubi.data import clips as data_clips
+from musubi.data.read_ahead import read_ahead
 from musubi.data.sources import scan
 from musubi.errors import RunError
 
@@ -61,7 +62,7 @@ class StaleClip:
 
 
 class StaleClips:
-    """Finds what has to be done, and does what needs no encoder: new headers, adoption.
+    """Finds what has to be done, and does what needs no encoder: new headers.
 
     Args:
         caching: The run.
@@ -71,7 +72,7 @@ class StaleClips:
     def __init__(self, caching: CachingRun, summary: Summary) -> None:
         self.caching = caching
         self.summary = summary
-        self.fields = caching.wanted.task.schema.media
+        self.fields = caching.wanted.task.schema.kept
         self.sectioned = caching.wanted.task.schema.sectioned
 
     def survey(self) -> tuple[list[CachedDataset], list[StaleClip]]:
@@ -87,6 +88,9 @@ class StaleClips:
                 self.summary.fresh += len(cache_index.media)
                 continue
             found = scan(entry)
+            cache_index = foreign.adopt(
+                cache_index, entry, found.sources, caching.architecture, caching.wanted.task
+            )
             settings = settings_of(entry, caching.wanted.task)
             place = CachedDataset(entry=entry, cache_index=cache_index, settings=settings)
             places.append(place)
@@ -100,12 +104,33 @@ class StaleClips:
                 )
                 if verdict.reason is None:
                     place.named.update(verdict.names)
-                    self.summary.fresh += len(verdict.names)
+                    heads = [place.cache_index.media[name] for name in verdict.names]
+                    adopted = sum(1 for h in heads if h and h.header and h.header.adopted)
+                    self.summary.adopted += adopted
+                    self.summary.fresh += len(verdict.names) - adopted
                     if verdict.renewed:
                         renew(place.cache_index, verdict.names, origin)
                 else:
                     pending.append(StaleClip(place=place, source=source, origin=origin))
         return places, pending
+
+    def made_elsewhere(self, pending: Sequence[StaleClip]) -> list[bool]:
+        """Which sources have fresh records by now, which another process has made."""
+        places = {id(work.place): work.place for work in pending}
+        for place in places.values():
+            stems = {work.source.stem for work in pending if work.place is place}
+            place.cache_index = look_again(place.cache_index, self.caching.architecture, stems)
+        made: list[bool] = []
+        for work in pending:
+            place = work.place
+            verdict = judge_media(
+                work.source, work.origin, place.cache_index, self.caching.wanted, place.settings
+            )
+            made.append(verdict.reason is None)
+            if verdict.reason is None:
+                place.named.update(verdict.names)
+                self.summary.encoded += len(verdict.names)
+        return made
 
     def plan(self, pending: Sequence[StaleClip]) -> list[StaleClip]:
         """Open the sources: which clips each gives, and which of them have to be encoded."""
@@ -148,10 +173,8 @@ class StaleClips:
         """Whether a clip needs no encoding; gives its records new headers where that is enough."""
         first = self.name(plan, 0)
         head = work.place.cache_index.media.get(first)
-        if head is None or head.damaged:
+        if head is None or head.damaged or head.header is None:
             return False
-        if head.header is None:
-            return self.caching.skip_existing and self.adopt(work, index, plan)
         parts = [self.name(plan, part) for part in range(head.header.parts)]
         headers = [
             (name, known.header)
@@ -188,32 +211,6 @@ class StaleClips:
             else:
                 self.summary.fresh += 1
             work.place.named.add(name)
-        return True
-
-    def adopt(self, work: StaleClip, index: int, plan: ClipPlan) -> bool:
-        """Give our header to records of a clip that another tool wrote."""
-        cache_index = work.place.cache_index
-        names: list[str] = []
-        while (name := self.name(plan, len(names))) in cache_index.media and name not in names:
-            names.append(name)
-        heads = [head for name in names if (head := cache_index.media[name]) is not None]
-        if len(heads) < len(names) or any(head.header is not None for head in heads):
-            return False
-        for part, (name, head) in enumerate(zip(names, heads, strict=True)):
-            header = replace(
-                self.header(work, index, plan),
-                fields=tuple(sorted(head.shapes)),
-                content=work.origin.content,
-                encoders={},
-                dtypes={},
-                options={},
-                part=part,
-                parts=len(names),
-                adopted=True,
-            )
-            rewrite_header(cache_index.path(name), header)
-            work.place.named.add(name)
-            self.summary.adopted += 1
         return True
 
     def again(self, work: StaleClip) -> StaleClip:

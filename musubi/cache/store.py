@@ -353,12 +353,16 @@ class Stored(NamedTuple):
         shapes: Field name to shape.
         header: The typed header, or None when the record has none that we understand.
         damaged: Its content was compared with its digest, and is not what was written.
+        twice: A field that the file holds in two dtypes; empty when there is none.
+        refused: Why a record without a typed header cannot be used; empty when nobody asked.
     """
 
     metadata: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     header: RecordHeader | None = None
     damaged: bool = False
+    twice: str = ""
+    refused: str = ""
 
     def belongs_to(self, architecture: Architecture) -> bool:
         """Whether this is a record of that architecture, ours or musubi-tuner's, and not just any
@@ -391,10 +395,12 @@ def read_head(path: str | os.PathLike[str]) -> Stored:
             os.close(file)
         entries: dict[str, Any] = from_json(text)
         metadata: dict[str, str] = entries.pop("__metadata__", None) or {}
-        end = 0
+        end, twice = 0, ""
         shapes: dict[str, tuple[int, ...]] = {}
         for key, entry in entries.items():
-            shape = shapes[field_name(key)] = tuple(entry["shape"])
+            field = field_name(key)
+            twice = field if field in shapes else twice
+            shape = shapes[field] = tuple(entry["shape"])
             if not all(type(side) is int and 0 <= side < _MOST for side in shape):
                 raise TypeError("a side is no natural number")
             end = max(end, entry["data_offsets"][1])
@@ -406,7 +412,8 @@ def read_head(path: str | os.PathLike[str]) -> Stored:
         raise _broken(name) from error
     if size != 8 + length + end:
         raise _broken(name)
-    return Stored(metadata, shapes, parse(metadata[KEY]) if KEY in metadata else None)
+    header = parse(metadata[KEY]) if KEY in metadata else None
+    return Stored(metadata, shapes, header, twice=twice)
 
 
 def read_header(path: str | os.PathLike[str]) -> RecordHeader | None:

@@ -35,7 +35,7 @@ _TICK = 3 * 10**9
 NO_RECORD = "no record"
 OTHER_SETTINGS = "made with other settings in the dataset file, or by an older version of musubi"
 DAMAGED = "its record is damaged"
-FOREIGN = "a record that another tool wrote"
+FOREIGN = "its record was written by musubi-tuner and cannot be used"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,8 @@ def settings_of(entry: DatasetEntry, task: Task) -> Settings:
         "version": PREPROCESSING_VERSION,
         "options": dict(entry.options),
     }
+    if entry.alpha_mask:  # said only where it is, so that older records stay fresh
+        shaping["alpha_mask"] = True
     choosing: dict[str, Any] = {
         "resolution": tuple(entry.resolution),
         "enable_bucket": entry.enable_bucket,
@@ -170,8 +172,9 @@ def judge_media(
         and head.header.source == source.path.name
     }
     if not heads:
-        foreign = source.stem in cache_index.foreign
-        return SourceState(reason=FOREIGN if foreign else NO_RECORD, found=foreign)
+        foreign = [cache_index.media[name] for name in cache_index.foreign.get(source.stem, ())]
+        reason = next((unusable(head) for head in foreign if head is not None), NO_RECORD)
+        return SourceState(reason=reason, found=bool(foreign))
     if any(head.damaged for head in heads.values()):
         return SourceState(reason=DAMAGED, found=True)
     current = {n: h.header for n, h in heads.items() if h.header and h.header.plan == settings.plan}
@@ -193,6 +196,11 @@ def judge_media(
             names.append(placed[clip, part][0])
     renewed = any(header.signature != origin.signature for header in current.values())
     return SourceState(names=tuple(names), renewed=renewed, found=True)
+
+
+def unusable(head: Stored) -> str:
+    """Why a record that musubi-tuner wrote is not used."""
+    return f"{FOREIGN}: {head.refused}" if head.refused else FOREIGN
 
 
 def judge_alone(header: RecordHeader, wanted: Wanted, settings: Settings) -> str | None:
@@ -224,7 +232,7 @@ def judge_text(
     if head.damaged:
         return DAMAGED
     if head.header is None:
-        return FOREIGN
+        return unusable(head)
     if caption is not None and head.header.caption != text_digest(caption):
         return "the caption has changed"
     if origin is not None and not origin.same_as(head.header):

@@ -13,6 +13,7 @@ from musubi.config.options import own_options, paths
 from musubi.config.task import choose_task
 from musubi.errors import ConfigError
 from musubi.plugin.architecture import Architecture, Component, Task
+from musubi.sharing import launched
 
 _MOST_THREADS = 8
 
@@ -37,18 +38,22 @@ def encoders_of(architecture: Architecture, task: Task, kind: Kind) -> tuple[Com
 
 
 def threads(asked: int | None) -> int:
-    """Threads that decode: what was asked for, else all cores but one and at most eight."""
-    return asked or max(1, min(_MOST_THREADS, (os.cpu_count() or 2) - 1))
+    """Threads that decode: what was asked for, else all cores but one and at most eight.
+
+    Processes that a launcher started on this computer share the cores.
+    """
+    cores = (os.cpu_count() or 2) // launched().here
+    return asked or max(1, min(_MOST_THREADS, cores - 1))
 
 
 def device_of(text: str | None) -> torch.device:
-    """The device to encode on.
+    """The device to work on; for "cuda", each process that a launcher started has one of its own.
 
     Raises:
         ConfigError: It is no device, or not in this computer.
     """
     if text is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _own("cuda") if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(text)
     except RuntimeError as error:
@@ -60,4 +65,20 @@ def device_of(text: str | None) -> torch.device:
             f"--device {text}: PyTorch finds no CUDA device.",
             fix="Use --device cpu, or install a PyTorch built for your GPU.",
         )
-    return device
+    return _own(text) if text == "cuda" else device
+
+
+def _own(text: str) -> torch.device:
+    """The GPU of this process: the one that PyTorch uses from now on."""
+    me = launched()
+    if me.world == 1:
+        return torch.device(text)
+    count = torch.cuda.device_count()
+    if me.here > count:
+        raise ConfigError(
+            f"The launcher started {me.here} processes here, and there are {count} GPUs.",
+            fix=f"Start at most {count}: --num_processes with accelerate launch, --nproc-per-node "
+            "with torchrun.",
+        )
+    torch.cuda.set_device(me.local)
+    return torch.device("cuda", me.local)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from musubi.cache import foreign
 from musubi.cache.caching_run import CachingRun, DeviceFullError, Summary
 from musubi.cache.freshness import settings_digest, text_digest
 from musubi.cache.header import RecordHeader
 from musubi.cache.index import CacheIndex, Failure, delete_leftovers, read_index, write_failures
+from musubi.cache.shares import Shares
 from musubi.cache.store import (
     Stored,
     check_record,
@@ -21,12 +24,11 @@ from musubi.cache.store import (
     metadata_of,
     read_head,
     read_record,
-    rewrite_header,
     text_name,
     write_record,
 )
 from musubi.cache.survey import Origin, judge_text, origin_of_text, seen_by_text
-from musubi.cache.threads import WriteBehind
+from musubi.cache.write_behind import WriteBehind
 from musubi.data.clips import picture
 from musubi.data.sources import scan
 from musubi.errors import DataError, MusubiError, line_of
@@ -99,7 +101,8 @@ def cache_captions(caching: CachingRun) -> Summary:
 
 class _TextRun:
     def __init__(self, caching: CachingRun) -> None:
-        self.caching = caching
+        self.shares = Shares(caching, "text")
+        self.caching = self.shares.inside(caching)
         self.summary = Summary()
         self.left_alone = 0
         task = caching.wanted.task
@@ -116,20 +119,19 @@ class _TextRun:
         made = {id(c) for _, stale in todo for c in stale}
         self.summary.fresh += len(captions) - len(made)
         total = sum(len(stale) for _, stale in todo)
-        if todo:
-            with (
-                self.caching.report.progress(
-                    "Encoding captions", total, unit="caption"
-                ) as self.bar,
-                WriteBehind(64) as self.writer,
-            ):
+        try:
+            with self.caching.report.progress(
+                "Encoding captions", total, unit="caption"
+            ) as self.bar:
                 for component, stale in todo:
                     last = component == todo[-1][0]
-                    self.encode(component, [c for c in stale if not c.failed], complete=last)
+                    self.share(component, [c for c in stale if not c.failed], complete=last)
                     self.caching.nets.free(component)
-        self.summary.encoded += sum(1 for c in captions if id(c) in made and not c.failed)
-        for place in places:
-            self.finish(place)
+            self.summary.encoded += sum(1 for c in captions if id(c) in made and not c.failed)
+            for place in places if self.caching.me.first else ():
+                self.finish(place)
+        finally:
+            self.shares.close()
         if not self.left_alone and not any(c.source and not c.failed for c in captions):
             raise self.summary.nothing("text")
         return self.summary
@@ -150,6 +152,9 @@ class _TextRun:
                 self.left_alone += len(cache_index.text)
                 continue
             found = scan(entry)
+            cache_index = foreign.adopt(
+                cache_index, entry, found.sources, caching.architecture, caching.wanted.task
+            )
             place = _Place(entry=entry, cache_index=cache_index)
             places.append(place)
             for skip in found.skipped:
@@ -173,7 +178,7 @@ class _TextRun:
                 )
                 if caption.head is not None and caption.head.damaged:
                     caption.head = None  # nothing of it is taken over
-                if caching.skip_existing and caption.head is not None and self.left(caption):
+                if self.left(caption):
                     self.left_alone += 1
                 else:
                     captions.append(caption)
@@ -189,20 +194,19 @@ class _TextRun:
         return _Caption(path=path, source="", stem="", text="", head=head, place=place)
 
     def left(self, caption: _Caption) -> bool:
-        """With `--skip_existing`: whether the record stays as it is, adopted when it is foreign."""
+        """Whether the record stays as it is: a fresh one of musubi-tuner, or any with `--skip_existing`."""
         head = caption.head
-        assert head is not None
-        if head.header is not None:
-            self.summary.fresh += 1
-            return True
-        if head.metadata.get("caption1", caption.text) != caption.text:
+        if head is None or head.header is None:
             return False
-        header = replace(
-            self.header(caption), fields=tuple(sorted(head.shapes)), adopted=True, options={}
-        )
-        rewrite_header(caption.path, header)
-        self.summary.adopted += 1
-        return True
+        if head.header.adopted:
+            wanted = self.caching.wanted
+            if judge_text(head, caption.text, wanted, origin=caption.origin) is not None:
+                return False
+            self.summary.adopted += 1
+            return True
+        if self.caching.skip_existing:
+            self.summary.fresh += 1
+        return self.caching.skip_existing
 
     def stale(self, caption: _Caption, component: str) -> bool:
         """Whether one encoder has to run for a caption."""
@@ -213,7 +217,29 @@ class _TextRun:
         header = caption.head.header
         return not header.adopted and component not in header.encoders
 
+    def made_elsewhere(self, captions: Sequence[_Caption], component: str) -> list[bool]:
+        """For which captions another process has run the encoder by now."""
+        for caption in captions:
+            try:
+                caption.head = read_head(caption.path)
+            except DataError:
+                caption.head = None
+        return [not self.stale(caption, component) for caption in captions]
+
     # making records
+
+    def share(self, component: str, captions: Sequence[_Caption], *, complete: bool) -> None:
+        """Run one encoder over the stale captions that fall to this process."""
+        dealt = self.shares.dealt(
+            captions,
+            title=f"Encoding captions by the {component}",
+            path=lambda caption: caption.path,
+            done=lambda some: self.made_elsewhere(some, component),
+        )
+        with closing(dealt):
+            for portion in dealt:
+                with WriteBehind(64) as self.writer:
+                    self.encode(component, portion, complete=complete)
 
     def encode(self, component: str, captions: Sequence[_Caption], *, complete: bool) -> None:
         """Run one encoder over its stale captions."""

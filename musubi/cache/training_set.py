@@ -123,7 +123,7 @@ class TrainingSet:
         schema = self.task.schema
         records = [
             {
-                **_read(self.items[i].media_path, schema.media),
+                **_read(self.items[i].media_path, schema.kept),
                 **(
                     self.empty_text(self.items[i].dataset)
                     if dropped

@@ -100,7 +100,8 @@ class CommandLine:
         if flag.name == "card":
             from musubi.estimate.cards import CARDS
 
-            return tuple(card.name for card in CARDS)
+            # Without blanks, which a shell would take for the end of the word.
+            return tuple(card.name.replace(" ", "-") for card in CARDS)
         if flag.name == "task" and self.architecture is not None:
             every = (*self.architecture.variants, *self.architecture.tasks)
             return tuple(dict.fromkeys(t.name for t in every))
@@ -139,6 +140,13 @@ class CommandLine:
         report = terminal()
         for line in notes.lines:
             report.note(line)
+        from musubi.config.idle import idle
+        from musubi.config.outputs import check_outputs
+
+        if self.command.place != "plan":  # which takes the options of other commands
+            for line in idle(config, self.architecture):
+                report.warn(line)
+        check_outputs(config)
         if self.command.place is None or self.architecture is None:
             self.command.run(config, report)
             return

@@ -40,7 +40,7 @@ class EncodingOptions(DatasetOptions):
     )
     skip_existing: bool = option(
         False,
-        "Encode nothing whose record exists, and adopt records that musubi-tuner wrote.",
+        "Encode nothing whose record exists, whatever that record was made with.",
         group=_RECORDS,
     )
     keep_cache: bool = option(

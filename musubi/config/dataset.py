@@ -11,15 +11,23 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import ValidationError, create_model
 
 from musubi import registry
+from musubi.config.dataset_entry import (
+    MAX_FRAMES,
+    PLACES,
+    DatasetEntry,
+    DatasetFile,
+    DatasetKeys,
+    Extraction,
+    SharedKeys,
+)
+from musubi.config.dataset_inputs import inputs_of
 from musubi.config.dataset_values import (
-    RESOLUTION,
     Kind,
     extension_of,
     found,
@@ -29,12 +37,16 @@ from musubi.config.dataset_values import (
 )
 from musubi.errors import ConfigError, MusubiError, did_you_mean
 from musubi.plugin.architecture import Architecture, Task
-from musubi.plugin.inputs import Input
 from musubi.untrusted import TextError, parse_json, parse_toml, read_text, reason, value_fault
 
-Extraction = Literal["head", "chunk", "slide", "uniform", "full"]
-
-MAX_FRAMES = 129
+__all__ = [
+    "MAX_FRAMES",
+    "DatasetEntry",
+    "DatasetFile",
+    "Extraction",
+    "named_keys",
+    "read_dataset_config",
+]
 
 _VIDEO_KEYS = (
     "target_frames",
@@ -44,109 +56,6 @@ _VIDEO_KEYS = (
     "max_frames",
     "source_fps",
 )
-
-
-class _Keys(BaseModel):
-    """What a dataset may say; `[general]` may give a default for each key that names no path."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    resolution: int | list[int] | None = None
-    enable_bucket: bool | None = None
-    bucket_no_upscale: bool | None = None
-    caption_extension: str | None = None
-    batch_size: int | None = Field(None, ge=1, le=100_000)
-    num_repeats: int | None = Field(None, ge=1, le=100_000)
-    target_frames: list[int] | None = None
-    frame_extraction: Extraction | None = None
-    frame_stride: int | None = Field(None, ge=1)
-    frame_sample: int | None = Field(None, ge=1)
-    max_frames: int | None = Field(None, ge=1)
-    source_fps: float | None = Field(None, ge=0.001, le=100_000, allow_inf_nan=False)
-
-
-class _Paths(_Keys):
-    cache_directory: str | None = None
-    image_directory: str | None = None
-    image_jsonl_file: str | None = None
-    video_directory: str | None = None
-    video_jsonl_file: str | None = None
-
-
-_PLACES = ("image_directory", "image_jsonl_file", "video_directory", "video_jsonl_file")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetEntry:
-    """One `[[datasets]]` table with every value decided.
-
-    Args:
-        index: Its number in the file, from 0.
-        kind: Whether its files are images or videos.
-        directory: Where the files lie, or None when they are listed.
-        jsonl_file: The list of files, or None.
-        inputs: What the task takes beside the clips, and a dataset can name.
-        directories: Name of an input → where its files lie.
-        cache_directory: Where records are kept; no other dataset has the same.
-        resolution: Width and height in pixels; with buckets, their product is what counts.
-        enable_bucket: Choose among sizes of about one area by aspect ratio.
-        bucket_no_upscale: Leave what is smaller than the area at its own size.
-        caption_extension: With its dot; None only for listed files.
-        batch_size: Most items of a batch.
-        num_repeats: How often an epoch visits each item.
-        target_frames: Clip lengths at the model's frame rate, ascending, each once.
-        frame_extraction: Where in a video clips are cut.
-        frame_stride: Frames from one start to the next, for "slide".
-        frame_sample: Number of clips, for "uniform".
-        max_frames: Longest clip, for "full".
-        source_fps: Taken for the frame rate of every video instead of its own time stamps.
-        period: Of the task's latents: clips have so many frames, k times, and one.
-        options: The architecture's own keys, defaults filled in.
-    """
-
-    index: int
-    kind: Kind
-    cache_directory: Path
-    directory: Path | None = None
-    jsonl_file: Path | None = None
-    inputs: tuple[Input, ...] = ()
-    directories: Mapping[str, Path] = field(default_factory=dict)
-    resolution: tuple[int, int] = RESOLUTION
-    enable_bucket: bool = False
-    bucket_no_upscale: bool = False
-    caption_extension: str | None = None
-    batch_size: int = 1
-    num_repeats: int = 1
-    target_frames: tuple[int, ...] = (1,)
-    frame_extraction: Extraction = "head"
-    frame_stride: int = 1
-    frame_sample: int = 1
-    max_frames: int = MAX_FRAMES
-    source_fps: float | None = None
-    period: int = 4
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def place(self) -> Path:
-        """The directory or the list that its files come from."""
-        found = self.directory or self.jsonl_file
-        assert found is not None
-        return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetFile:
-    """A dataset file that was read and checked.
-
-    Args:
-        path: The file.
-        datasets: In the order of the file.
-        notes: What was understood otherwise than it was written: one line each, to be reported.
-    """
-
-    path: Path
-    datasets: tuple[DatasetEntry, ...]
-    notes: tuple[str, ...] = ()
 
 
 def read_dataset_config(
@@ -173,9 +82,9 @@ def read_dataset_config(
     others, directories = _of_all(architecture)
     for option in others:
         own.setdefault(option, (Any, None))
-    general_model: type[_Keys] = create_model("General", __base__=_Keys, **own)  # type: ignore[call-overload]
+    general_model: type[SharedKeys] = create_model("General", __base__=SharedKeys, **own)  # type: ignore[call-overload]
     own |= dict.fromkeys(directories, (str | None, None))
-    dataset_model: type[_Paths] = create_model("Dataset", __base__=_Paths, **own)  # type: ignore[call-overload]
+    dataset_model: type[DatasetKeys] = create_model("Dataset", __base__=DatasetKeys, **own)  # type: ignore[call-overload]
     if unknown := [key for key in content if key not in ("general", "datasets")]:
         known = [*dataset_model.model_fields, "general", "datasets"]
         raise ConfigError(
@@ -184,7 +93,7 @@ def read_dataset_config(
             if unknown[0] in dataset_model.model_fields
             else did_you_mean(unknown[0], known),
         )
-    paths = {*_Paths.model_fields, *directories} - {*_Keys.model_fields}
+    paths = {*DatasetKeys.model_fields, *directories} - {*SharedKeys.model_fields}
     general = _checked(general_model, content.get("general", {}), f"{path}, [general]", paths)
     tables = content.get("datasets", [])
     if not isinstance(tables, list) or not tables:
@@ -282,7 +191,7 @@ def _of_all(architecture: Architecture) -> tuple[set[str], set[str]]:
     return options, directories
 
 
-def _checked(model: type[_Keys], table: Any, where: str, paths: set[str]) -> _Keys:
+def _checked(model: type[SharedKeys], table: Any, where: str, paths: set[str]) -> SharedKeys:
     if not isinstance(table, dict):
         raise ConfigError(f"{where} is not a table.", fix="Write keys and values under it.")
     for key in table:
@@ -316,7 +225,7 @@ def _advice(key: str, message: str) -> str:
     return message.replace("Input should be", "It should be").rstrip(".") + "."
 
 
-def _given(table: _Keys) -> dict[str, Any]:
+def _given(table: SharedKeys) -> dict[str, Any]:
     return {k: v for k, v in table.model_dump(exclude_unset=True).items() if v is not None}
 
 
@@ -330,13 +239,13 @@ def _entry(
     notes: list[str],
 ) -> DatasetEntry:
     architecture, task = target
-    places = [key for key in _PLACES if key in given]
+    places = [key for key in PLACES if key in given]
     if len(places) != 1:
         raise ConfigError(
             f"{where} names {' and '.join(places)}."
             if places
             else f"{where} names no directory and no list of files.",
-            fix=f"Give one of {', '.join(_PLACES)}.",
+            fix=f"Give one of {', '.join(PLACES)}.",
         )
     key = places[0]
     kind: Kind = "image" if key.startswith("image") else "video"
@@ -363,31 +272,9 @@ def _entry(
             f"{where} has {key} and no cache_directory.",
             fix="Give a cache_directory: a list of files has no directory to keep records in.",
         )
-    inputs = tuple(one for one in task.inputs if one.in_datasets)
-    directories: dict[str, Path] = {}
-    read = {one.directory for one in inputs}
-    unread = {i.directory for i in architecture.inputs if i.directory} - read
-    notes.extend(
-        f"{where}: {name} is not read: the task {task.name!r} takes no such files."
-        for name in sorted(unread & set(given))
+    inputs, directories = inputs_of(
+        given, target, (where, key), home=path.parent, exists=exists, notes=notes
     )
-    for one in inputs:
-        if one.directory is None or one.directory not in given:
-            continue
-        if listed:
-            raise ConfigError(
-                f"{where}: {one.directory} means nothing beside {key}.",
-                fix=f"Write {one.column} into the lines of the list."
-                if one.column
-                else f"Give image_directory or video_directory instead of {key}.",
-            )
-        named = given[one.directory]
-        directories[one.name], _ = found(named, path.parent)
-        if exists and not directories[one.name].is_dir():
-            raise ConfigError(
-                f"{where}: the directory {named!r} of {one.directory} does not exist.",
-                fix=near(directories[one.name], "Check the path.", path.parent / named),
-            )
     cache = place
     if "cache_directory" in given:
         cache, _ = found(given["cache_directory"], path.parent, base)
@@ -397,7 +284,7 @@ def _entry(
                 fix="Give a directory; it is made when it does not exist.",
             )
     extension = extension_of(given.get("caption_extension"), listed, where, notes)
-    plain = ("batch_size", "num_repeats", "enable_bucket", "bucket_no_upscale", *_VIDEO_KEYS[1:])
+    plain = ("batch_size", "num_repeats", "enable_bucket", "bucket_no_upscale", "alpha_mask")
     return DatasetEntry(
         index=index,
         kind=kind,
@@ -411,7 +298,7 @@ def _entry(
         target_frames=lengths_of(given, kind, where, task, notes),
         period=task.shape.period,
         options={o.name: given.get(o.name, o.default) for o in architecture.dataset_options},
-        **{name: given[name] for name in plain if name in given},
+        **{name: given[name] for name in (*plain, *_VIDEO_KEYS[1:]) if name in given},
     )
 
 

@@ -64,7 +64,11 @@ class VideoOptions(Options):
         None, "Frames; the task's own length when not given.", group=_VIDEO, ge=1, le=100_000
     )
     fps: float | None = option(
-        None, "Frames per second of the file; the model's when not given.", group=_VIDEO, gt=0
+        None,
+        "Frames per second of the file; the model's when not given.",
+        group=_VIDEO,
+        ge=0.001,
+        le=1000,
     )
     trim_tail_frames: int = option(0, "Frames to cut from the end.", group=_VIDEO, ge=0)
 
@@ -75,12 +79,18 @@ class SamplingOptions(Options):
     infer_steps: int | None = option(None, "Denoising steps.", group=_SAMPLING, ge=1, le=10_000)
     sample_solver: Solver | None = option(None, "The solver.", group=_SAMPLING)
     flow_shift: float | None = option(
-        None, "Shift of the noise levels; larger spends more steps on noise.", group=_SAMPLING, gt=0
+        None,
+        "Shift of the noise levels; larger spends more steps on noise.",
+        group=_SAMPLING,
+        ge=1e-6,
+        le=1e6,
     )
     guidance_scale: float | None = option(
         None,
         "Classifier-free guidance; 1 calls the network once a step and reads no negative prompt.",
         group=_SAMPLING,
+        ge=-1e6,
+        le=1e6,
     )
     seed: int | None = option(
         None,
@@ -88,6 +98,13 @@ class SamplingOptions(Options):
         group=_SAMPLING,
         ge=-1,
         le=2**63 - 1,
+    )
+    num_videos: int = option(
+        1,
+        "Videos of each prompt; the seed counts up from one to the next.",
+        group=_SAMPLING,
+        ge=1,
+        le=100_000,
     )
     cpu_noise: bool = option(
         False, "Draw noise on the CPU: the same on every device.", group=_SAMPLING
@@ -168,8 +185,8 @@ class OutputOptions(Options):
     )
     continue_video: bool = option(
         False,
-        "Go on with a video that the same command left unfinished in --save_path: sections that are "
-        "there are not made again.",
+        "Go on with what the same command left unfinished in --save_path: videos and sections that "
+        "are there are not made again.",
         group=_OUTPUT,
         aliases=("continue",),
     )

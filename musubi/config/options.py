@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator
 
-from musubi.errors import ConfigError
 from musubi.plugin.architecture import Architecture, Component
 from musubi.plugin.option import Command
 from musubi.untrusted import value_fault
@@ -215,21 +214,6 @@ def paths(config: Options, architecture: Architecture) -> dict[str, Path]:
     """Component name → the file given for it; components without one are absent."""
     given = {c.name: getattr(config, c.option, None) for c in architecture.components}
     return {name: Path(path) for name, path in given.items() if path}
-
-
-def needed(architecture: Architecture, name: str, given: Mapping[str, Path]) -> Path:
-    """The file of a component.
-
-    Raises:
-        ConfigError: None was given.
-    """
-    if name not in given:
-        component = architecture.component(name)
-        raise ConfigError(
-            f"The {name} of {architecture.title} is needed, and no file was given.",
-            fix=f"Give --{component.option} PATH. {component.help}",
-        )
-    return given[name]
 
 
 def tokenizers(config: Options, architecture: Architecture) -> dict[str, Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from musubi.config import generate, train
 from musubi.config.generate import PromptOptions, SamplingOptions, VideoOptions
@@ -13,7 +13,7 @@ from musubi.config.optimization import (
     ScheduleOptions,
     TimestepOptions,
 )
-from musubi.config.options import Options, Retired, option
+from musubi.config.options import Options, Retired, for_architecture, option
 from musubi.config.saving import (
     HubOptions,
     LoggingOptions,
@@ -22,6 +22,7 @@ from musubi.config.saving import (
     SavingOptions,
 )
 from musubi.config.train import AttentionOptions, DtypeOptions, LengthOptions
+from musubi.plugin.architecture import Architecture
 
 _PLAN = "Plan"
 
@@ -100,6 +101,22 @@ class PlanConfig(
     def variant(self) -> str | None:
         """The published variant that `--size` names."""
         return None if self.width_height is not None and self.video_size is None else self.size
+
+
+def as_plan(config: Options, architecture: Architecture) -> PlanConfig:
+    """The options of any command as `plan` takes them; what the command has not keeps its default.
+
+    Args:
+        config: The options of a command.
+        architecture: Whose own options the command has.
+    """
+    if isinstance(config, PlanConfig):
+        return config
+    model: Any = for_architecture(PlanConfig, architecture, "plan")
+    shared = model.model_fields.keys() & type(config).model_fields.keys()
+    values = {name: getattr(config, name) for name in shared}
+    purpose = "generate" if isinstance(config, generate.GenerateConfig) else "train"
+    return model.model_construct(**values, purpose=purpose)
 
 
 _HERE = frozenset(PlanConfig.model_fields)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from musubi.untrusted import TextError, parse_json, parse_toml, read_text, reaso
 
 Kind = Literal["batch", "preview"]
 Note = Callable[[str], None]
+Entry = Callable[[], dict[str, Any]]
 # What a preview is when its prompt does not say; the rest are the task's own defaults.
 PREVIEW: Mapping[str, int] = {"width": 256, "height": 256, "frames": 1, "steps": 20}
 _OPTION = re.compile(r"(?:^|(?<=\s))--(?=[A-Za-z])")
@@ -190,18 +192,41 @@ def read_prompt_file(
     Raises:
         ConfigError: The file cannot be read, or holds no prompt, or one of them is wrong.
     """
+    found = [read() for _, read in read_entries(path, says, note=note)]
+    if not found:
+        raise ConfigError(f"{path} holds no prompt.", fix="Write one prompt a line.")
+    return found
+
+
+def read_entries(
+    path: str | Path, says: Grammar | None = None, *, note: Note | None = None
+) -> list[tuple[str, Entry]]:
+    """The prompts of a file, each unread: where it stands, and what reads it and may refuse it.
+
+    Raises:
+        ConfigError: The file as a whole cannot be read.
+    """
     path = Path(path)
     says = says or Grammar()
     suffix = path.suffix.lower()
-    if suffix not in (".toml", ".json"):
-        prompts = [parse_line(line, says, note=note) for _, line in read_lines(path)]
-    elif suffix == ".toml":
-        prompts = _from_toml(_toml(path), path, says, note)
+    if suffix == ".toml":
+        entries: list[Any] = _from_toml(_toml(path), path)
+    elif suffix == ".json":
+        entries = _from_json(_text(path), path)
     else:
-        prompts = _from_json(_text(path), path, says, note)
-    if not prompts:
-        raise ConfigError(f"{path} holds no prompt.", fix="Write one prompt a line.")
-    return prompts
+        return [
+            (f"{path}, line {number}", partial(parse_line, line, says, note=note))
+            for number, line in read_lines(path)
+        ]
+    return [
+        (
+            f"{path}, prompt {number}",
+            partial(parse_line, entry, says, note=note)
+            if isinstance(entry, str)
+            else partial(_from_table, entry, path, says, note),
+        )
+        for number, entry in enumerate(entries, start=1)
+    ]
 
 
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
@@ -210,9 +235,7 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
     return [(n, line) for n, line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-def _from_toml(
-    content: Mapping[str, Any], path: Path, says: Grammar, note: Note | None
-) -> list[dict[str, Any]]:
+def _from_toml(content: Mapping[str, Any], path: Path) -> list[Any]:
     shared = content.get("prompt")
     if not isinstance(shared, Mapping):
         raise ConfigError(
@@ -220,24 +243,25 @@ def _from_toml(
         )
     subsets = shared.get("subset", [])
     general = {key: value for key, value in shared.items() if key != "subset"}
-    if isinstance(subsets, Mapping):
+    if not isinstance(subsets, list):
         subsets = [subsets]
-    return [_from_table({**general, **subset}, path, says, note) for subset in subsets or [{}]]
+    wrong = next((one for one in subsets if not isinstance(one, Mapping)), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"{path}: subset of [prompt] is {wrong!r:.60}, and no table.",
+            fix="Write [[prompt.subset]] and its keys below.",
+        )
+    return [{**general, **subset} for subset in subsets or [{}]]
 
 
-def _from_json(text: str, path: Path, says: Grammar, note: Note | None) -> list[dict[str, Any]]:
+def _from_json(text: str, path: Path) -> list[Any]:
     try:
         content = parse_json(text)
     except TextError as error:
         raise ConfigError(f"{path} is not JSON: {error}.", fix="Mend it at that place.") from error
     if not isinstance(content, list):
         raise ConfigError(f"{path} is not a list of prompts.", fix='Write ["a cat", …].')
-    return [
-        parse_line(entry, says, note=note)
-        if isinstance(entry, str)
-        else _from_table(entry, path, says, note)
-        for entry in content
-    ]
+    return content
 
 
 def _from_table(table: Any, path: Path, says: Grammar, note: Note | None) -> dict[str, Any]:

@@ -82,6 +82,7 @@ def build_recipe(
     width = asked.get("width", choice.sampling.size[0])
     height = asked.get("height", choice.sampling.size[1])
     defaults = choice.sampling_at(width, height)
+    _check_task(architecture, choice, asked)
     own = _of_task(architecture, choice, own)
     picture = _leading_picture(choice, own)
     if picture is not None and size_of is not None:
@@ -302,6 +303,19 @@ def _of_task(
                 f"--{name} means nothing for the task {choice.task.name!r}.", fix="Leave it out."
             )
     return {name: value for name, value in options.items() if name not in others}
+
+
+def _check_task(architecture: Architecture, choice: Choice, asked: Mapping[str, Any]) -> None:
+    """Refuse a prompt that means another task than the command's: its networks are another's."""
+    for option in architecture.options:
+        meant = set(option.task.values())
+        if meant and asked.get(option.name) and choice.task.name not in meant:
+            alike = [f"--{o.name}" for o in architecture.options if meant & set(o.task.values())]
+            raise ConfigError(
+                f"A prompt with --{option.letter or option.name} is for the task "
+                f"{' or '.join(sorted(meant))}, and this command is for {choice.task.name}.",
+                fix=f"Give {' or '.join(alike)} to the command itself, whichever of them it has.",
+            )
 
 
 def _seed(value: int) -> int:

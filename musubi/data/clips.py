@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -15,17 +13,18 @@ from musubi.config.dataset import DatasetEntry
 from musubi.data import buckets, frames, images, media
 from musubi.data.buckets import Size
 from musubi.data.media import VideoInfo
+from musubi.data.read_ahead import read_ahead
 from musubi.data.sources import Source
 from musubi.errors import DataError
 from musubi.plugin.architecture import Architecture, Task
-from musubi.plugin.inputs import Input
+from musubi.plugin.inputs import LOSS_MASK, Input
 from musubi.plugin.runtime import Clip
 
 _NAMED = 3
 """Files of one kind that a sentence names."""
 
-T = TypeVar("T")
-R = TypeVar("R")
+_PROPORTIONS = 0.02
+"""A mask that was made smaller has rounded sides."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,6 +60,7 @@ class ClipPlan:
         inputs: For each input the files given for it.
         video: The source, when it is a video.
         options: The architecture's own keys of the dataset.
+        alpha_mask: The loss counts where the image is not transparent.
     """
 
     source: Source
@@ -73,6 +73,7 @@ class ClipPlan:
     inputs: Mapping[str, tuple[Given, ...]] = field(default_factory=dict)
     video: VideoInfo | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    alpha_mask: bool = False
 
     @property
     def cache_stem(self) -> str:
@@ -110,6 +111,7 @@ def plan(
     """
     if source.kind == "image":
         size = media.image_size(source.path)
+        _check_masks(source, size, {})
         return [
             ClipPlan(
                 source=source,
@@ -117,6 +119,7 @@ def plan(
                 bucket=_bucket(size, entry, task),
                 inputs=_given(source, entry, task, {}, np.zeros(1, np.int64)),
                 options=entry.options,
+                alpha_mask=entry.alpha_mask,
             )
         ]
     rate = task.shape.frame_rate
@@ -128,6 +131,7 @@ def plan(
         if moves(one, path)
     }
     size = video.width, video.height
+    _check_masks(source, size, beside)
     plans: list[ClipPlan] = []
     spans = frames.windows(len(shown), entry)
     for start, length in spans:
@@ -165,7 +169,8 @@ def decode(source: Source, plans: Sequence[ClipPlan]) -> Iterator[Clip]:
     if source.kind == "image":
         for one in plans:
             inputs = {n: tuple(map(_picture, given)) for n, given in one.inputs.items()}
-            yield _clip(one, media.read_image(source.path)[None], inputs)
+            pictures = media.read_image(source.path, alpha=one.alpha_mask)[None]
+            yield _clip(one, pictures, inputs)
         return
     video = plans[0].video
     assert video is not None
@@ -201,28 +206,10 @@ def decode_all(
 ) -> Iterator[tuple[ClipPlan, Clip | Exception]]:
     """Decode in threads, a few ahead; in order, and what goes wrong in the place of its clip."""
 
-    def one(wanted: ClipPlan) -> Clip:
-        return next(decode(wanted.source, [wanted]))
+    def one(wanted: ClipPlan) -> Iterator[Clip]:
+        yield next(decode(wanted.source, [wanted]))
 
-    return ahead(one, plans, workers)
-
-
-def ahead(
-    work: Callable[[T], R], tasks: Iterable[T], workers: int
-) -> Iterator[tuple[T, R | Exception]]:
-    """Do `work` in threads, at most two a thread ahead; results and errors in the order of tasks."""
-    waiting: deque[tuple[T, Future[R]]] = deque()
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        try:
-            for task in tasks:
-                waiting.append((task, pool.submit(work, task)))
-                if len(waiting) > 2 * workers:
-                    yield _result(*waiting.popleft())
-            while waiting:
-                yield _result(*waiting.popleft())
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    return read_ahead(plans, one, workers=max(1, workers), ahead=workers, in_order=True)
 
 
 def conversions(plans: Iterable[ClipPlan], entry: DatasetEntry, rate: float) -> list[str]:
@@ -275,13 +262,6 @@ def _videos(count: int) -> str:
     return f"{count} video{'s' if count != 1 else ''}"
 
 
-def _result(task: T, future: Future[R]) -> tuple[T, R | Exception]:
-    error = future.exception()
-    if isinstance(error, Exception):
-        return task, error
-    return task, future.result()
-
-
 def moves(wanted: Input, path: Path) -> bool:
     """Whether a file of an input is read as a video: a mask may be an image or a video."""
     if wanted.kind == "mask":
@@ -316,6 +296,21 @@ def _given(
         if files:
             found[one.name] = tuple(files)
     return found
+
+
+def _check_masks(
+    source: Source, size: Size, beside: Mapping[Path, tuple[VideoInfo, np.ndarray]]
+) -> None:
+    """Refuse a mask of other proportions: cropped as the clip is, it would lie beside what it means."""
+    for path in source.inputs.get(LOSS_MASK.name, ()):
+        video = beside[path][0] if path in beside else None
+        width, height = (video.width, video.height) if video else media.image_size(path)
+        if abs(width * size[1] / (height * size[0]) - 1) > _PROPORTIONS:
+            raise DataError(
+                f"The mask {path.name} of {source.path.name} has {width} x {height} pixels, other "
+                f"proportions than the {size[0]} x {size[1]} of what it masks.",
+                fix="Make the mask as large, or smaller in the same proportions.",
+            )
 
 
 def _picture(given: Given) -> np.ndarray:
@@ -400,18 +395,24 @@ def fitted(wanted: Input, pictures: np.ndarray, size: Size) -> np.ndarray:
 def _clip(
     one: ClipPlan, pictures: np.ndarray, inputs: Mapping[str, tuple[np.ndarray, ...]]
 ) -> Clip:
+    found = {
+        name: tuple(
+            fitted(given.input, found, one.bucket)
+            for given, found in zip(one.inputs[name], frames, strict=True)
+        )
+        for name, frames in inputs.items()
+    }
+    (mask,) = found.pop(LOSS_MASK.name, (None,))
+    if one.alpha_mask:
+        pictures, mask = images.without_alpha(pictures)
+        mask = buckets.resize_and_crop(mask, one.bucket)
     return Clip(
         name=one.name,
         frames=buckets.resize_and_crop(pictures, one.bucket),
         length=len(pictures),
-        inputs={
-            name: tuple(
-                fitted(given.input, found, one.bucket)
-                for given, found in zip(one.inputs[name], frames, strict=True)
-            )
-            for name, frames in inputs.items()
-        },
+        inputs=found,
         options=one.options,
+        mask=mask,
     )
 
 

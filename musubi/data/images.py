@@ -92,6 +92,21 @@ def read_mask(path: Path) -> np.ndarray:
     return brightness(read_image(path))
 
 
+def without_alpha(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures as `read_image` gives them without `alpha`, and how opaque they are.
+
+    Args:
+        pictures: uint8, F H W 3 or F H W 4.
+
+    Returns:
+        F H W 3 over white, and F H W 1: 255 where nothing shines through.
+    """
+    if pictures.shape[-1] == 3:
+        return pictures, np.full((*pictures.shape[:-1], 1), 255, np.uint8)
+    over = np.stack([_over_white(Image.fromarray(picture)) for picture in pictures])
+    return over, pictures[..., 3:]
+
+
 def brightness(pictures: np.ndarray) -> np.ndarray:
     """Grey levels of RGB pictures, uint8: the last axis becomes 1 (ITU-R BT.601)."""
     weights = np.array([0.299, 0.587, 0.114], np.float32)
@@ -186,11 +201,15 @@ def _seen(upright: Image.Image, *, alpha: bool = False) -> np.ndarray:
     if "A" in upright.getbands() or "a" in upright.getbands() or "transparency" in upright.info:
         upright = upright.convert("RGBA")
         if not alpha:
-            page = Image.new("RGBA", upright.size, (*BACKGROUND, 255))
-            upright = Image.alpha_composite(page, upright).convert("RGB")
+            return _over_white(upright)
     else:
         upright = upright.convert("RGB")
     return np.array(upright)  # a copy: what Pillow lends may not be written to
+
+
+def _over_white(picture: Image.Image) -> np.ndarray:
+    page = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
+    return np.array(Image.alpha_composite(page, picture).convert("RGB"))
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from musubi.config.options import own_options
 from musubi.config.task import choose_task
 from musubi.data import clips
 from musubi.data.clips import ClipPlan
+from musubi.data.read_ahead import read_ahead
 from musubi.data.sources import Scan, Skipped, Source, scan
 from musubi.errors import MusubiError
 from musubi.plugin.architecture import Architecture, Task
@@ -115,12 +116,13 @@ def survey(
     with report.progress("Looking at files", total, unit="file") as bar:
         for entry, files in found:
 
-            def planned(source: Source, entry: DatasetEntry = entry) -> list[ClipPlan]:
-                return clips.plan(source, entry, architecture, task, options)
+            def planned(source: Source, entry: DatasetEntry = entry) -> Iterator[list[ClipPlan]]:
+                yield clips.plan(source, entry, architecture, task, options)
 
             plans: list[ClipPlan] = []
             skipped = list(files.skipped)
-            for source, made in clips.ahead(planned, files.sources, threads):
+            looked_at = read_ahead(files.sources, planned, workers=threads, ahead=64, in_order=True)
+            for source, made in looked_at:
                 bar.advance()
                 if isinstance(made, MusubiError):
                     reason = " ".join(filter(None, (made.what, made.fix)))

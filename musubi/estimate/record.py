@@ -45,7 +45,9 @@ class Case:
         dtype: Of the DiT's weights.
         compute: What autocast computes in; None: without autocast.
         attach: Puts what is trained on the network and returns its parameters; None: nothing is
-            trained, and the case is a denoising step; so it is when `attach.shown` is true.
+            trained, and the case is a denoising step.
+        whole: The network itself is trained, and no adapter of it.
+        shown: What is trained is attached, and looked at in a denoising step: a preview.
         calls: Calls of the network in a denoising step: two with classifier-free guidance.
         options: The architecture's own options.
     """
@@ -60,13 +62,15 @@ class Case:
     dtype: torch.dtype = torch.bfloat16
     compute: torch.dtype | None = torch.bfloat16
     attach: Attach | None = None
+    whole: bool = False
+    shown: bool = False
     calls: int = 2
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def trains(self) -> bool:
         """Whether there is a backward pass."""
-        return self.attach is not None and not getattr(self.attach, "shown", False)
+        return self.attach is not None and not self.shown
 
 
 def record(case: Case, policy: Policy) -> Trace:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -15,7 +15,7 @@ from musubi import stopping
 from musubi.cache.batch import batch_of
 from musubi.cache.store import check_record
 from musubi.config.recipe import NEGATIVE, texts_of
-from musubi.errors import RunError
+from musubi.errors import CheckpointError, RunError
 from musubi.flow import schedules, solvers
 from musubi.flow.experts import Experts
 from musubi.flow.times import mix
@@ -36,6 +36,34 @@ from musubi.plugin import (
     Task,
     is_mask,
 )
+
+Failed = Callable[[Recipe, Exception], None]
+"""`(recipe, error)`: told of a recipe that cannot be made."""
+
+
+class _Trial:
+    """Recipes that are prepared together: the failure of one is not that of another."""
+
+    def __init__(self, failed: Failed | None) -> None:
+        self._failed = failed
+        self._out: set[int] = set()
+
+    @contextmanager
+    def of(self, recipes: Sequence[Recipe]) -> Iterator[None]:
+        """What fails inside is the failure of these recipes; of all, when a network cannot be loaded."""
+        try:
+            yield
+        except Exception as error:
+            if self._failed is None or isinstance(error, CheckpointError):
+                raise
+            for recipe in recipes:
+                if id(recipe) not in self._out:
+                    self._out.add(id(recipe))
+                    self._failed(recipe, error)
+
+    def left(self, recipes: Sequence[Recipe]) -> list[Recipe]:
+        """Those that did not fail."""
+        return [recipe for recipe in recipes if id(recipe) not in self._out]
 
 
 class SectionWatch:
@@ -77,6 +105,7 @@ class Pipeline:
         park: Move networks that rest to host memory instead of dropping them: set it when more
             prompts will follow.
         park_experts: The same for denoisers that rest while another one works.
+        keep: Names of small networks for which it holds too: those that several prompts need.
     """
 
     park: bool = False
@@ -104,6 +133,7 @@ class Pipeline:
         self.runtime: Runtime = architecture.runtime(architecture, task, runtime_options)
         known = [name for name in task.denoisers if name in nets or name in self.denoisers]
         self.experts = Experts(task, runtime_options, known or None)
+        self.keep: set[str] = set()
         self._texts: dict[Hashable, Record] = {}
         self._media: dict[Hashable, Record] = {}
         self._used: set[str] = set()
@@ -111,29 +141,43 @@ class Pipeline:
         self._steps = Steps()
 
     @torch.no_grad()
-    def prepare(self, recipes: Sequence[Recipe]) -> None:
+    def prepare(self, recipes: Sequence[Recipe], failed: Failed | None = None) -> list[Recipe]:
         """Encode what these recipes need and is not encoded yet: each encoder is loaded once.
 
+        Args:
+            recipes: What will be made.
+            failed: Told of a recipe that cannot be prepared, and why; the others go on. None: the
+                first failure is raised.
+
+        Returns:
+            The recipes that can be made.
+
         Raises:
-            MusubiError: What a recipe starts from is missing or cannot be read.
+            MusubiError: What a recipe starts from is missing or cannot be read; or a network cannot
+                be loaded.
         """
+        trial = _Trial(failed)
         for recipe in recipes:
-            check(recipe, self.task)
-        wanted = {
-            (text, seen_paths(recipe, self.task)): (text, recipe)
-            for recipe in recipes
-            for text in texts_of(recipe, self.task).values()
-        }
+            with trial.of([recipe]):
+                check(recipe, self.task)
+        wanted: dict[Hashable, list[tuple[str, Recipe]]] = {}
+        for recipe in trial.left(recipes):
+            with trial.of([recipe]):
+                for text in texts_of(recipe, self.task).values():
+                    key = (text, seen_paths(recipe, self.task))
+                    wanted.setdefault(key, []).append((text, recipe))
         for component in self.architecture.of_role("text", self.task):
             missing = {k: v for k, v in wanted.items() if (component.name, k) not in self._texts}
             if not missing:
                 continue
             with self._using(component.name):
-                for key, (text, recipe) in missing.items():
-                    prompt = prompt_for(text, recipe, self.task)
-                    (record,) = self.runtime.encode_text(self.nets, component.name, [prompt])
-                    self._texts[component.name, key] = _on(record, torch.device("cpu"))
-        self._prepare_media(recipes)
+                for key, uses in missing.items():
+                    with trial.of([recipe for _, recipe in uses]):
+                        prompt = prompt_for(*uses[0], self.task)
+                        (record,) = self.runtime.encode_text(self.nets, component.name, [prompt])
+                        self._texts[component.name, key] = _on(record, torch.device("cpu"))
+        self._prepare_media(trial.left(recipes), trial)
+        return trial.left(recipes)
 
     def encode(self, recipe: Recipe) -> dict[str, Conditioning]:
         """The conditioning of each of the recipe's texts, by name, on the device.
@@ -186,7 +230,7 @@ class Pipeline:
         piece or in several in the order of time.
 
         Args:
-            latents: What to decode.
+            latents: What to decode, on any device; the runtime moves as much as it decodes at once.
             recipe: What they were made by, where that is known.
             deep: Whether 8 bits are too few.
 
@@ -196,13 +240,19 @@ class Pipeline:
         latents = latents if latents.ndim == 5 else latents[None]
         names = [c.name for c in self.architecture.of_role("vae", self.task)]
         with self._using(*names):
-            for pictures in self.runtime.decode(self.nets, latents.to(self.device), recipe):
+            for pictures in self.runtime.decode(self.nets, latents, recipe):
                 if not pictures.isfinite().all():
                     raise RunError(
                         "The decoded frames are not finite.",
                         fix="Try --vae_dtype float32 or bfloat16.",
                     )
                 yield np.stack([_levels(picture, deep) for picture in pictures[0].unbind(1)])
+
+    def drop(self) -> None:
+        """Forget the networks of `keep`: no more prompts will follow."""
+        kept, self.keep = self.keep, set()
+        for name in kept:
+            self._rest(name)
 
     def free(self) -> None:
         """Let the denoisers rest, unless they were handed in."""
@@ -292,21 +342,25 @@ class Pipeline:
         with torch.no_grad():
             return self.runtime.condition(batch_of([record], self.task.schema))
 
-    def _prepare_media(self, recipes: Sequence[Recipe]) -> None:
-        given = [recipe for recipe in recipes if has_media(recipe.options, self.task)]
-        missing = {k: r for r in given if (k := _media_key(r)) not in self._media}
+    def _prepare_media(self, recipes: Sequence[Recipe], trial: _Trial) -> None:
+        missing: dict[Hashable, list[Recipe]] = {}
+        for recipe in recipes:
+            if has_media(recipe.options, self.task) and _media_key(recipe) not in self._media:
+                missing.setdefault(_media_key(recipe), []).append(recipe)
         encoders = (
             c for role in ("vae", "image") for c in self.architecture.of_role(role, self.task)
         )
         names = [c.name for c in encoders if c.name in self.nets]
         try:
-            for name in names if missing and self.park else ():
-                self._awake(name)
-            for key, recipe in missing.items():
-                clip = clip_for(recipe, self.task)
-                ((record, *_),) = self.runtime.encode_media(self.nets, [clip])
-                check_record(record, self.task.schema.media, clip.name, complete=False)
-                self._media[key] = _on(record, torch.device("cpu"))
+            for name in names if missing else ():
+                if self._parks(name):
+                    self._awake(name)
+            for key, same in missing.items():
+                with trial.of(same):
+                    clip = clip_for(same[0], self.task)
+                    ((record, *_),) = self.runtime.encode_media(self.nets, [clip])
+                    check_record(record, self.task.schema.media, clip.name, complete=False)
+                    self._media[key] = _on(record, torch.device("cpu"))
         finally:
             for name in names if missing else ():
                 self._rest(name)
@@ -327,12 +381,14 @@ class Pipeline:
         return move_to(network, self.device) if self._parks(name) else network
 
     def _parks(self, name: str) -> bool:
+        if name in self.keep:
+            return True
         return self.park or (self.park_experts and name in self.task.denoisers)
 
     def _rest(self, name: str, *, park: bool | None = None) -> None:
         if name == self._working:
             self._working = None
-        if not (self.park if park is None else park):
+        if not (self.park or name in self.keep if park is None else park):
             self.nets.free(name)
         elif name in self._used:
             move_to(self.nets[name], torch.device("cpu"))

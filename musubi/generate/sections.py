@@ -7,9 +7,8 @@ on disk they are deleted.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ import torch
 from musubi import stopping
 from musubi.errors import MusubiError
 from musubi.generate import write
+from musubi.generate.finished import LATENTS as _LATENTS
+from musubi.generate.finished import SECTION as _MARK
+from musubi.generate.finished import same
 from musubi.generate.pipeline import SectionWatch
 from musubi.plugin import Recipe, Report
-
-_MARK = "_section"
-_LATENTS = "_latent.safetensors"
 
 Decode = Callable[[torch.Tensor, Recipe], Iterable[np.ndarray]]
 """`(latents, recipe) -> pictures`, each uint8 H W 3."""
@@ -118,7 +117,6 @@ def unfinished(
         facts: What else decides the result.
         any_seed: The seed is not given: that of the unfinished video is taken.
     """
-    wanted = _plain({**asdict(recipe), **facts})
     for path in sorted(folder.glob(f"*{_MARK}000{_LATENTS}"), reverse=True):
         try:
             stored = write.read_latents(path).recipe
@@ -127,7 +125,7 @@ def unfinished(
         seed = stored.get("seed")
         if not isinstance(seed, int) or (not any_seed and seed != recipe.seed):
             continue
-        if {**stored, "seed": 0} == {**wanted, "seed": 0}:
+        if same(stored, recipe, facts):
             name = path.name.removesuffix(f"{_MARK}000{_LATENTS}")
             return name, replace(recipe, seed=seed)
     return None
@@ -144,8 +142,3 @@ def _go_on() -> None:
     line = stopping.way_on()
     if line is not None and "--continue" not in line.split():
         stopping.go_on_with(f"{line} --continue")
-
-
-def _plain(found: Mapping[str, Any]) -> dict[str, Any]:
-    # As a file gives it back.
-    return json.loads(json.dumps(found, ensure_ascii=False, default=str))

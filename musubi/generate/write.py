@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -23,8 +24,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from musubi.data import video_writer
 from musubi.data.video_writer import Quality
-from musubi.errors import CheckpointError, DataError
-from musubi.plugin import Recipe
+from musubi.errors import CheckpointError, DataError, RunError
+from musubi.plugin import Recipe, Report
 from musubi.untrusted import TextError, parse_json
 from musubi.weights.files import open_weights
 from musubi.weights.write import atomic, save
@@ -126,6 +127,26 @@ def write_latents(
     latent = (latents[0] if latents.ndim == 5 else latents).float().cpu().contiguous()
     save(path, {"latent": latent}, dict(metadata or {}))
     return path
+
+
+def write_latents_somewhere(
+    latents: torch.Tensor, path: Path, metadata: Mapping[str, str] | None, report: Report
+) -> Path:
+    """`write_latents`; in the system's folder for temporary files when `path` cannot be written.
+
+    Raises:
+        RunError: Neither can be.
+    """
+    try:
+        return write_latents(latents, path, metadata)
+    except RunError as error:
+        other = Path(tempfile.gettempdir()) / path.name
+        try:
+            write_latents(latents, other, metadata)
+        except RunError:
+            raise error from None
+        report.warn(f"{error} The latents are in {other} instead.")
+        return other
 
 
 @dataclass(frozen=True)

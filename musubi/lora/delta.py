@@ -12,6 +12,7 @@ scripts, and those of peft.
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ from typing_extensions import Self
 
 
 @dataclass(eq=False)
-class Delta:
+class Delta(ABC):
     """A change of one tensor; each subclass is a kind.
 
     Attributes:
@@ -40,13 +41,13 @@ class Delta:
         """The change of a linear kind in float32: (outputs, inputs) or the shape of its kernel."""
         raise TypeError(f"the change of a {self.title} depends on the weight")
 
+    @abstractmethod
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether it can change a tensor of this shape."""
-        raise NotImplementedError
 
+    @abstractmethod
     def size(self) -> str:
         """The shape it needs, for messages."""
-        raise NotImplementedError
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Its tensors by field, those of a part within it too."""

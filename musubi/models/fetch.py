@@ -68,9 +68,9 @@ def run(config: FetchConfig, report: Report) -> None:
     folder = _target(config)
     chosen = choose(architecture, choice, config.only, config.file or ())
     remotes = [
-        _ask(p.repo, p.file, folder / architecture.name / p.component / Path(p.file).name, p.licence, config)
+        _ask(p.repo, p.file, folder / architecture.name / place(p, architecture), p.licence, config)
         for p in chosen
-    ]  # fmt: skip
+    ]
     remotes += _tokenizers(architecture, {p.component for p in chosen}, folder, config)
     report.table(
         f"Files of {architecture.title} for {_name(choice)}",
@@ -131,6 +131,21 @@ def choose(
         first = (preferred or fitting)[0]
         found += [p for p in fitting if _set(p) == _set(first)]
     return found
+
+
+def place(one: Publication, architecture: Architecture) -> Path:
+    """Where a published file goes below the folder of its architecture.
+
+    In a folder of its repository where other repositories have a file of that name.
+    """
+    name = Path(one.file).name
+    alike = {
+        p.repo
+        for p in architecture.publications
+        if p.component == one.component and Path(p.file).name == name
+    }
+    home = Path(one.component)
+    return home / name if len(alike) == 1 else home / one.repo.rpartition("/")[2] / name
 
 
 def _set(one: Publication) -> tuple[str, str]:

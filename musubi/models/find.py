@@ -65,8 +65,15 @@ class Found:
 
     @property
     def _published(self) -> frozenset[str]:
-        """The variants whose published file has this name."""
-        files = [p for p in self.architecture.publications if Path(p.file).name == self.path.name]
+        """The variants whose published repository or, failing that, file has this name."""
+        folders = set(self.path.parts)
+        published = self.architecture.publications
+        files = [
+            p
+            for p in published
+            if folders & {p.repo.rpartition("/")[2], "models--" + p.repo.replace("/", "--")}
+        ]
+        files = files or [p for p in published if Path(p.file).name == self.path.name]
         return frozenset(name for p in files for name in p.variants)
 
 

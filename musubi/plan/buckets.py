@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from musubi.cache import foreign
 from musubi.cache.index import read_index
 from musubi.cache.survey import settings_of
 from musubi.config.dataset import DatasetEntry, DatasetFile, read_dataset_config
-from musubi.config.options import own_options
+from musubi.config.options import Options, own_options
 from musubi.data.survey import survey
 from musubi.errors import ConfigError
 from musubi.plugin import Architecture, Report, Task
@@ -37,7 +37,7 @@ Size = tuple[int, int, int]
 
 
 def of_dataset(
-    config: Any, architecture: Architecture, task: Task, path: Path, report: Report
+    config: Options, architecture: Architecture, task: Task, path: Path, report: Report
 ) -> tuple[Bucket, ...]:
     """Every size of a dataset file, with its largest batch.
 
@@ -68,7 +68,7 @@ def of_dataset(
 
 
 def _counted(
-    config: Any, architecture: Architecture, task: Task, file: DatasetFile, report: Report
+    config: Options, architecture: Architecture, task: Task, file: DatasetFile, report: Report
 ) -> Iterator[tuple[DatasetEntry, Counter[Size]]]:
     there = [entry for entry in file.datasets if entry.place.exists()]
     for one in survey(
@@ -93,6 +93,7 @@ def _counted(
 def _recorded(entry: DatasetEntry, architecture: Architecture, task: Task) -> Counter[Size]:
     """Sizes of the records that were made with the settings of the dataset file."""
     cache_index = read_index(entry.cache_directory, architecture, text=False)
+    cache_index = foreign.adopt(cache_index, entry, None, architecture, task)
     plan = settings_of(entry, task).plan
     headers = (head.header for head in cache_index.media.values() if head is not None)
     return Counter((*h.bucket, h.length) for h in headers if h is not None and h.plan == plan)

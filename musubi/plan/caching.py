@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from musubi.cache import encode
 from musubi.cache.caching_run import DeviceFullError
 from musubi.cache.tasks import encoders_of, task_of
 from musubi.config.cache import CacheLatentsConfig, CacheTextConfig
 from musubi.config.memory import encoder_policies
-from musubi.config.options import own_options
+from musubi.config.options import Options, own_options
 from musubi.errors import RunError
 from musubi.plan import advice, networks, words
 from musubi.plan.choose import needed
@@ -38,7 +37,7 @@ def run_text(config: CacheTextConfig, architecture: Architecture, report: Report
 
 @contextmanager
 def explained(
-    config: Any, architecture: Architecture, task: Task, command: Command
+    config: Options, architecture: Architecture, task: Task, command: Command
 ) -> Iterator[None]:
     """Inside, a device that is too small for one clip or caption is answered with figures.
 
@@ -64,7 +63,11 @@ def explained(
 
 
 def _explain(
-    error: DeviceFullError, config: Any, architecture: Architecture, task: Task, command: Command
+    error: DeviceFullError,
+    config: Options,
+    architecture: Architecture,
+    task: Task,
+    command: Command,
 ) -> RunError:
     network = networks_of(config, architecture)[error.component]
     options, room = own_options(config, architecture), device_room()

@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from musubi.config.memory import check_full, dit_policy, encoder_policies
+from musubi.config.options import Options
+from musubi.config.plan import PlanConfig, as_plan
 from musubi.config.sizes import parse_bytes
 from musubi.errors import ConfigError
 from musubi.estimate import cards
@@ -50,7 +52,7 @@ class PlannedItem(Protocol):
 
 
 def policy_for(
-    config: Any,
+    config: Options,
     architecture: Architecture,
     *,
     trains: bool,
@@ -69,8 +71,9 @@ def policy_for(
     Raises:
         ConfigError: Nothing fits, or options contradict each other.
     """
+    config = as_plan(config, architecture)
     asked = given(config, architecture.dit, trains=trains)
-    if config.vram is None or getattr(config, "latent_path", None):  # which runs no DiT
+    if config.vram is None or config.latent_path:  # which runs no DiT
         return asked
     sizes = buckets() if callable(buckets) else buckets
     about = workload(config, architecture, trains=trains, report=report, buckets=sizes)
@@ -94,7 +97,7 @@ def policy_for(
     return chosen.policy
 
 
-def decided_by_host(config: Any, chosen: ChosenPolicy) -> str:
+def decided_by_host(config: PlanConfig, chosen: ChosenPolicy) -> str:
     """A sentence that says so where host memory is why settings are not faster; else nothing."""
     if chosen.ram is None:
         return ""
@@ -107,7 +110,7 @@ def decided_by_host(config: Any, chosen: ChosenPolicy) -> str:
 
 
 def encoders_for(
-    config: Any, architecture: Architecture, networks: Mapping[str, Network] | None = None
+    config: Options, architecture: Architecture, networks: Mapping[str, Network] | None = None
 ) -> dict[str, Policy]:
     """Policies of the other networks: the options', and with `--vram` as many blocks streamed as
     it takes for each text encoder to fit.
@@ -121,7 +124,8 @@ def encoders_for(
         ConfigError: `--vram` is no size.
     """
     found = encoder_policies(config, architecture)
-    if getattr(config, "vram", None) is None:
+    config = as_plan(config, architecture)
+    if config.vram is None:
         return found
     room = device_bytes(config.vram)
     known = networks_of(config, architecture) if networks is None else networks
@@ -150,7 +154,9 @@ def _fewest(
     return counts[-1]
 
 
-def fitting(config: Any, about: Workload, card: Card | None, *, here: bool = True) -> ChosenPolicy:
+def fitting(
+    config: Options, about: Workload, card: Card | None, *, here: bool = True
+) -> ChosenPolicy:
     """The fastest settings that fit `--vram` and `--ram` at the largest bucket.
 
     Options of memory that were given stay as they are.
@@ -164,6 +170,8 @@ def fitting(config: Any, about: Workload, card: Card | None, *, here: bool = Tru
     Raises:
         ConfigError: Nothing fits, or a size cannot be read.
     """
+    config = as_plan(config, about.architecture)
+    assert config.vram is not None
     policy = given(config, about.architecture.dit, trains=about.trains)
     room = host_room() if here else None
     find = functools.partial(
@@ -188,7 +196,7 @@ def fitting(config: Any, about: Workload, card: Card | None, *, here: bool = Tru
     return find()
 
 
-def given(config: Any, dit: Component, *, trains: bool) -> Policy:
+def given(config: PlanConfig, dit: Component, *, trains: bool) -> Policy:
     """What the options say of the DiT; those that only `train` has say nothing of generating.
 
     Raises:
@@ -208,7 +216,7 @@ def given(config: Any, dit: Component, *, trains: bool) -> Policy:
     )
 
 
-def check(config: Any, about: Workload, policy: Policy) -> None:
+def check(config: PlanConfig, about: Workload, policy: Policy) -> None:
     """Refuse what the command itself would refuse of the network.
 
     Args:
@@ -219,7 +227,7 @@ def check(config: Any, about: Workload, policy: Policy) -> None:
     Raises:
         ConfigError: Options contradict each other or the network.
     """
-    if about.trains and getattr(config, "full", False):
+    if about.trains and config.full:
         check_full(config)
     dit, case = about.architecture.dit, about.case
     stacks = weights_of(dit, case.numbers, dtype=case.dtype).blocks
@@ -236,14 +244,14 @@ def may_compile() -> bool:
     return not torch.cuda.is_available() or importlib.util.find_spec("triton") is not None
 
 
-def decided(config: Any, policy: Policy) -> dict[str, Any]:
+def decided(config: PlanConfig, policy: Policy) -> dict[str, Any]:
     """The fields of the policy that options decide, and the planner leaves alone."""
     fixed: dict[str, Any] = {}
     if policy.storage != "native":
         fixed |= {"storage": policy.storage, "quantized_matmul": policy.quantized_matmul}
     if config.blocks_to_swap is not None:
         fixed["streamed"] = policy.streamed
-    if policy.recompute != "none" or getattr(config, "recompute", None) is not None:
+    if policy.recompute != "none" or config.recompute is not None:
         fixed["recompute"] = policy.recompute
     if policy.offload_activations:
         fixed |= {"offload_activations": True, "offload_8bit": policy.offload_8bit}

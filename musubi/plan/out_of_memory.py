@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
+from musubi.config.options import Options
+from musubi.config.train import TrainConfig
 from musubi.errors import RunError
 from musubi.estimate.sizes import weights_of
 from musubi.estimate.step import estimate
@@ -35,7 +37,7 @@ _DOING = {
 
 @contextmanager
 def explained(
-    config: Any,
+    config: Options,
     architecture: Architecture,
     where: Where,
     *,
@@ -72,7 +74,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def explain(
     error: BaseException,
-    config: Any,
+    config: Options,
     architecture: Architecture,
     where: Where,
     *,
@@ -84,7 +86,7 @@ def explain(
     size = f" at {max(buckets, key=lambda b: b.width * b.height * b.frames)}" if buckets else ""
     there = f" of {words.gib(room)} GiB" if room else ""
     what = f"The GPU's memory{there} is full {_DOING[where]}{size}."
-    trains = where in ("train", "encode") or hasattr(config, "max_train_steps")
+    trains = where in ("train", "encode") or isinstance(config, TrainConfig)
     try:
         about = workload(
             config, architecture, trains=trains, report=Quiet(), buckets=buckets or None
@@ -140,7 +142,7 @@ def remedy(
 def _changes(about: Workload, policy: Policy) -> Iterator[Policy]:
     """Changes of one setting each, the cheapest first."""
     dit = about.architecture.dit
-    whole = getattr(about.case.attach, "whole", False)
+    whole = about.case.whole
     if about.trains and policy.recompute == "none":
         yield replace(policy, recompute="attention")
     if about.trains and policy.recompute != "blocks":

@@ -23,7 +23,6 @@ class Shown:
     """Attaches what is trained to a network that is only looked at: no gradient is asked for."""
 
     attach: Attach
-    shown = True
 
     def __call__(self, module: nn.Module) -> Sequence[nn.Parameter]:
         self.attach(module)
@@ -70,6 +69,7 @@ class PreviewNeeds:
         case = replace(
             sized(about.case, bucket),
             attach=Shown(about.case.attach),
+            shown=True,
             calls=self._calls[bucket],
             compute=about.case.dtype if half else None,  # previews take no --mixed_precision
         )

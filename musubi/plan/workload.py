@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from musubi.config.options import own_options, paths
+from musubi.config.options import Options, own_options, paths
+from musubi.config.plan import PlanConfig, as_plan
 from musubi.config.recipe import check_size
 from musubi.config.task import Choice, choose_task, published
 from musubi.errors import CheckpointError, ConfigError
@@ -62,8 +63,6 @@ class NewLora:
 class FullTraining:
     """Trains the network itself."""
 
-    whole = True
-
     def __call__(self, module: nn.Module) -> Sequence[nn.Parameter]:
         for parameter in module.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
@@ -113,19 +112,13 @@ class Workload:
 
 def sized(case: Case, bucket: Bucket) -> Case:
     """The same at another size."""
-    return Case(
-        **{
-            **{name: getattr(case, name) for name in case.__dataclass_fields__},
-            "width": bucket.width,
-            "height": bucket.height,
-            "frames": bucket.frames,
-            "batch": bucket.batch,
-        }
+    return replace(
+        case, width=bucket.width, height=bucket.height, frames=bucket.frames, batch=bucket.batch
     )
 
 
 def workload(
-    config: Any,
+    config: Options,
     architecture: Architecture,
     *,
     trains: bool,
@@ -146,10 +139,9 @@ def workload(
         CheckpointError: A file that is something else.
         DataError: A dataset that gives nothing.
     """
+    config = as_plan(config, architecture)
     networks = networks_of(config, architecture)
-    named = getattr(config, "task", None) or _variant(
-        architecture, getattr(config, "variant", None)
-    )
+    named = config.task or _variant(architecture, config.variant)
     given = paths(config, architecture)
     found_dits = [c for c in architecture.components if c.role == "dit" and c.name in given]
     first = found_dits[0] if found_dits else architecture.dit
@@ -180,10 +172,10 @@ def workload(
     found = buckets or _buckets(config, architecture, choice, asks, report)
     found = tuple(sorted(set(found), key=_size, reverse=True))
     calls = max((ask.calls for ask in asks), default=1)
-    full = trains and bool(getattr(config, "full", False))
+    full = trains and config.full
     half = dit.dtype if dit.dtype in (torch.bfloat16, torch.float16) else None
     mixed = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None}
-    asked = getattr(config, "mixed_precision", None)
+    mixed_precision = config.mixed_precision if trains else None
     case = Case(
         architecture=architecture,
         task=choice.task,
@@ -193,8 +185,9 @@ def workload(
         frames=found[0].frames,
         batch=found[0].batch,
         dtype=dit.dtype,
-        compute=mixed[asked] or half if asked else half,
-        attach=_attach(config, architecture, full) if trains else None,
+        compute=mixed[mixed_precision] or half if mixed_precision else half,
+        attach=_attach(config, architecture) if trains else None,
+        whole=full,
         calls=calls,
         options=own_options(config, architecture),
     )
@@ -206,8 +199,9 @@ def workload(
         buckets=found,
         case=case,
         optimizer=Optimizer(
-            name=getattr(config, "optimizer_type", "adamw"),
-            offload=bool(getattr(config, "optimizer_offload", False)),
+            name=config.optimizer_type,
+            offload=config.optimizer_offload,
+            average=config.ema_decay is not None,
         ),
         options=own_options(config, architecture),
         steps=_steps(asks, case),
@@ -229,12 +223,13 @@ def _size(bucket: Bucket) -> tuple[int, int, int, int, int]:
     return (volume * bucket.batch, volume, bucket.frames, bucket.width, bucket.height)
 
 
-def networks_of(config: Any, architecture: Architecture) -> dict[str, Network]:
+def networks_of(config: Options, architecture: Architecture) -> dict[str, Network]:
     """Component name → network: from its file, else as published; those of unknown size are missing.
 
     Raises:
         CheckpointError: A file is something else.
     """
+    config = as_plan(config, architecture)
     given = paths(config, architecture)
     found = {}
     for component in architecture.components:
@@ -270,17 +265,16 @@ def _seen(component: Component, path: Path, architecture: Architecture) -> Inspe
         raise
 
 
-def _dtype(config: Any, component: Component, stored: torch.dtype | None) -> torch.dtype:
-    flags = {
-        "dit": "dit_dtype",
-        "vae": "vae_dtype",
-        "text": "text_encoder_dtype",
-        "image": "image_encoder_dtype",
-    }
-    asked = getattr(config, flags.get(component.role, ""), None)
-    if asked:
-        return parse_dtype(asked)
-    if component.role == "dit" and getattr(config, "full", False):
+def _dtype(config: PlanConfig, component: Component, stored: torch.dtype | None) -> torch.dtype:
+    asked_for = {
+        "dit": config.dit_dtype,
+        "vae": config.vae_dtype,
+        "text": config.text_encoder_dtype,
+        "image": config.image_encoder_dtype,
+    }[component.role]
+    if asked_for:
+        return parse_dtype(asked_for)
+    if component.role == "dit" and config.full:
         return torch.float32
     if component.dtype != "file":
         return parse_dtype(component.dtype)
@@ -292,22 +286,20 @@ def _variant(architecture: Architecture, asked: str | None) -> str | None:
 
 
 def _buckets(
-    config: Any,
+    config: PlanConfig,
     architecture: Architecture,
     choice: Choice,
     asks: Sequence[Request],
     report: Report,
 ) -> tuple[Bucket, ...]:
-    batch = getattr(config, "batch_size", None) or 1
     if asks:
         return tuple(Bucket(ask.width, ask.height, ask.frames) for ask in asks)
-    asked = [getattr(config, name, None) for name in ("width", "height", "frames")]
-    dataset = getattr(config, "dataset_config", None)
-    if not any(asked) and dataset is not None:
-        return of_dataset(config, architecture, choice.task, Path(dataset), report)
-    width, height = getattr(config, "width_height", None) or choice.sampling.size
-    frames = getattr(config, "video_length", None) or choice.sampling.frames
-    width, height, frames = asked[0] or width, asked[1] or height, asked[2] or frames
+    sized = config.width or config.height or config.frames
+    if not sized and config.dataset_config is not None:
+        return of_dataset(config, architecture, choice.task, Path(config.dataset_config), report)
+    width, height = config.width_height or choice.sampling.size
+    width, height = config.width or width, config.height or height
+    frames = config.frames or config.video_length or choice.sampling.frames
     shape = choice.task.shape
     check_size(architecture, choice, width, height)
     if shape.fitting_frames(frames) != frames:
@@ -315,7 +307,7 @@ def _buckets(
             f"{frames} frames: {architecture.title} takes {shape.period}k+1.",
             fix=f"Write --frames {shape.fitting_frames(frames)}.",
         )
-    return (Bucket(width, height, frames, batch),)
+    return (Bucket(width, height, frames, config.batch_size),)
 
 
 def _steps(asks: Sequence[Request], case: Case) -> float:
@@ -324,13 +316,15 @@ def _steps(asks: Sequence[Request], case: Case) -> float:
     return sum(ask.steps * ask.volume * ask.calls / whole for ask in asks)
 
 
-def _previews(config: Any, architecture: Architecture, choice: Choice) -> tuple[Request, ...]:
-    path = getattr(config, "sample_prompts", None)
+def _previews(
+    config: PlanConfig, architecture: Architecture, choice: Choice
+) -> tuple[Request, ...]:
+    path = config.sample_prompts
     return () if path is None else previews(config, Path(path), architecture, choice)
 
 
-def _attach(config: Any, architecture: Architecture, full: bool) -> NewLora | FullTraining:
-    if full:
+def _attach(config: PlanConfig, architecture: Architecture) -> NewLora | FullTraining:
+    if config.full:
         return FullTraining()
     targets = architecture.dit.traits.lora
     if targets is None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
+from musubi.errors import ConfigError
 from musubi.plugin.geometry import Geometry
 from musubi.plugin.inputs import Input
 from musubi.plugin.keys import KeyMap
@@ -65,6 +67,8 @@ class Component:
             before anything is read: what it drops is left in the file.
         infer: `(shapes) -> numbers`, from our names to what `build` takes, or a `CheckpointError`
             that says what is amiss; what the file is instead is found out for it.
+        reads_config: `infer` is also given what the `config.json` beside the weights says, or None:
+            `(shapes, config) -> numbers`.
         dialects: The layouts it is published in, tried in order.
         foreign_keys: A tensor that only files of another kind have, which no installed architecture
             reads → what such a file is. It is refused, and the message says what it looks like.
@@ -89,6 +93,7 @@ class Component:
     dtype: str = "bfloat16"
     tokenizer: Tokenizer | None = None
     optional: tuple[str, ...] = ()
+    reads_config: bool = False
     fp8: str | None = None
     flag: str = ""
     tiny: Numbers = field(default_factory=dict[str, Any])
@@ -174,6 +179,8 @@ class Task:
         always_encodes: Generation makes a media record also where no input was given.
         check: `(recipe) -> None`: raises a `MusubiError` for what cannot be made, before anything
             is loaded.
+        check_network: `(recipe, numbers) -> None`: the same with the numbers of the denoiser's file at
+            hand; called for each denoiser when generating.
         texts: `(recipe) -> {name: text}`: what is encoded, where that is more than "prompt" and,
             under guidance, "negative". A section names the text that guides it.
         guidance: `(call, positive, negative, recipe, moment) -> velocity`; None: classifier-free.
@@ -200,6 +207,7 @@ class Task:
     frames: Lazy | None = None
     always_encodes: bool = False
     check: Lazy | None = None
+    check_network: Lazy | None = None
     texts: Lazy | None = None
     guidance: Lazy | None = None
     sigmas: Lazy | None = None
@@ -301,6 +309,24 @@ class Architecture:
             if candidate.name == name:
                 return candidate
         raise KeyError(name)
+
+    def path_of(self, name: str, given: Mapping[str, Path]) -> Path:
+        """The file that was given for a component.
+
+        Args:
+            name: The component's name.
+            given: Component name → its file.
+
+        Raises:
+            ConfigError: None was given.
+        """
+        if name not in given:
+            component = self.component(name)
+            raise ConfigError(
+                f"The {name} of {self.title} is needed, and no file was given.",
+                fix=f"Give --{component.option} PATH. {component.help}",
+            )
+        return given[name]
 
     def task(self, name: str) -> Task:
         """The task of that name; KeyError when there is none."""

@@ -15,6 +15,8 @@ class Geometry:
         patch: Latent cells per token: time, height, width.
         frame_rate: Frames per second that the model was trained at.
         multiple: Sides are multiples of this, in pixels; None: of a token's side.
+        ratio_first: A video takes a picture's proportions by whichever rounding keeps them best and
+            stays within the area; else both sides are cut alike.
     """
 
     channels: int
@@ -22,6 +24,7 @@ class Geometry:
     patch: tuple[int, int, int] = (1, 2, 2)
     frame_rate: float = 24.0
     multiple: int | None = None
+    ratio_first: bool = False
 
     @property
     def side(self) -> int:
@@ -80,11 +83,13 @@ class Geometry:
         """Width and height of about the area of `size`, in the proportions of a picture `of` that size.
 
         Each side is cut to whole latent cells and then to whole tokens, as the released code of models
-        that make videos from images does.
+        that make videos from images does; with `ratio_first` one side first, as that of others does.
 
         >>> Geometry(channels=16, stride=(4, 8, 8)).same_area((832, 480), of=(1000, 1000))
         (624, 624)
         """
+        if self.ratio_first:
+            return self._nearest_ratio(size[0] * size[1], of[0] / of[1])
         area, ratio = size[0] * size[1], of[1] / of[0]
         height = int((area * ratio) ** 0.5 // self.stride[1] // self.patch[1]) * self.patch[1]
         width = int((area / ratio) ** 0.5 // self.stride[2] // self.patch[2]) * self.patch[2]
@@ -92,3 +97,24 @@ class Geometry:
             max(width, self.patch[2]) * self.stride[2],
             max(height, self.patch[1]) * self.stride[1],
         )
+
+    def _nearest_ratio(self, area: int, ratio: float) -> tuple[int, int]:
+        """Width and height within an area: one side is cut, and the other fills what is left of it.
+
+        Of the two sizes that this gives, the one whose proportions are nearer; the one whose height
+        was cut first where both are as near.
+        """
+        across = self.stride[2] * self.patch[2]
+        down = self.stride[1] * self.patch[1]
+        width = max(int((area * ratio) ** 0.5 // across), 1) * across
+        height = max(int(area / (area * ratio) ** 0.5 // down), 1) * down
+        sizes = (
+            (max(int(area / height // across), 1) * across, height),
+            (width, max(int(area / width // down), 1) * down),
+        )
+
+        def strayed(size: tuple[int, int]) -> float:
+            found = size[0] / size[1]
+            return max(ratio / found, found / ratio)
+
+        return min(sizes, key=strayed)

@@ -65,3 +65,13 @@ class Input:
     def in_datasets(self) -> bool:
         """Whether a dataset can name it."""
         return self.column is not None or self.directory is not None
+
+
+LOSS_MASK = Input(
+    name="loss_mask",
+    kind="mask",
+    help="Where the loss counts: white does, black does not.",
+    column="mask_path",
+    directory="mask_directory",
+)
+"""What every task takes in training, and the engine alone reads: see `Clip.mask`."""

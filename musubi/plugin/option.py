@@ -32,6 +32,7 @@ class Option:
         written: Its value is a metadata key of what `generate` writes, as older tools have it.
         saves: For the VAE: the value with which it needs less memory; the options that save the
             most come first.
+        needs: Another option, without which this one changes nothing; as `config.options.option` says.
         task: For a plain flag or a text: task → the task that is meant once the option is given.
     """
 
@@ -48,4 +49,5 @@ class Option:
     aliases: tuple[str, ...] = ()
     written: bool = False
     saves: bool | int | None = None
+    needs: str = ""
     task: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -62,6 +62,10 @@ def is_mask(name: str) -> bool:
     return name.endswith("_mask")
 
 
+LOSS_WEIGHT = Field(name="loss_weight", dims="FHW", optional=True)
+"""Of every task's media record: how much each latent cell counts in the loss, 0 to 1; see `Clip.mask`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schema:
     """The fields of a task's media record and text record, and the layout's version.
@@ -79,6 +83,11 @@ class Schema:
     def fields(self) -> tuple[Field, ...]:
         """All of them."""
         return (*self.media, *self.text)
+
+    @property
+    def kept(self) -> tuple[Field, ...]:
+        """What a media record can hold: its fields, and what the engine keeps beside them."""
+        return (*self.media, LOSS_WEIGHT)
 
 
 def declared(fields: Iterable[Field], name: str) -> Field | None:

@@ -48,6 +48,8 @@ class Clip:
         target: Whether the frames are what the model should learn; false when generating, where
             the record needs only what conditions the model.
         options: The architecture's own keys of the dataset file, or, when generating, its options.
+        mask: Where the loss counts, uint8, F H W 1, with 1 frame or those of the clip; None: all
+            over. The engine brings it to the latents' cells, and keeps it in the record.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Clip:
     inputs: Mapping[str, tuple[np.ndarray, ...]] = field(default_factory=dict[str, Any])
     target: bool = True
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    mask: np.ndarray | None = None
 
     def input(self, name: str) -> np.ndarray | None:
         """The first that was given of an input: F H W C; None when there is none."""
@@ -217,6 +220,7 @@ class Runtime(Protocol):
     ) -> Iterator[torch.Tensor]:
         """Latents B C F H W → frames in [0, 1], float32, B 3 F H W, in one piece or in several in
         the order of time, so that a long video need not be in memory. `recipe` is what they were
-        made by, where that is known.
+        made by, where that is known. The latents may be on the host: what is decoded at once is
+        moved to `nets.device` here, so that the rest need not be there.
         """
         ...

@@ -39,6 +39,7 @@ from musubi.plugin import (
 )
 from musubi.plugin.policy import Recompute, Storage
 from musubi.testing import twins
+from musubi.testing.masks import masks_reach_the_loss
 from musubi.testing.subject import CAPTIONS, Subject, noisy
 from musubi.weights.files import open_weights
 from musubi.weights.load import load
@@ -391,6 +392,7 @@ TASK_CHECKS: tuple[Callable[[Subject, Task], None], ...] = (
     time_and_text_matter,
     each_input_matters,
     adapters_reach_every_target,
+    masks_reach_the_loss,
     policies_agree,
     eight_bits_stay_close,
     a_rollout_has_the_size_asked_for,

@@ -272,7 +272,7 @@ class ToyRuntime:
         self, nets: Networks, latents: torch.Tensor, recipe: Recipe | None = None
     ) -> Iterator[torch.Tensor]:
         vae: Any = nets["vae"]
-        whole = vae.decode(latents.float())
+        whole = vae.decode(latents.to(nets.device).float())
         yield whole[:, :, :1]
         if whole.shape[2] > 1:
             yield whole[:, :, 1:]

@@ -73,6 +73,7 @@ def prepare(
     file = read_dataset_config(Path(config.dataset_config), architecture, task)
     for note in file.notes:
         report.note(note)
+    check_data(config, file)
     files = paths(config, architecture)
     encoders = {n: p for n, p in files.items() if n in task.components}
     places = [entry.cache_directory for entry in file.datasets]
@@ -98,6 +99,21 @@ def prepare(
         told=told,
     )
     return divide(records, file, config)
+
+
+def check_data(config: TrainConfig, file: DatasetFile) -> None:
+    """Refuse options that mean nothing for what the dataset file gives.
+
+    Raises:
+        ConfigError: Naming the option.
+    """
+    # Lines of lists may name masks.
+    masked = any(entry.masked or entry.jsonl_file for entry in file.datasets)
+    if config.unmasked_weight is not None and not masked:
+        raise ConfigError(
+            f"--unmasked_weight means nothing: no dataset of {file.path} has masks.",
+            fix="Give mask_directory or alpha_mask in the dataset file, or leave it out.",
+        )
 
 
 def divide(records: TrainingSet, file: DatasetFile, config: TrainConfig) -> Dataset:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
+from musubi.data.read_ahead import read_ahead
 from musubi.train.seeds import derive
 from musubi.train.step import without_caption
 
-T = TypeVar("T")
-R = TypeVar("R")
 Batch = Mapping[str, Any]
 
 
@@ -89,32 +87,6 @@ def workers(asked: int) -> int:
     return min(asked, os.cpu_count() or 1)
 
 
-def ahead(
-    work: Callable[[T], R], jobs: Iterator[T], pool: ThreadPoolExecutor | None, depth: int
-) -> Iterator[tuple[T, R]]:
-    """(job, its result), in order, with up to `depth` results made ahead in `pool`.
-
-    Without a pool each is made when it is asked for.
-    """
-    if pool is None:
-        for job in jobs:
-            yield job, work(job)
-        return
-    waiting: deque[tuple[T, Future[R]]] = deque()
-    try:
-        for job in jobs:
-            waiting.append((job, pool.submit(work, job)))
-            if len(waiting) > depth:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    finally:
-        for _, future in waiting:
-            future.cancel()
-
-
 @dataclass(frozen=True)
 class _BatchRead:
     """One batch to read; of a step without batches on this process, none.
@@ -159,18 +131,27 @@ class Loader:
     seed: int = 0
 
     def steps(
-        self, pool: ThreadPoolExecutor | None, depth: int, *, done: int, epoch: int, start: int
-    ) -> Iterator[tuple[int, Step, Iterator[tuple[Micro, Batch]]]]:
+        self, threads: int, *, done: int, epoch: int, start: int
+    ) -> Generator[tuple[int, Step, Iterator[tuple[Micro, Batch]]], None, None]:
         """Epoch, step, and its batches, which must be used up before the next step is asked for.
 
         Args:
-            pool: Reads batches ahead; None: each is read when it is asked for.
-            depth: How many are read ahead.
+            threads: They read batches ahead, one each; 0: each is read when it is asked for.
             done: Steps that are made.
             epoch: Of the last of them; 0 before the first.
             start: Batches of that epoch that are used up.
         """
-        stream = ahead(self._load, self._jobs(done, epoch, start), pool, depth)
+        jobs = self._jobs(done, epoch, start)
+        ahead = read_ahead(jobs, self._read, workers=threads, ahead=threads, in_order=True)
+
+        def batches() -> Iterator[tuple[_BatchRead, Any]]:
+            with contextlib.closing(ahead):
+                for job, batch in ahead:
+                    if isinstance(batch, Exception):
+                        raise batch
+                    yield job, batch
+
+        stream = batches()
 
         def of_one(job: _BatchRead, batch: Any) -> Iterator[tuple[Micro, Batch]]:
             while True:
@@ -204,14 +185,15 @@ class Loader:
                     yield _BatchRead(number, epoch, step, micro, micro is micros[-1])
             start = len(batches)
 
-    def _load(self, job: _BatchRead) -> Any:
+    def _read(self, job: _BatchRead) -> Iterator[Any]:
         if job.micro is None:
-            return None
+            yield None
+            return
         drop = None
         if self.dropout:
             seed = derive(self.seed, "caption", job.number, job.micro.number)
             drop = without_caption(self.dropout, len(job.micro.indices), seed)
-        return self.source.load(job.micro.indices, without_caption=drop)
+        yield self.source.load(job.micro.indices, without_caption=drop)
 
 
 def split(keys: Sequence[str], amount: float) -> tuple[list[int], list[int]]:

@@ -13,6 +13,7 @@ from musubi.config.task import Choice
 from musubi.config.train import TrainConfig
 from musubi.lora.metadata import modelspec, training_metadata
 from musubi.plugin import Architecture
+from musubi.plugin.inputs import LOSS_MASK
 from musubi.train.dataset import Dataset
 from musubi.train.state import Position
 from musubi.train.trainable import Trainable
@@ -120,6 +121,10 @@ class Facts:
             "training_comment",
             "max_grad_norm",
             "weighting_scheme",
+            "loss_type",
+            "huber_schedule",
+            "huber_c",
+            "min_snr_gamma",
             "logit_mean",
             "logit_std",
             "mode_scale",
@@ -169,7 +174,7 @@ class Facts:
             names = (*_ALL, *_VIDEO) if entry.kind == "video" else _ALL
             said: dict[str, Any] = {name: getattr(entry, name) for name in names}
             said["batch_size_per_device"] = entry.batch_size
-            said["has_control"] = bool(entry.directories)
+            said["has_control"] = bool(entry.directories.keys() - {LOSS_MASK.name})
             places = {"directory": entry.directory, "jsonl_file": entry.jsonl_file}
             said |= {f"{entry.kind}_{n}": p.name for n, p in places.items() if p is not None}
             for one in entry.inputs:

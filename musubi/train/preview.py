@@ -13,15 +13,21 @@ from typing import Any, Literal
 
 import torch
 
+from musubi.config.options import own_options, paths
 from musubi.config.prompts import grammar, read_prompt_file
 from musubi.config.recipe import preview_recipe
 from musubi.config.task import Choice
-from musubi.errors import MusubiError
+from musubi.config.train import TrainConfig
+from musubi.errors import ConfigError, MusubiError
 from musubi.generate.inputs import size_of
 from musubi.generate.pipeline import Pipeline
 from musubi.generate.write import metadata, write_images, write_video
-from musubi.plugin import Architecture, Recipe, Report
+from musubi.plan import out_of_memory
+from musubi.plan.workload import Bucket
+from musubi.plugin import Architecture, Policy, Recipe, Report
+from musubi.train.checkpoints import Names
 from musubi.train.seeds import derive
+from musubi.weights.nets import Nets
 
 Rescued = Callable[[Literal["sample", "decode"], Recipe], AbstractContextManager[None]]
 
@@ -62,6 +68,73 @@ def read_prompts(
         )
         prompts.append(PreviewPrompt(recipe, seeded))
     return prompts
+
+
+def open_gallery(
+    config: TrainConfig,
+    architecture: Architecture,
+    choice: Choice,
+    nets: Nets,
+    *,
+    names: Names,
+    device: torch.device,
+    policy: Policy,
+    report: Report,
+) -> Gallery:
+    """Previews, their prompts encoded.
+
+    Args:
+        config: Of the run, with `--sample_prompts`.
+        architecture: Of the networks.
+        choice: The task.
+        nets: The networks around the denoiser.
+        names: Of the run's files.
+        device: Where they run.
+        policy: Of the denoiser's memory.
+        report: Told of what failed.
+
+    Raises:
+        ConfigError: A file that previews need is not given, or a prompt cannot be made.
+    """
+    _check_files(config, architecture, choice)
+    options = own_options(config, architecture)
+    prompts = read_prompts(
+        config.sample_prompts or "",
+        architecture,
+        choice,
+        options,
+        seed=config.seed or 0,
+        report=report,
+    )
+    pipeline = Pipeline(architecture, choice.task, options, nets, device=device, report=report)
+    pipeline.prepare([prompt.recipe for prompt in prompts])
+    pipeline.park = True  # the text encoders are gone; the VAE, which is small, stays at hand
+    return Gallery(
+        pipeline,
+        prompts,
+        names.folder / "sample",
+        names.name,
+        facts={"architecture": architecture.name, "task": choice.task.name},
+        report=report,
+        explained=lambda where, recipe: out_of_memory.explained(
+            config,
+            architecture,
+            where,
+            policy=policy,
+            buckets=(Bucket(recipe.width, recipe.height, recipe.frames),),
+        ),
+    )
+
+
+def _check_files(config: TrainConfig, architecture: Architecture, choice: Choice) -> None:
+    given = paths(config, architecture)
+    for name in choice.task.components:
+        component = architecture.component(name)
+        if name not in given and component.role in ("vae", "text", "image"):
+            raise ConfigError(
+                f"Previews need --{name}: {component.help}",
+                fix=f"Add --{name} PATH, or leave out --sample_prompts.",
+            )
 
 
 class Gallery:

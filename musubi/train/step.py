@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from musubi.config.losses import LossType
 from musubi.config.optimization import TimestepOptions
-from musubi.flow import times
+from musubi.flow import losses, times
 from musubi.flow.experts import Experts
 from musubi.plugin import Runtime, Shift, Task, is_mask
+from musubi.plugin.record import LOSS_WEIGHT
 from musubi.train import seeds
 
 Batch = Mapping[str, Any]
@@ -82,17 +84,19 @@ class FlowMatchingLoss:
         moved = move(batch, self.device)
         given = self._condition(moved)
         t = self.times(given.latents, levels)
-        losses = self._losses(moved, given, t, generator)
-        return (losses * times.loss_weight(self.options.weighting_scheme, t)).mean()
+        found = self._losses(moved, given, t, generator, self.options.loss_type)
+        return (found * weight_at(self.options, t)).mean()
 
     @torch.no_grad()
     def losses_at(self, batch: Batch, t: float, *place: int | str) -> torch.Tensor:
-        """The loss of each item at noise level `t`, unweighted, with noise that `place` decides."""
+        """The squared error of each item at noise level `t`, with noise that `place` decides: no option of
+        the loss changes it, so that runs compare.
+        """
         generator = seeds.generator(self.device, self.seed, "validation", *place)
         moved = move(batch, self.device)
         given = self._condition(moved)
         level = torch.full((len(given.latents),), t, device=self.device)
-        return self._losses(moved, given, level, generator)
+        return self._losses(moved, given, level, generator, "l2")
 
     def times(self, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """A noise level for each item."""
@@ -113,17 +117,30 @@ class FlowMatchingLoss:
         return given
 
     def _losses(
-        self, batch: Batch, given: Any, t: torch.Tensor, generator: torch.Generator
+        self, batch: Batch, given: Any, t: torch.Tensor, generator: torch.Generator, kind: LossType
     ) -> torch.Tensor:
         x0 = given.latents.float()
         noise = torch.randn(x0.shape, generator=generator, device=self.device)
         with self.autocast():
             found = self._predicted(batch, times.mix(x0, noise, t), t, given)
-        error = (found.float() - times.velocity(x0, noise)).square()
-        if given.weight is None:
+        c = losses.huber_c(self.options.huber_schedule or "constant", t, **self.options.huber)
+        error = losses.distance(
+            found.float() - times.velocity(x0, noise), kind, c.reshape(-1, *[1] * (x0.ndim - 1))
+        )
+        weight = self._weight(batch, given)
+        if weight is None:
             return error.flatten(1).mean(1)
-        weight = given.weight.float().expand_as(error)  # the mean over what counts
+        weight = weight.float().expand_as(error)  # the mean over what counts
         return (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1e-6)
+
+    def _weight(self, batch: Batch, given: Any) -> torch.Tensor | None:
+        """How much each number counts, as the architecture says, times what the masks say."""
+        mask = batch.get(LOSS_WEIGHT.name)
+        if mask is None:
+            return given.weight
+        outside = self.options.unmasked_weight or 0.0
+        weight = (outside + (1 - outside) * mask.float())[:, None]
+        return weight if given.weight is None else weight * given.weight.float()
 
     def _predicted(
         self, batch: Batch, x: torch.Tensor, t: torch.Tensor, given: Any
@@ -209,6 +226,13 @@ def draw_times(
         generator=generator,
         device=device,
     )
+
+
+def weight_at(options: TimestepOptions, t: torch.Tensor) -> torch.Tensor:
+    """How much each item's loss counts by its noise level, float32, shaped like `t`."""
+    if options.min_snr_gamma is not None:
+        return losses.min_snr_weight(t, options.min_snr_gamma)
+    return times.loss_weight(options.weighting_scheme, t)
 
 
 def without_caption(rate: float, n: int, seed: int) -> list[bool]:

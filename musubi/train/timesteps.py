@@ -8,9 +8,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from musubi.config.optimization import TimestepOptions
-from musubi.flow import times
 from musubi.plugin.report import Report
-from musubi.train.step import draw_times
+from musubi.train.step import draw_times, weight_at
 
 SAMPLES = 100_000
 BINS = 50
@@ -25,9 +24,15 @@ def histogram(options: TimestepOptions, seed: int = 0) -> tuple[list[float], lis
     t = draw_times(options, SAMPLES, tokens=_TOKENS, generator=generator)
     places = (t * BINS).long().clamp(0, BINS - 1)
     counts = torch.bincount(places, minlength=BINS).double()
-    weights = times.loss_weight(options.weighting_scheme, t).double()
+    weights = weight_at(options, t).double()
     sums = torch.zeros(BINS, dtype=torch.float64).index_add_(0, places, weights)
     return (100 * counts / SAMPLES).tolist(), (sums / counts.clamp(min=1)).tolist()
+
+
+def weighting_of(options: TimestepOptions) -> str:
+    """What weights the loss, in a word or two."""
+    gamma = options.min_snr_gamma
+    return options.weighting_scheme if gamma is None else f"min-SNR {gamma:g}"
 
 
 def show(options: TimestepOptions, path: Path, report: Report) -> None:
@@ -39,7 +44,7 @@ def show(options: TimestepOptions, path: Path, report: Report) -> None:
         report: Where the text goes.
     """
     shares, weights = histogram(options)
-    title = f"Timesteps: {options.timestep_sampling}, weighting {options.weighting_scheme}"
+    title = f"Timesteps: {options.timestep_sampling}, weighting {weighting_of(options)}"
     if options.show_timesteps == "image":
         path.parent.mkdir(parents=True, exist_ok=True)
         _picture(shares, weights, title).save(path)

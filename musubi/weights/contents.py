@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from musubi import registry
-from musubi.errors import CheckpointError, ConfigError
+from musubi.errors import CheckpointError, ConfigError, line_of
 from musubi.plugin.architecture import Component
 from musubi.plugin.keys import KeyMap, TensorSource
+from musubi.untrusted import parse_json, read_text
 from musubi.weights.files import Weights, open_weights
 from musubi.weights.paths import folders_with_weights, readable, weight_sets
 from musubi.weights.scaled import split_scales
@@ -119,12 +120,30 @@ def _read_as(component: Component, dialect: KeyMap, weights: Weights) -> Inspect
     return Inspection(
         path=weights.path,
         dialect=dialect,
-        numbers=component.infer(shapes),
+        numbers=_numbers(component, shapes, weights.path),
         sources=sources,
         shapes=shapes,
         dtypes={ours: weights.dtypes[source.names[0]] for ours, source in sources.items()},
         scales=scales,
     )
+
+
+def _numbers(
+    component: Component, shapes: Mapping[str, tuple[int, ...]], path: Path
+) -> Mapping[str, Any]:
+    if not component.reads_config:
+        return component.infer(shapes)
+    place = (path if path.is_dir() else path.parent) / "config.json"
+    try:
+        config = parse_json(read_text(place))
+    except FileNotFoundError:
+        config = None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{place} beside it cannot be read: {line_of(error)}",
+            fix="Fetch config.json again from where the weights were published.",
+        ) from error
+    return component.infer(shapes, config if isinstance(config, dict) else None)
 
 
 def _shape(ours: str, source: TensorSource, weights: Weights) -> tuple[int, ...]:

@@ -13,15 +13,46 @@ from musubi.plugin.architecture import Component
 from musubi.plugin.traits import named
 from musubi.weights.assemble import Assembler, Transform
 from musubi.weights.contents import Inspection, examine, inspect, locate
-from musubi.weights.dtypes import FP8, parse_dtype
+from musubi.weights.dtypes import FP8, dtype_name, parse_dtype
 from musubi.weights.files import Weights, open_weights
 from musubi.weights.meta import ModuleMap, finished, meta_device, trimmed
 from musubi.weights.placement import Placement
 from musubi.weights.stream_in import TensorStream
 
-__all__ = ["Inspection", "Placement", "Transform", "inspect", "load"]
+__all__ = ["Inspection", "Placement", "Transform", "check_file", "inspect", "load"]
 
 _SHOWN = 5
+
+
+def check_file(
+    component: Component, path: Path | str, *, others: Iterable[Component] = ()
+) -> Inspection:
+    """What `load` refuses of a checkpoint, as far as its headers tell; no tensor is read.
+
+    Args:
+        component: What the file should be.
+        path: As `load` takes it.
+        others: Components that the file may be instead, for the message.
+
+    Raises:
+        CheckpointError: The file cannot be read or ends early, is something else, lacks tensors or
+            has unknown ones, or stores weights as integers without a scale.
+    """
+    with open_weights(locate(component, Path(path))) as weights:
+        return _checked(component, weights, tuple(others))[0]
+
+
+def _checked(
+    component: Component, weights: Weights, others: tuple[Component, ...]
+) -> tuple[Inspection, nn.Module, ModuleMap]:
+    contents = examine(component, weights, others=others)
+    with meta_device():
+        module: nn.Module = component.build(**contents.numbers)
+    module_map = ModuleMap(module)
+    _check_names(component, contents, module_map)
+    _check_shapes(component, contents, module_map)
+    _check_kinds(component, contents, module_map)
+    return contents, module, module_map
 
 
 def load(
@@ -57,12 +88,7 @@ def load(
     device = torch.device(device)
     found = locate(component, Path(path))
     with open_weights(found) as weights:
-        contents = examine(component, weights, others=others)
-        with meta_device():
-            module: nn.Module = component.build(**contents.numbers)
-        module_map = ModuleMap(module)
-        _check_names(component, contents, module_map)
-        _check_shapes(component, contents, module_map)
+        contents, module, module_map = _checked(component, weights, others)
         if trimmed(module):
             module_map = ModuleMap(module)
         dtypes = _dtypes(component, contents, module_map, dtype)
@@ -138,6 +164,25 @@ def _check_shapes(component: Component, contents: Inspection, module_map: Module
                 f"its size has {module_map.shapes[name]}.",
                 fix="The file is of another model; give another file.",
             )
+
+
+def _check_kinds(component: Component, contents: Inspection, module_map: ModuleMap) -> None:
+    """Refuse weights that are stored as integers: only 8-bit ones with a scale are numbers."""
+    for name, stored in contents.dtypes.items():
+        if name not in module_map or stored.is_floating_point or stored is torch.bool:
+            continue
+        if not module_map.dtypes[name].is_floating_point:
+            continue
+        source = contents.sources[name].names[0]
+        if stored is torch.int8 and source in contents.scales:
+            continue
+        kind = dtype_name(stored)
+        lacks = " without a scale" if stored is torch.int8 else ""
+        raise CheckpointError(
+            f"{contents.path}: {source!r} is stored in {kind}{lacks}, which is no {component.name} that "
+            "can be read.",
+            fix="Use the file in bfloat16, float16 or fp8, or in int8 with a scale for each weight.",
+        )
 
 
 def _order(contents: Inspection, weights: Weights) -> Callable[[str], int]:

@@ -120,6 +120,7 @@ class ModuleMap:
         self._tied = {name: tied[id(tensor)] for name, tensor in state.items()}
         self._placed: dict[int, torch.Tensor] = {}
         self.shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        self.dtypes = {name: tensor.dtype for name, tensor in state.items()}
 
     def __contains__(self, name: object) -> bool:
         return name in self._tied

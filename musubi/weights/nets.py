@@ -139,12 +139,7 @@ class Nets:
             ) from None
 
     def _path(self, component: Component) -> Path:
-        if component.name not in self._paths:
-            raise ConfigError(
-                f"The {component.name} of {self.architecture.title} is needed, and no file was given.",
-                fix=f"Give --{component.option} PATH. {component.help}",
-            )
-        return self._paths[component.name]
+        return self.architecture.path_of(component.name, self._paths)
 
     def _give_back(self) -> None:
         gc.collect()

@@ -168,19 +168,19 @@ def test_temporary_files_of_a_killed_run_are_swept(world):
     assert not old.exists() and new.exists()
 
 
-def test_records_of_the_old_tool_are_stale_unless_existing_ones_are_skipped(world):
+def test_records_of_the_old_tool_are_used_as_they_are(world):
     world.latents()
     path = world.folder / IMAGE
     tensors = load_file(path)
     metadata = {"architecture": "toy", "format_version": "1.0.1", "width": "64", "height": "48"}
     save_file(tensors, path, metadata)
-    summary = world.latents(skip_existing=True)
-    assert summary.adopted == 1 and not world.encoded()
-    header = store.read_header(path)
-    assert header.adopted and header.encoders == {}
-    assert world.latents().fresh == 6
-    save_file(tensors, path, metadata)
-    assert world.latents().encoded == 1
+    before = path.read_bytes()
+    for skip_existing in (False, True):
+        summary = world.latents(skip_existing=skip_existing)
+        assert (summary.adopted, summary.fresh) == (1, 5) and not world.encoded()
+    assert path.read_bytes() == before, "the file is not touched"
+    summary.tell(world.report, "Latents")
+    assert any("cannot be checked" in note for note in world.report.notes)
 
 
 def test_existing_records_are_skipped_whatever_they_were_made_of(world):

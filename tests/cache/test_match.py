@@ -4,9 +4,10 @@ import shutil
 import pytest
 import torch
 import toy_cache
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from musubi.cache import encode
+from musubi.cache import encode, store
 from musubi.cache.match import open_training_set
 from musubi.config.dataset import read_dataset_config
 from musubi.data.batches import epoch_order
@@ -159,13 +160,84 @@ def test_a_damaged_record_is_missing(cached):
         cached.open()
 
 
-def test_records_of_the_old_tool_are_said_to_be_so(cached):
-    path = cached.folder / "image_cache" / "red_0_0064x0048_toy.safetensors"
-    save_file(load_file(path), path, {"architecture": "toy", "format_version": "1.0.1"})
-    with pytest.raises(DataError, match="another tool"):
+def unheaded(world):
+    """Make all records such as musubi-tuner writes."""
+    for cache in world.caches:
+        (cache / "empty-caption.toy.safetensors").unlink()
+        for path in cache.glob("*.safetensors"):
+            with safe_open(path, "pt") as file:
+                known = {k: v for k, v in file.metadata().items() if k != store.KEY}
+            save_file(load_file(path), path, known)
+
+
+def test_records_of_the_old_tool_are_trained_on(cached):
+    wanted = cached.open().items
+    unheaded(cached)
+    before = cached.records()
+    assert cached.open().items == wanted
+    assert cached.records() == before, "no file is touched"
+    (said,) = [note for note in cached.report.notes if "musubi-tuner" in note]
+    assert said.startswith("10 records of musubi-tuner are used as they are.")
+    assert "cannot be checked" in said
+
+
+def test_records_of_the_old_tool_are_trained_on_without_their_sources(cached):
+    items = [(item.key, item.bucket) for item in cached.open().items]
+    unheaded(cached)
+    shutil.rmtree(cached.folder / "images")
+    shutil.rmtree(cached.folder / "videos")
+    assert [(item.key, item.bucket) for item in cached.open().items] == items
+
+
+def test_sections_of_the_old_tool_are_items(world):
+    world.latents(task="cut")
+    world.text()
+    unheaded(world)
+    assert len(world.open("cut").items) == 8
+    next(world.caches[1].glob("*-009-0000_*")).unlink()
+    with pytest.raises(DataError, match="some sections of its clips have no record"):
+        world.open("cut")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("[64, 48]", "[32, 32]", "it is of 64x48, and the dataset file asks for 32x32"),
+        ("target_frames = [1, 9]", "target_frames = [5]", "cuts no such clip"),
+    ],
+)
+def test_what_a_name_tells_is_compared_with_the_dataset_file(cached, old, new, reason):
+    unheaded(cached)
+    cached.change(old, new)
+    with pytest.raises(DataError, match=reason):
         cached.open()
-    cached.latents(skip_existing=True)
-    assert len(cached.open().items) == 6
+
+
+def test_a_caption_that_changed_since_the_old_tool_encoded_it(cached):
+    unheaded(cached)
+    (cached.folder / "images" / "red_0.txt").write_text("something else", encoding="utf-8")
+    with pytest.raises(DataError, match="the caption has changed"):
+        cached.open()
+    summary = cached.text()
+    assert (summary.encoded, summary.adopted) == (3, 3), "one caption, and an empty one a directory"
+
+
+def test_a_record_of_the_old_tool_for_another_task_is_not_used(cached):
+    path = cached.folder / "image_cache" / "red_0_0064x0048_toy.safetensors"
+    tensors = {k: v for k, v in load_file(path).items() if "first" not in k}
+    save_file(tensors, path, {"architecture": "toy", "format_version": "1.0.1"})
+    with pytest.raises(DataError, match=r"written by musubi-tuner .* no 'latents_first'"):
+        cached.open()
+    assert cached.latents().encoded == 1
+
+
+def test_two_dtypes_of_one_field_are_told(cached):
+    path = cached.folder / "image_cache" / "red_0_toy_te.safetensors"
+    tensors = load_file(path)
+    tensors["glyphs_float16"] = tensors["glyphs_float32"].half()
+    save_file(tensors, path, {"architecture": "toy", "format_version": "1.0.1"})
+    with pytest.raises(DataError, match="'glyphs' in two dtypes"):
+        cached.open()
 
 
 def test_sections_are_items(world):

@@ -1,6 +1,7 @@
 """An architecture of a few numbers: one VAE, two text encoders, one task cut into sections.
 
-As a script it runs a caching command, so that a test can kill it: `toy_cache.py latents|text …`.
+As a script it runs a caching command, so that a test can kill it or start several: `toy_cache.py
+latents|text …`. It prints what it encodes.
 """
 
 from __future__ import annotations
@@ -132,9 +133,15 @@ class Runtime:
         self.task = task
         self.gain = options.get("gain", 1.0)
 
+    def called(self, kind, names):
+        self.calls.append((kind, list(names)))
+        if __name__ == "__main__":
+            sys.stdout.write("".join(f"{kind} {name}\n" for name in names))
+            sys.stdout.flush()
+
     def encode_media(self, nets, clips):
         assert len({clip.frames.shape for clip in clips}) == 1
-        self.calls.append(("media", [clip.name for clip in clips]))
+        self.called("media", [clip.name for clip in clips])
         time.sleep(float(os.environ.get("TOY_PAUSE", "0")))
         return [self._one(nets, clip) for clip in clips]
 
@@ -157,7 +164,7 @@ class Runtime:
 
     def encode_text(self, nets, component, prompts):
         captions = [prompt.text for prompt in prompts]
-        self.calls.append((component, list(captions)))
+        self.called(component, captions)
         time.sleep(float(os.environ.get("TOY_PAUSE", "0")))
         table = nets[component].table
         rows = [table[torch.tensor([*caption.encode()[:16], 0])] for caption in captions]

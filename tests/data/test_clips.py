@@ -159,12 +159,3 @@ def test_decode_all_keeps_the_order_and_hands_errors_over(files, wan):
     found = list(clips.decode_all(plans, 2))
     assert [p.source.stem for p, _ in found] == ["a", "b", "c"]
     assert [isinstance(c, DataError) for _, c in found] == [False, True, False]
-
-
-def test_reading_ahead_is_bounded():
-    begun = []
-    for number, (task, result) in enumerate(
-        clips.ahead(lambda i: begun.append(i) or -i, range(50), 2)
-    ):
-        assert (task, result) == (number, -number)
-        assert len(begun) <= number + 2 * 2 + 1

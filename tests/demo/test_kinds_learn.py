@@ -5,7 +5,7 @@ import pytest
 from tests.demo.test_learning import data, loss, train, world  # noqa: F401 - fixtures
 
 # LoHa's first numbers are large, so its rate is small.
-RATES = {"loha": 4e-3, "lokr": 2e-2, "dora": 8e-3}
+RATES = {"loha": 4e-3, "lokr": 2e-2, "dora": 8e-3, "oft": 3e-3}
 
 
 @pytest.mark.parametrize("kind", RATES)

@@ -96,7 +96,7 @@ def test_several_latent_files_and_what_is_wrong_with_one(go, tmp_path, report):
     good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
     save_file({"latent": torch.randn(4, 1, 2, 2)}, good)
     save_file({"latent": torch.randn(9, 1, 2, 2)}, bad)
-    with pytest.raises(RunError, match=r"1 of 2 failed: .*bad\.safetensors"):
+    with pytest.raises(RunError, match=r"1 of 2 files failed: .*bad\.safetensors"):
         go(latent_path=[str(bad), str(good)])
     assert any("9 channels, and Toy has 4" in w for w in report.warnings)
     assert any("good.mp4" in note for note in report.notes)
@@ -122,7 +122,9 @@ def test_a_batch_loads_once_and_a_bad_line_stops_no_other(go, tmp_path, report, 
     path.write_text(
         "# prompts\na cat --d 1 --f 1\na dog --zz 3\na fish --w 33\na cat --d 2 --s 3 --g 1\n"
     )
-    with pytest.raises(RunError, match=r"2 of 4 failed: .*line 3; .*line 4"):
+    with pytest.raises(
+        RunError, match=r"2 of 4 prompts failed: .*line 3; .*line 4.*other 2 are done"
+    ):
         go(from_file=str(path), output_type="latent")
     assert any("line 3: The prompt line has --zz" in w for w in report.warnings)
     assert any("line 4: Toy makes no 33x16" in w for w in report.warnings)
@@ -143,6 +145,7 @@ def test_prompts_as_they_are_typed(go, monkeypatch, report, calls):
     monkeypatch.setattr(sys, "stdin", io.StringIO("a cat --d 1\na --w wide\na cat --d 2\n"))
     assert len(go(interactive=True, output_type="both")) == 4
     assert any("--w of a prompt takes a whole number" in w for w in report.warnings)
+    assert "1 of 3 prompts failed: a --w wide. The reasons" in report.warnings[-1]
     assert calls["encode"] == 2
 
 

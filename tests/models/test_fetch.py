@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
 from musubi import registry
 from musubi.config.models import FetchConfig
@@ -221,10 +222,38 @@ def test_every_variant_can_be_fetched(name):
         task = architecture.task(variant.task)
         choice = choose_task(architecture, variant.name)
         needed = {*task.denoisers, *task.components}
-        known = {p.component for p in architecture.publications if variant.name in p.variants}
-        known |= {p.component for p in architecture.publications if not p.variants}
-        if needed <= known:
-            assert {p.component for p in fetch.choose(architecture, choice, None, ())} == needed
-        else:  # what is not known is said
-            with pytest.raises(ConfigError, match="names no published file"):
-                fetch.choose(architecture, choice, None, ())
+        chosen = fetch.choose(architecture, choice, None, ())
+        assert {p.component for p in chosen} == needed
+        for one in chosen:  # of a checkpoint in shards, every shard
+            _, mark, count = Path(one.file).stem.partition("-of-")
+            if mark:
+                alike = [p for p in chosen if (p.component, p.repo) == (one.component, one.repo)]
+                assert len(alike) == int(count)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_files_of_one_name_go_into_folders_of_their_own(name):
+    architecture = registry.find(name)
+    targets = [fetch.place(p, architecture) for p in architecture.publications]
+    assert len(set(targets)) == len(targets)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_sizes_are_those_of_the_numbers(name):
+    """What is published of a denoiser takes two bytes a number, one or four by what its name says."""
+    architecture = registry.find(name)
+    for variant in architecture.variants:
+        with torch.device("meta"):
+            network = architecture.dit.build(**variant.numbers)
+        numbers = sum(p.numel() for p in network.parameters()) / 1e9
+        sets: dict[tuple[str, str], float] = {}
+        for one in architecture.publications:
+            if variant.name in one.variants and architecture.component(one.component).role == "dit":
+                key = (one.repo, one.file.partition("-0000")[0])
+                sets[key] = sets.get(key, 0) + one.size
+        assert sets, f"no file is published for {variant.name}"
+        for (repo, file), size in sets.items():
+            bytes_a_number = min((1, 2, 4), key=lambda n, s=size: abs(s - n * numbers))
+            spare = 0.04 if "fp8" in file else 0.01  # some layers of 8-bit files keep 16 bits
+            assert size == pytest.approx(bytes_a_number * numbers, rel=spare), (repo, file)
+            assert (bytes_a_number == 1) == ("fp8" in file), (repo, file)

@@ -402,6 +402,34 @@ def test_a_batch_of_prompts(world, trained):
     assert [frames_of(p) for p in made] == [9, 9]
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_batch_of_single_frames(world, trained, capfd, mixed):
+    """Lines with --of are single frames, whether or not the command says so; a mixture is refused."""
+    asking = re.sub(r'--prompt "[^"]*" |--image_path \S+ |--seed 1234', "", GENERATE)
+    line = (
+        f"a cat --w 48 --h 32 --d 1 --s 2 --i {world.places['start']} --ci {world.places['start']}"
+    )
+    path = world.folder / "frames.txt"
+    path.write_text(
+        f"{line} --of target_index=1,control_index=0\n{line} --of no_post,target_index=9\n"
+        + ("a cat --w 48 --h 32 --f 0.2 --s 2\n" if mixed else ""),
+        encoding="utf-8",
+    )
+    command = f"{asking} --from_file {path} --output_type images"
+    if mixed:
+        with pytest.raises(SystemExit) as end:
+            main(world.words(command))
+        said = " ".join(capfd.readouterr().err.split())
+        assert end.value.code == 2
+        assert "A prompt with --of is for the task one_frame" in said
+        assert "Give --one_frame or --one_frame_inference" in said
+        return
+    made = world.made(command)
+    assert len(made) == 2 and {path.suffix for path in made} == {".png"}
+    first, second = (np.asarray(Image.open(path)) for path in made)
+    assert not np.array_equal(first, second)
+
+
 def test_prompts_one_after_the_other(world, trained, monkeypatch):
     lines = f"a cat --w 48 --h 32 --f 0.2 --s 2 --i {world.places['start']}\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines + lines))

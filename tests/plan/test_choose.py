@@ -26,14 +26,11 @@ def whole(module):
     return [p.requires_grad_() for p in module.parameters()]
 
 
-whole.whole = True
-
-
 def case(attach=lora, **sizes):
     asked = {"width": 512, "height": 512, "frames": 17, **sizes}
     return Case(
         architecture=WAN, task=WAN.tasks[0], numbers=NUMBERS, dtype=torch.bfloat16, attach=attach,
-        **asked,
+        whole=attach is whole, **asked,
     )  # fmt: skip
 
 

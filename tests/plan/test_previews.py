@@ -96,7 +96,7 @@ def test_what_is_trained_stays_on_the_device(about):
 
 def test_a_step_with_a_lora_is_recorded_with_it(about):
     run = about("a cat --w 256 --h 256 --f 5\n")
-    assert not replace(run.case, attach=Shown(run.case.attach)).trains
+    assert not replace(run.case, attach=Shown(run.case.attach), shown=True).trains
     step, _ = PreviewNeeds.of(run)(Policy())
     bare = estimate(replace(run.case, attach=None), Policy())
     assert step.device - step.parts["what is trained"] >= bare.device
@@ -113,7 +113,7 @@ def test_a_step_peaks_where_it_was_recorded():
     case = Case(
         architecture=WAN, task=WAN.tasks[0], numbers=numbers, width=256, height=256, frames=9,
         dtype=torch.float32, compute=None,
-        attach=Shown(NewLora(WAN.dit.traits.lora, Asked(rank=4))),
+        attach=Shown(NewLora(WAN.dit.traits.lora, Asked(rank=4))), shown=True,
     )  # fmt: skip
     torch.manual_seed(0)
     dit = WAN.dit.build(**numbers).eval().requires_grad_(False)

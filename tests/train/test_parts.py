@@ -37,16 +37,6 @@ def test_steps_go_on_in_the_middle_of_an_epoch() -> None:
     assert [[m.indices[0] for m in s.micros] for s in rest] == [[4, 5], [6]]
 
 
-def test_reading_ahead_keeps_the_order_and_passes_errors_on() -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(3) as pool:
-        found = list(loader.ahead(lambda n: n * n, iter(range(20)), pool, 5))
-        assert found == [(n, n * n) for n in range(20)]
-        with pytest.raises(ZeroDivisionError):
-            list(loader.ahead(lambda n: 1 // n, iter(range(3)), pool, 2))
-
-
 def test_who_is_held_back_depends_on_its_key_alone() -> None:
     keys = [f"clip{i // 2}" for i in range(200)]  # two clips of each of 100 videos
     training, held = loader.split(keys, 0.1)

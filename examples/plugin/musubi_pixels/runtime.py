@@ -44,5 +44,5 @@ class PixelsRuntime:
         return (yield Section(noise=noise))
 
     def decode(self, nets, latents, recipe=None):
-        frames = nets["vae"].decode(latents.float())
+        frames = nets["vae"].decode(latents.to(nets.device).float())
         yield ((frames + 1) / 2).clamp(0, 1)

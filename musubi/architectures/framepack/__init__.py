@@ -206,21 +206,20 @@ def _published(
 
 
 PUBLICATIONS = (
-    _published(
-        "dit",
-        "lllyasviel/FramePackI2V_HY",
-        "diffusion_pytorch_model-00001-of-00003.safetensors",
-        25.7,
-        TENCENT,
-        "FramePackI2V_HY",
-    ),
-    _published(
-        "dit",
-        "lllyasviel/FramePack_F1_I2V_HY_20250503",
-        "diffusion_pytorch_model-00001-of-00003.safetensors",
-        25.7,
-        TENCENT,
-        "FramePack_F1_I2V_HY",
+    *(
+        _published(
+            "dit",
+            f"lllyasviel/{repo}",
+            f"diffusion_pytorch_model-0000{number}-of-00003.safetensors",
+            size,
+            TENCENT,
+            variant,
+        )
+        for repo, variant in (
+            ("FramePackI2V_HY", "FramePackI2V_HY"),
+            ("FramePack_F1_I2V_HY_20250503", "FramePack_F1_I2V_HY"),
+        )
+        for number, size in ((1, 9.97), (2, 9.99), (3, 5.79))
     ),
     _published(
         "dit",

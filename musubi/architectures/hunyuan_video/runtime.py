@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 
 from musubi.encoders.clip_text.network import encode as encode_clip
 from musubi.encoders.hunyuan_vae.network import SCALING, Pieces
+from musubi.encoders.hunyuan_vae.options import pieces_from
 from musubi.encoders.llama.network import encode as encode_llm
 from musubi.errors import ConfigError
 from musubi.plugin import (
@@ -25,8 +27,6 @@ from musubi.plugin import (
     Section,
     Task,
 )
-
-TILE = 256  # pixels, where tiles are used and nobody says otherwise
 
 
 class HunyuanVideoRuntime:
@@ -46,16 +46,9 @@ class HunyuanVideoRuntime:
         given = options.get("guidance_scale")
         self._guidance = 1.0 if given is None else float(given)
         self._seed: int | None = options.get("vae_sample_seed")
-        tile = _checked(options, "vae_spatial_tile_sample_min_size", 32, least=64)
-        columns = options.get("vae_chunk_size")
-        if columns is not None and columns < 1:
-            raise ConfigError(f"vae_chunk_size is {columns}.", fix="Give 32, say.")
-        window = _checked(options, "vae_temporal_tile_sample_min_size", 16, least=16)
-        self._decoding = Pieces(tile=tile or TILE, window=window, columns=columns)
-        tiled = options.get("vae_tiling") or tile is not None
-        self._encoding = Pieces(
-            tile=self._decoding.tile if tiled else None, window=window, columns=columns
-        )
+        self._decoding = pieces_from(options)
+        tiled = options.get("vae_tiling") or options.get("vae_spatial_tile_sample_min_size")
+        self._encoding = self._decoding if tiled else replace(self._decoding, tile=None)
 
     def encode_text(
         self, nets: Networks, component: str, prompts: Sequence[Prompt]
@@ -200,13 +193,3 @@ def _thousandfold(scale: torch.Tensor) -> torch.Tensor:
 def _pixels(frames: torch.Tensor, device: torch.device) -> torch.Tensor:
     # B F H W 3 in 0..255 → B 3 F H W in [-1, 1].
     return frames.to(device).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
-
-
-def _checked(options: Mapping[str, Any], name: str, step: int, *, least: int) -> int | None:
-    size = options.get(name)
-    if size is not None and (size < least or size % step):
-        raise ConfigError(
-            f"{name} is {size}, and must be a multiple of {step}, at least {least}.",
-            fix=f"Write --{name} {max(least, round(size / step) * step)}.",
-        )
-    return size

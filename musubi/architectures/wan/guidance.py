@@ -4,9 +4,9 @@ with some blocks left out and the negative text.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -75,6 +75,21 @@ def check(recipe: Recipe) -> None:
         ConfigError: See `layer_skip`.
     """
     layer_skip(recipe)
+
+
+def check_layers(recipe: Recipe, numbers: Mapping[str, Any]) -> None:
+    """Refuse to leave out blocks that a denoiser does not have.
+
+    Raises:
+        ConfigError: `slg_layers` names one of them.
+    """
+    skip, count = layer_skip(recipe), numbers["num_layers"]
+    missing = [n for n in (skip.layers if skip else ()) if not 0 <= n < count]
+    if missing:
+        raise ConfigError(
+            f"--slg_layers names block {missing[0]}, and this model has {count} blocks.",
+            fix=f"Give numbers from 0 to {count - 1}.",
+        )
 
 
 def texts(recipe: Recipe) -> dict[str, str]:

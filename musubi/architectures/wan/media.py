@@ -257,15 +257,17 @@ def changed(encoders: Encoders, clip: Clip) -> Record:
     vae: Any = encoders.nets[encoders.vae]
     control, mask = clip.input("control"), clip.input("mask")
     video = torch.full((3, clip.length, height, width), pictures.GREY)
-    new = torch.ones(clip.length, height, width)
+    given = torch.ones(clip.length, height, width)
     if control is not None:
         video = _pixels(control)
     if mask is not None:
-        seen = torch.from_numpy(mask[..., 0].copy()).float() / 255
-        new = (seen > 0.5).float().expand(clip.length, -1, -1).contiguous()
+        given = torch.from_numpy(mask[..., 0].copy()).float() / 255
+        given = given.expand(clip.length, -1, -1).contiguous()
+    # Pixels are kept or made anew; the mask itself is told as it was given, greys included.
+    new = (given > 0.5).float()
     kept, anew = video * (1 - new), video * new
     latents = torch.cat([encoders.latents(kept), encoders.latents(anew)])
-    cells = pictures.change_mask(new, (4, vae.spatial, vae.spatial)).to(latents)
+    cells = pictures.change_mask(given, (4, vae.spatial, vae.spatial)).to(latents)
     record = {"latents_vace": torch.cat([latents, cells])}
     references = [
         encoders.latents(pictures.within(_pixels(one)[:, 0], height, width)[:, None])

@@ -71,9 +71,25 @@ PUBLICATIONS = (
             ("wan2.1_i2v_480p_14B_fp16", 32.8, ("i2v-14B",)),
             ("wan2.1_i2v_720p_14B_bf16", 32.8, ("i2v-14B",)),
             ("wan2.1_i2v_720p_14B_fp16", 32.8, ("i2v-14B",)),
+            ("wan2.1_i2v_480p_14B_fp8_e4m3fn", 16.4, ("i2v-14B",)),
+            ("wan2.1_i2v_480p_14B_fp8_scaled", 16.4, ("i2v-14B",)),
+            ("wan2.1_i2v_720p_14B_fp8_e4m3fn", 16.4, ("i2v-14B",)),
             ("wan2.1_flf2v_720p_14B_fp16", 32.8, ("flf2v-14B",)),
+            ("wan2.1_flf2v_720p_14B_fp8_e4m3fn", 16.4, ("flf2v-14B",)),
+            ("wan2.1_fun_control_1.3B_bf16", 3.13, ("t2v-1.3B-FC", "i2v-1.3B-FC")),
             ("wan2.1_vace_1.3B_fp16", 4.31, ("vace-1.3B",)),
             ("wan2.1_vace_14B_fp16", 34.7, ("vace-14B",)),
+        )
+    ),
+    *(
+        _published(
+            "dit", f"alibaba-pai/{repo}", "diffusion_pytorch_model.safetensors", size, *variants
+        )
+        for repo, size, variants in (
+            ("Wan2.1-Fun-1.3B-Control", 3.13, ("t2v-1.3B-FC", "i2v-1.3B-FC")),
+            ("Wan2.1-Fun-14B-Control", 32.8, ("t2v-14B-FC", "i2v-14B-FC")),
+            ("Wan2.1-Fun-V1.1-1.3B-Control", 3.13, ("i2v-1.3B-FC-1.1",)),
+            ("Wan2.1-Fun-V1.1-14B-Control", 32.8, ("i2v-14B-FC-1.1",)),
         )
     ),
     *(

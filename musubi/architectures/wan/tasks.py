@@ -16,7 +16,7 @@ SHAKING = "镜头晃动，"
 CUTTING = "镜头切换，"
 
 GEOMETRY = Geometry(channels=16, stride=(4, 8, 8), frame_rate=16.0)
-GEOMETRY_5B = Geometry(channels=48, stride=(4, 16, 16), frame_rate=24.0)
+GEOMETRY_5B = Geometry(channels=48, stride=(4, 16, 16), frame_rate=24.0, ratio_first=True)
 
 # inputs
 
@@ -193,6 +193,7 @@ _ADDRESS = "musubi.architectures.wan"
 _SHARED: dict[str, Any] = {
     "texts": Lazy(f"{_ADDRESS}.guidance:texts"),
     "check": Lazy(f"{_ADDRESS}.guidance:check"),
+    "check_network": Lazy(f"{_ADDRESS}.guidance:check_layers"),
     "guidance": Lazy(f"{_ADDRESS}.guidance:guided"),
 }
 _T2V = {"family": "t2v", "in_dim": 16, "vace_dim": 0}
@@ -355,6 +356,7 @@ TASKS = (
         schema=VACE,
         sampling=replace(T2V, flow_shift=16.0, size=(832, 480)),
         inputs=(replace(CONTROL, required=False), VACE_MASK, VACE_REFERENCES),
+        always_encodes=True,  # what is not given is grey, and made anew
         **_SHARED,
     ),
 )

@@ -9,6 +9,7 @@ CLIP = Component(
     help="CLIP-L: clip_l.safetensors, or a transformers folder.",
     build=Lazy("musubi.encoders.clip_text.network:ClipText"),
     infer=Lazy("musubi.encoders.clip_text.network:infer"),
+    reads_config=True,
     dialects=keys.CLIP,
     traits=Traits(
         stacks=("text_model.encoder.layers",),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from musubi.encoders import hub_config
 from musubi.encoders.sizes import all_there, depth
 from musubi.encoders.tokens import check_ids, tokenized
 from musubi.errors import CheckpointError
@@ -15,6 +17,8 @@ from musubi.weights.meta import cpu_device
 
 TOKENS = 77
 HEAD = 64
+EPS = 1e-5
+ACTIVATION = "quick_gelu"
 
 
 class ClipText(nn.Module):
@@ -26,10 +30,22 @@ class ClipText(nn.Module):
         ffn_dim: Width of the feed-forward layers.
         num_layers: Number of blocks.
         positions: The longest text.
+        heads: Attention heads; None: as many of 64 as the width has room for.
+        activation: Of the feed-forward layers, by transformers' name.
+        eps: Added to the variance in norms.
     """
 
     def __init__(
-        self, *, vocab_size: int, dim: int, ffn_dim: int, num_layers: int, positions: int
+        self,
+        *,
+        vocab_size: int,
+        dim: int,
+        ffn_dim: int,
+        num_layers: int,
+        positions: int,
+        heads: int | None = None,
+        activation: str = ACTIVATION,
+        eps: float = EPS,
     ) -> None:
         super().__init__()
         with cpu_device():
@@ -41,9 +57,10 @@ class ClipText(nn.Module):
             hidden_size=dim,
             intermediate_size=ffn_dim,
             num_hidden_layers=num_layers,
-            num_attention_heads=max(dim // HEAD, 1),
+            num_attention_heads=heads or max(dim // HEAD, 1),
             max_position_embeddings=positions,
-            hidden_act="quick_gelu",
+            hidden_act=activation,
+            layer_norm_eps=eps,
             # Not looked at: `forward` is told where texts end. Any toy's vocabulary has these.
             bos_token_id=0,
             pad_token_id=1,
@@ -85,8 +102,8 @@ def encode(
     return [(one.clone(), mask.clone()) for one, mask in zip(pooled, tokens.mask, strict=True)]
 
 
-def infer(shapes: Shapes) -> dict[str, int]:
-    """Sizes of a CLIP text tower, from our names and shapes.
+def infer(shapes: Shapes, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Sizes of a CLIP text tower, from our names and shapes, and from its config.json if it has one.
 
     Raises:
         CheckpointError: It is something else.
@@ -102,10 +119,28 @@ def infer(shapes: Shapes) -> dict[str, int]:
             f"This is not CLIP-L: it reads {shapes[places][0]} tokens, and CLIP-L {TOKENS}.",
             fix=fix,
         )
+    layers = depth(shapes, "text_model.encoder.layers.")
+    part = hub_config.part_of(config, "clip_text_model", "text_config")
     return {
         "vocab_size": vocab_size,
         "dim": dim,
         "ffn_dim": shapes[inner][0],
-        "num_layers": depth(shapes, "text_model.encoder.layers."),
+        "num_layers": layers,
         "positions": shapes[places][0],
+        **(_configured(part, dim, layers) if part is not None else {}),
     }
+
+
+def _configured(part: Mapping[str, Any], dim: int, layers: int) -> dict[str, Any]:
+    """What a config.json says otherwise than CLIP-L's."""
+    from transformers import CLIPTextConfig
+
+    sizes = {"hidden_size": dim, "num_hidden_layers": layers}
+    config = hub_config.read(CLIPTextConfig, part, sizes)
+    said = {
+        "heads": hub_config.heads(config, dim),
+        "activation": config.hidden_act,
+        "eps": config.layer_norm_eps,
+    }
+    usual = {"heads": max(dim // HEAD, 1), "activation": ACTIVATION, "eps": EPS}
+    return hub_config.beside_default(said, usual)

@@ -10,6 +10,7 @@ CLIP_VISION = Component(
     "clip_vision_h.safetensors, or a transformers folder.",
     build=Lazy("musubi.encoders.clip_vision.network:ClipVision"),
     infer=Lazy("musubi.encoders.clip_vision.network:infer"),
+    reads_config=True,
     dialects=keys.CLIP_VISION,
     foreign_keys={
         "vision_model.head.attention.in_proj_weight": "a SigLIP image encoder",

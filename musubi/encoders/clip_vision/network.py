@@ -5,12 +5,14 @@ Radford et al. 2021, https://arxiv.org/abs/2103.00020; the weights are open_clip
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from musubi.encoders import hub_config
 from musubi.errors import CheckpointError
 from musubi.nn.norm import LayerNorm
 from musubi.plugin import Shapes
@@ -22,30 +24,43 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+class QuickGelu(nn.Module):
+    """The cheap GELU of OpenAI's models."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Any shape in and out."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGelu}
+
+
 class Attention(nn.Module):
     """Attention among the tokens of one picture."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
+        self.heads = heads
         self.to_qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """B L D in and out."""
         # The plain kernel, not the user's choice: heads of 80 fit few others.
-        q, k, v = self.to_qkv(x).unflatten(2, (3, -1, HEAD)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.to_qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
     """Attention, then a feed-forward layer, each behind its norm."""
 
-    def __init__(self, dim: int, ffn_dim: int) -> None:
+    def __init__(self, dim: int, ffn_dim: int, heads: int, activation: str, eps: float) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(dim, eps=EPS)
-        self.attn = Attention(dim)
-        self.norm2 = LayerNorm(dim, eps=EPS)
-        self.mlp = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(), nn.Linear(ffn_dim, dim))
+        self.norm1 = LayerNorm(dim, eps=eps)
+        self.attn = Attention(dim, heads)
+        self.norm2 = LayerNorm(dim, eps=eps)
+        act = ACTIVATIONS[activation]()
+        self.mlp = nn.Sequential(nn.Linear(dim, ffn_dim), act, nn.Linear(ffn_dim, dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """B L D in and out."""
@@ -57,23 +72,37 @@ class ClipVision(nn.Module):
     """Pictures to features, one row for the class token and one for each patch.
 
     Args:
-        dim: Width; a multiple of 80, the head size.
+        dim: Width.
         ffn_dim: Width of the feed-forward layers.
         num_layers: Number of blocks in the file; the last one never runs.
         patch: Side of a patch in pixels.
         positions: Tokens of a picture, the class token among them.
+        heads: Attention heads; None: heads of 80.
+        activation: Of the feed-forward layers: a name in `ACTIVATIONS`.
+        eps: Added to the variance in norms.
     """
 
     def __init__(
-        self, *, dim: int, ffn_dim: int, num_layers: int, patch: int, positions: int
+        self,
+        *,
+        dim: int,
+        ffn_dim: int,
+        num_layers: int,
+        patch: int,
+        positions: int,
+        heads: int | None = None,
+        activation: str = "gelu",
+        eps: float = EPS,
     ) -> None:
         super().__init__()
         self.side = patch * round((positions - 1) ** 0.5)
         self.patch_embedding = nn.Conv2d(3, dim, patch, stride=patch, bias=False)
         self.cls_embedding = nn.Parameter(torch.randn(dim) / dim**0.5)
         self.pos_embedding = nn.Parameter(torch.randn(positions, dim) / dim**0.5)
-        self.pre_norm = LayerNorm(dim, eps=EPS)
-        self.transformer = nn.ModuleList(Block(dim, ffn_dim) for _ in range(num_layers))
+        self.pre_norm = LayerNorm(dim, eps=eps)
+        self.transformer = nn.ModuleList(
+            Block(dim, ffn_dim, heads or dim // HEAD, activation, eps) for _ in range(num_layers)
+        )
         self._used = num_layers - 1
 
     def trim(self) -> None:
@@ -116,8 +145,8 @@ def encode(tower: nn.Module, pictures: list[torch.Tensor]) -> torch.Tensor:
     return clip(pixels)
 
 
-def infer(shapes: Shapes) -> dict[str, int]:
-    """Sizes of a CLIP image tower, from our names and shapes.
+def infer(shapes: Shapes, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Sizes of a CLIP image tower, from our names and shapes, and from its config.json if it has one.
 
     Raises:
         CheckpointError: It is something else.
@@ -138,7 +167,14 @@ def infer(shapes: Shapes) -> dict[str, int]:
         )
     dim, channels, patch = shapes["patch_embedding.weight"][:3]
     positions = shapes["pos_embedding"][0]
-    if dim % HEAD or channels != 3 or round((positions - 1) ** 0.5) ** 2 != positions - 1:
+    part = hub_config.part_of(config, "clip_vision_model", "vision_config")
+    layers = len({n.split(".")[1] for n in shapes if n.startswith("transformer.")})
+    more = {} if part is None else _configured(part, dim, layers, fix)
+    if (
+        ("heads" not in more and dim % HEAD)
+        or channels != 3
+        or round((positions - 1) ** 0.5) ** 2 != positions - 1
+    ):
         raise CheckpointError(
             f"This CLIP image encoder is not ViT-H/14: it is {dim} wide and has {positions} "
             f"positions, where the width is a multiple of {HEAD}.",
@@ -147,7 +183,26 @@ def infer(shapes: Shapes) -> dict[str, int]:
     return {
         "dim": dim,
         "ffn_dim": shapes["transformer.0.mlp.0.weight"][0],
-        "num_layers": len({n.split(".")[1] for n in shapes if n.startswith("transformer.")}),
+        "num_layers": layers,
         "patch": patch,
         "positions": positions,
+        **more,
     }
+
+
+def _configured(part: Mapping[str, Any], dim: int, layers: int, fix: str) -> dict[str, Any]:
+    """What a config.json says otherwise than ViT-H's."""
+    from transformers import CLIPVisionConfig
+
+    sizes = {"hidden_size": dim, "num_hidden_layers": layers}
+    config = hub_config.read(CLIPVisionConfig, part, sizes)
+    if config.hidden_act not in ACTIVATIONS:
+        raise CheckpointError(
+            f"Its config.json says hidden_act = {config.hidden_act!r}, which no CLIP has.", fix=fix
+        )
+    said = {
+        "heads": hub_config.heads(config, dim),
+        "activation": config.hidden_act,
+        "eps": config.layer_norm_eps,
+    }
+    return hub_config.beside_default(said, {"heads": dim / HEAD, "activation": "gelu", "eps": EPS})

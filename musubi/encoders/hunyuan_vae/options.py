@@ -18,15 +18,15 @@ def pieces_from(options: Mapping[str, Any]) -> Pieces:
     Raises:
         ConfigError: A tile or a window that the network cannot take.
     """
-    tile = checked(options, "vae_spatial_tile_sample_min_size", 32, least=32)
-    window = checked(options, "vae_temporal_tile_sample_min_size", 16, least=16)
+    tile = _checked(options, "vae_spatial_tile_sample_min_size", 32, least=32)
+    window = _checked(options, "vae_temporal_tile_sample_min_size", 16, least=16)
     columns = options.get("vae_chunk_size")
     if columns is not None and columns < 1:
         raise ConfigError(f"vae_chunk_size is {columns}.", fix="Give 32, say.")
     return Pieces(tile=tile or TILE, window=window, columns=columns)
 
 
-def checked(options: Mapping[str, Any], name: str, step: int, *, least: int) -> int | None:
+def _checked(options: Mapping[str, Any], name: str, step: int, *, least: int) -> int | None:
     """An option that counts pixels or frames, a multiple of `step`; None when it was not given.
 
     Raises:

@@ -9,6 +9,7 @@ LLM = Component(
     help="LLaVA-Llama3: llava_llama3_fp16.safetensors, or a transformers folder.",
     build=Lazy("musubi.encoders.llama.network:Llama"),
     infer=Lazy("musubi.encoders.llama.network:infer"),
+    reads_config=True,
     dialects=keys.LLM,
     traits=Traits(
         stacks=("model.layers",),

@@ -5,11 +5,13 @@ The network is transformers'.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from musubi.encoders import hub_config
 from musubi.encoders.sizes import all_there, depth
 from musubi.encoders.tokens import check_ids, tokenized
 from musubi.errors import CheckpointError
@@ -34,6 +36,10 @@ UNUSED = 2
 """Layers at the end whose output is not used: hidden states are taken before them, not normed."""
 
 HEAD = 128
+"""Size of an attention head, where no config.json says otherwise."""
+EPS = 1e-5
+THETA = 500000.0
+_ROPE_4 = ("rope_theta", "rope_scaling")  # of transformers 4
 
 
 class Llama(nn.Module):
@@ -44,11 +50,15 @@ class Llama(nn.Module):
         dim: Width.
         ffn_dim: Width of the feed-forward layers.
         num_layers: Number of blocks in the file; the last two never run.
-        num_heads: Heads of the queries, of size 128.
+        num_heads: Heads of the queries.
         num_kv_heads: Heads of the keys and values.
+        head_dim: Size of a head.
+        eps: Added to the variance in norms.
+        rope: Rotary embeddings, as transformers' LlamaConfig takes them; None: LLaVA-Llama3's.
+        biases: Whether the projections of the attention have biases.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - as many as a config.json has
         self,
         *,
         vocab_size: int,
@@ -57,12 +67,17 @@ class Llama(nn.Module):
         num_layers: int,
         num_heads: int,
         num_kv_heads: int,
+        head_dim: int = HEAD,
+        eps: float = EPS,
+        rope: Mapping[str, Any] | None = None,
+        biases: bool = False,
     ) -> None:
         super().__init__()
         with cpu_device():
             from transformers import LlamaConfig, LlamaModel
 
-        sizes: dict[str, Any] = {"rope_theta": 500000.0}  # transformers 5 files it elsewhere
+        # transformers 5 files it elsewhere
+        sizes: dict[str, Any] = dict(rope) if rope is not None else {"rope_theta": THETA}
         config = LlamaConfig(
             vocab_size=vocab_size,
             hidden_size=dim,
@@ -70,12 +85,12 @@ class Llama(nn.Module):
             num_hidden_layers=num_layers,
             num_attention_heads=num_heads,
             num_key_value_heads=num_kv_heads,
-            head_dim=HEAD,
+            head_dim=head_dim,
             max_position_embeddings=8192,
-            rms_norm_eps=1e-5,
+            rms_norm_eps=eps,
             **sizes,
             use_cache=False,
-            attention_bias=False,
+            attention_bias=biases,
             tie_word_embeddings=False,
         )
         self.model = LlamaModel(config)
@@ -153,8 +168,8 @@ def encode(
     ]
 
 
-def infer(shapes: Shapes) -> dict[str, int]:
-    """Sizes of a Llama, from our names and shapes.
+def infer(shapes: Shapes, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Sizes of a Llama, from our names and shapes, and from its config.json where it has one.
 
     Raises:
         CheckpointError: It is something else.
@@ -170,13 +185,19 @@ def infer(shapes: Shapes) -> dict[str, int]:
     all_there(shapes, needed, "a Llama language model", fix)
     queries, dim = shapes[f"{block}.self_attn.q_proj.weight"]
     keys = shapes[f"{block}.self_attn.k_proj.weight"][0]
-    if queries % HEAD or keys % HEAD or f"{block}.self_attn.q_proj.bias" in shapes:
+    layers = depth(shapes, "model.layers.")
+    biases = f"{block}.self_attn.q_proj.bias" in shapes
+    part = hub_config.part_of(config, "llama", "text_config")
+    more: dict[str, Any] = {}
+    if part is not None:
+        more = _configured(part, dim, layers)
+    elif queries % HEAD or keys % HEAD or biases:
         raise CheckpointError(
             "This is a language model, but no Llama 3: its heads are not 128 wide, or its "
-            "projections have biases.",
+            "projections have biases; and there is no config.json of a Llama beside it.",
             fix=fix,
         )
-    layers = depth(shapes, "model.layers.")
+    head = more.get("head_dim", HEAD)
     if layers <= UNUSED:
         raise CheckpointError(
             f"This Llama has {layers} layers; hidden states are taken {UNUSED} before the end.",
@@ -187,6 +208,26 @@ def infer(shapes: Shapes) -> dict[str, int]:
         "dim": dim,
         "ffn_dim": shapes[f"{block}.mlp.gate_proj.weight"][0],
         "num_layers": layers,
-        "num_heads": queries // HEAD,
-        "num_kv_heads": keys // HEAD,
+        "num_heads": queries // head,
+        "num_kv_heads": keys // head,
+        **more,
+        **({"biases": True} if biases else {}),
     }
+
+
+def _configured(part: Mapping[str, Any], dim: int, layers: int) -> dict[str, Any]:
+    """What a config.json says otherwise than LLaVA-Llama3's."""
+    from transformers import LlamaConfig
+
+    sizes = {"hidden_size": dim, "num_hidden_layers": layers}
+    config = hub_config.read(LlamaConfig, part, sizes)
+    usual = LlamaConfig(rope_theta=THETA)  # pyright: ignore[reportCallIssue]
+    head = getattr(config, "head_dim", None) or dim // hub_config.heads(config, dim)
+    said = {"head_dim": head, "eps": config.rms_norm_eps, "rope": _rope(config)}
+    return hub_config.beside_default(said, {"head_dim": HEAD, "eps": EPS, "rope": _rope(usual)})
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    """The rotary embeddings of transformers' LlamaConfig, as its versions name them."""
+    names = ("rope_parameters",) if hasattr(config, "rope_parameters") else _ROPE_4
+    return {name: getattr(config, name) for name in names}

@@ -27,6 +27,7 @@ def siglip(*, dim: int = 16) -> Component:
         help="SigLIP's vision tower: sigclip_vision_patch14_384.safetensors, or a folder image_encoder.",
         build=Lazy("musubi.encoders.siglip.network:SiglipVision"),
         infer=Lazy("musubi.encoders.siglip.network:infer"),
+        reads_config=True,
         dialects=keys.VISION,
         traits=Traits(
             stacks=("vision_model.encoder.layers",),

@@ -6,6 +6,8 @@ Zhai et al., https://arxiv.org/abs/2303.15343. Axes: B pictures, L patches, D wi
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from musubi.encoders import hub_config
 from musubi.encoders.sizes import all_there, depth
 from musubi.errors import CheckpointError
 from musubi.nn.attention import attention
@@ -51,9 +54,9 @@ class Embeddings(nn.Module):
 class Attention(nn.Module):
     """Every patch looks at every patch."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.heads = max(dim // HEAD, 1)
+        self.heads = heads
         self.q_proj = nn.Linear(dim, dim)
         self.k_proj = nn.Linear(dim, dim)
         self.v_proj = nn.Linear(dim, dim)
@@ -82,11 +85,11 @@ class Mlp(nn.Module):
 class Layer(nn.Module):
     """Attention, then feed-forward, each on normed tokens and added to them."""
 
-    def __init__(self, dim: int, ffn_dim: int) -> None:
+    def __init__(self, dim: int, ffn_dim: int, heads: int, eps: float) -> None:
         super().__init__()
-        self.layer_norm1 = LayerNorm(dim, eps=EPS)
-        self.self_attn = Attention(dim)
-        self.layer_norm2 = LayerNorm(dim, eps=EPS)
+        self.layer_norm1 = LayerNorm(dim, eps=eps)
+        self.self_attn = Attention(dim, heads)
+        self.layer_norm2 = LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, ffn_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -98,9 +101,9 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """The layers, under the name that the checkpoint has for them."""
 
-    def __init__(self, dim: int, ffn_dim: int, depth: int) -> None:
+    def __init__(self, dim: int, ffn_dim: int, depth: int, heads: int, eps: float) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(dim, ffn_dim) for _ in range(depth))
+        self.layers = nn.ModuleList(Layer(dim, ffn_dim, heads, eps) for _ in range(depth))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """B L D in and out."""
@@ -113,12 +116,20 @@ class Tower(nn.Module):
     """Embeddings, layers, and the norm behind them."""
 
     def __init__(
-        self, *, dim: int, ffn_dim: int, num_layers: int, positions: int, patch: int
+        self,
+        *,
+        dim: int,
+        ffn_dim: int,
+        num_layers: int,
+        positions: int,
+        patch: int,
+        heads: int,
+        eps: float,
     ) -> None:
         super().__init__()
         self.embeddings = Embeddings(dim, positions, patch)
-        self.encoder = Encoder(dim, ffn_dim, num_layers)
-        self.post_layernorm = LayerNorm(dim, eps=EPS)
+        self.encoder = Encoder(dim, ffn_dim, num_layers, heads, eps)
+        self.post_layernorm = LayerNorm(dim, eps=eps)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """B 3 H W in [-1, 1] to B L D."""
@@ -129,19 +140,38 @@ class SiglipVision(nn.Module):
     """Pictures to tokens.
 
     Args:
-        dim: Width; heads are 72 wide.
+        dim: Width.
         ffn_dim: Width of the feed-forward layers.
         num_layers: Number of layers.
         positions: Patches of a picture, 27 x 27.
         patch: Side of a patch in pixels.
+        side: Pixels of the square that a picture is made to.
+        heads: Attention heads; None: as many of 72 as the width has room for.
+        eps: Added to the variance in norms.
     """
 
     def __init__(
-        self, *, dim: int, ffn_dim: int, num_layers: int, positions: int, patch: int
+        self,
+        *,
+        dim: int,
+        ffn_dim: int,
+        num_layers: int,
+        positions: int,
+        patch: int,
+        side: int = SIDE,
+        heads: int | None = None,
+        eps: float = EPS,
     ) -> None:
         super().__init__()
+        self.side = side
         self.vision_model = Tower(
-            dim=dim, ffn_dim=ffn_dim, num_layers=num_layers, positions=positions, patch=patch
+            dim=dim,
+            ffn_dim=ffn_dim,
+            num_layers=num_layers,
+            positions=positions,
+            patch=patch,
+            heads=heads or max(dim // HEAD, 1),
+            eps=eps,
         )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -149,19 +179,20 @@ class SiglipVision(nn.Module):
         return self.vision_model(pixels)
 
 
-def pixels(picture: np.ndarray) -> torch.Tensor:
-    """A picture as the tower takes it, whatever its shape: squeezed to a square, 1 3 384 384.
+def pixels(picture: np.ndarray, side: int = SIDE) -> torch.Tensor:
+    """A picture as the tower takes it, whatever its shape: squeezed to a square, 1 3 S S.
 
     Pillow's bicubic filter on bytes, as SigLIP's own preprocessing has it: torch's antialiased one
     is 6e-3 off.
 
     Args:
         picture: uint8, H W 3.
+        side: Pixels of the square's side, S.
     """
     from PIL import Image
 
     square = Image.fromarray(np.ascontiguousarray(picture)).resize(
-        (SIDE, SIDE), Image.Resampling.BICUBIC
+        (side, side), Image.Resampling.BICUBIC
     )
     levels = torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)[None]
     return (levels.float() / 255 - 0.5) / 0.5
@@ -169,13 +200,14 @@ def pixels(picture: np.ndarray) -> torch.Tensor:
 
 def encode(encoder: nn.Module, picture: np.ndarray) -> torch.Tensor:
     """One picture, uint8 H W 3, to its tokens (729, D), in the dtype the tower is stored in."""
+    tower: Any = encoder
     norm = encoder.get_parameter("vision_model.post_layernorm.weight")
     table = encoder.get_parameter("vision_model.embeddings.position_embedding.weight")
-    return encoder(pixels(picture).to(norm.device))[0].to(table.dtype)
+    return encoder(pixels(picture, tower.side).to(norm.device))[0].to(table.dtype)
 
 
-def infer(shapes: Shapes) -> dict[str, int]:
-    """Sizes of a SigLIP vision tower, from our names and shapes.
+def infer(shapes: Shapes, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Sizes of a SigLIP vision tower, from our names and shapes, and its config.json if it has one.
 
     Raises:
         CheckpointError: It is something else.
@@ -190,7 +222,10 @@ def infer(shapes: Shapes) -> dict[str, int]:
     all_there(shapes, (patches, places, inner, bias), "a SigLIP vision tower", fix)
     dim, channels, patch, _ = shapes[patches]
     positions = shapes[places][0]
-    if channels != 3 or (SIDE // patch) ** 2 != positions:
+    layers = depth(shapes, "vision_model.encoder.layers.")
+    part = hub_config.part_of(config, "siglip_vision_model", "vision_config")
+    more = {} if part is None else _configured(part, dim, layers, patch)
+    if channels != 3 or (more.get("side", SIDE) // patch) ** 2 != positions:
         side = math.isqrt(positions) * patch
         raise CheckpointError(
             f"This is a SigLIP of {positions} patches of {patch} pixels, for pictures of about {side} "
@@ -200,7 +235,23 @@ def infer(shapes: Shapes) -> dict[str, int]:
     return {
         "dim": dim,
         "ffn_dim": shapes[inner][0],
-        "num_layers": depth(shapes, "vision_model.encoder.layers."),
+        "num_layers": layers,
         "positions": positions,
         "patch": patch,
+        **more,
     }
+
+
+def _configured(part: Mapping[str, Any], dim: int, layers: int, patch: int) -> dict[str, Any]:
+    """What a config.json says otherwise than that of the released tower."""
+    from transformers import SiglipVisionConfig
+
+    sizes = {"hidden_size": dim, "num_hidden_layers": layers, "patch_size": patch}
+    config = hub_config.read(SiglipVisionConfig, part, sizes)
+    said = {
+        "side": config.image_size,
+        "heads": hub_config.heads(config, dim),
+        "eps": config.layer_norm_eps,
+    }
+    usual = {"side": SIDE, "heads": max(dim // HEAD, 1), "eps": EPS}
+    return hub_config.beside_default(said, usual)

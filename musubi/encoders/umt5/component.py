@@ -9,6 +9,7 @@ T5 = Component(
     help="The umT5-XXL text encoder: models_t5_umt5-xxl-enc-bf16.pth, or a transformers file or folder.",
     build=Lazy("musubi.encoders.umt5.network:build"),
     infer=Lazy("musubi.encoders.umt5.network:infer"),
+    reads_config=True,
     dialects=keys.T5,
     traits=Traits(
         stacks=("encoder.block",),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Mapping
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 
+from musubi.encoders import hub_config
 from musubi.encoders.sizes import all_there, depth
 from musubi.encoders.tokens import check_ids
 from musubi.errors import CheckpointError
@@ -17,6 +19,9 @@ from musubi.plugin import Shapes
 from musubi.weights.meta import cpu_device
 
 MAX_TOKENS = 512
+DISTANCE = 128
+EPS = 1e-6
+FEED_FORWARD = "gated-gelu"
 
 
 class TextEncoder(nn.Module):
@@ -30,9 +35,12 @@ class TextEncoder(nn.Module):
         num_layers: Number of blocks.
         num_heads: Number of attention heads.
         num_buckets: Buckets of relative positions.
+        max_distance: From where on all positions share one bucket.
+        eps: Added to the variance in norms.
+        feed_forward: The kind of the gated feed-forward layers, by transformers' name.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - as many as a config.json has
         self,
         *,
         vocab_size: int,
@@ -42,6 +50,9 @@ class TextEncoder(nn.Module):
         num_layers: int,
         num_heads: int,
         num_buckets: int,
+        max_distance: int = DISTANCE,
+        eps: float = EPS,
+        feed_forward: str = FEED_FORWARD,
     ) -> None:
         super().__init__()
         with cpu_device():
@@ -56,7 +67,9 @@ class TextEncoder(nn.Module):
             num_layers=num_layers,
             num_heads=num_heads,
             relative_attention_num_buckets=num_buckets,
-            feed_forward_proj="gated-gelu",
+            relative_attention_max_distance=max_distance,
+            layer_norm_epsilon=eps,
+            feed_forward_proj=feed_forward,
             is_encoder_decoder=False,
             use_cache=False,
         )
@@ -84,7 +97,7 @@ def _feed_forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     return self.wo(self.act(self.wi_0(hidden_states)) * self.wi_1(hidden_states))
 
 
-def build(**numbers: int) -> TextEncoder:
+def build(**numbers: Any) -> TextEncoder:
     """A text encoder of these sizes."""
     return TextEncoder(**numbers)
 
@@ -120,8 +133,8 @@ def encode(encoder: nn.Module, tokenizer: Any, captions: list[str]) -> list[torc
     return [one[:n].clone() for one, n in zip(hidden, mask.sum(1).tolist(), strict=True)]
 
 
-def infer(shapes: Shapes) -> dict[str, int]:
-    """Sizes of a umT5 encoder, from our names and shapes.
+def infer(shapes: Shapes, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Sizes of a umT5 encoder, from our names and shapes, and from its config.json if it has one.
 
     Raises:
         CheckpointError: It is something else.
@@ -143,6 +156,7 @@ def infer(shapes: Shapes) -> dict[str, int]:
             fix=fix,
         )
     vocab_size, dim = shapes["shared.weight"]
+    part = hub_config.part_of(config, "umt5", "")
     buckets, heads = shapes[f"{block}.relative_attention_bias.weight"]
     return {
         "vocab_size": vocab_size,
@@ -152,4 +166,19 @@ def infer(shapes: Shapes) -> dict[str, int]:
         "num_layers": layers,
         "num_heads": heads,
         "num_buckets": buckets,
+        **({} if part is None else _configured(part, dim, layers)),
     }
+
+
+def _configured(part: Mapping[str, Any], dim: int, layers: int) -> dict[str, Any]:
+    """What a config.json says otherwise than umT5-XXL's."""
+    from transformers import UMT5Config
+
+    config = hub_config.read(UMT5Config, part, {"d_model": dim, "num_layers": layers})
+    said = {
+        "max_distance": config.relative_attention_max_distance,
+        "eps": config.layer_norm_epsilon,
+        "feed_forward": config.feed_forward_proj,
+    }
+    usual = {"max_distance": DISTANCE, "eps": EPS, "feed_forward": FEED_FORWARD}
+    return hub_config.beside_default(said, usual)

@@ -1,8 +1,11 @@
 """Windowed decoding: each chunk whole, faded in the order of time, as the official loops do."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from musubi.architectures.framepack import ARCHITECTURE
 from musubi.architectures.framepack.decoding import chunks, soft_appended
 
 
@@ -76,3 +79,47 @@ def test_no_piece_is_longer_than_two_sections(forward):
     latents = torch.ones(1, 16, 1 + 20 * 9, 1, 1)
     pieces = list(soft_appended(decode, latents, 9, forward=forward))
     assert max(p.shape[2] for p in pieces) <= 73
+
+
+class Counting(dict):
+    """Networks whose autoencoder stands on a device of its own, and what reached that device."""
+
+    device = torch.device("meta")
+
+    def __init__(self):
+        self.decoded = []
+        super().__init__(vae=SimpleNamespace(decode=self._decode))
+
+    def _decode(self, latents, pieces):
+        assert latents.device == self.device
+        self.decoded.append(latents.shape[2])
+        return decode(torch.zeros(latents.shape))
+
+    def free(self, name):
+        pass
+
+
+@pytest.mark.parametrize("options", [{}, {"f1": True}])
+def test_a_minute_takes_no_more_of_the_device_than_a_few_seconds(options, monkeypatch):
+    from musubi.generate.pipeline import Pipeline
+
+    nets, task = Counting(), ARCHITECTURE.task("i2v")
+    given = {option.name: option.default for option in ARCHITECTURE.options} | options
+    session = Pipeline(ARCHITECTURE, task, given, nets, device="meta")
+    moved = []
+    move = torch.Tensor.to
+
+    def watched(self, *args, **kwargs):
+        found = move(self, *args, **kwargs)
+        if found.device.type == "meta" and self.device.type != "meta":
+            moved.append(self.shape[2])
+        return found
+
+    monkeypatch.setattr(torch.Tensor, "to", watched)
+    pieces = session.frames(torch.zeros(16, 1 + 50 * 9, 2, 3))
+    count = len(next(pieces))
+    # The next chunk is decoded when its pictures are asked for, not before.
+    assert len(nets.decoded) <= 2
+    count += sum(len(piece) for piece in pieces)
+    assert count == 4 * 50 * 9 + 1
+    assert len(moved) == 50 and max(moved) <= 19

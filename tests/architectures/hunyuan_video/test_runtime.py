@@ -274,7 +274,7 @@ def test_columns_need_less_memory():
     ("options", "fix"),
     [
         ({"vae_spatial_tile_sample_min_size": 100}, "size 96"),
-        ({"vae_spatial_tile_sample_min_size": 8}, "size 64"),
+        ({"vae_spatial_tile_sample_min_size": 8}, "size 32"),
         ({"vae_temporal_tile_sample_min_size": 20}, "size 16"),
         ({"vae_chunk_size": 0}, "32"),
     ],

@@ -283,3 +283,58 @@ def test_the_5b_model_with_and_without_an_image(parts, given):
         **path,
     )
     assert found < TEN_STEPS, found
+
+
+@pytest.fixture(scope="module")
+def drawn(parts):
+    """A control video, a mask for it and two references: where they lie, and as pictures."""
+    random = np.random.default_rng(3)
+    made = {}
+    for name, shape in (
+        ("control", (9, 32, 48, 3)),
+        ("mask", (9, 32, 48)),
+        ("refs", (2, 40, 24, 3)),
+    ):
+        pixels = random.integers(0, 256, shape, np.uint8)
+        (parts.folder / name).mkdir()
+        made[name] = [Image.fromarray(one) for one in pixels]
+        for number, one in enumerate(made[name]):
+            one.save(parts.folder / name / f"{number}.png")
+    return made
+
+
+@pytest.mark.parametrize("references", [0, 2])
+@pytest.mark.parametrize(("steps", "bound"), [(1, ONE_STEP), (10, TEN_STEPS)])
+def test_control_masks_and_references(parts, drawn, steps, bound, references):
+    import diffusers
+
+    torch.manual_seed(0)
+    dit = fill(
+        diffusers.WanVACETransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=128,
+            num_layers=4,
+            ffn_dim=192,
+            text_dim=32,
+            vace_layers=[0, 2],
+            vace_in_channels=96,
+        )
+    )
+
+    def call(scheduler, shared):
+        made = pipeline(parts, "WanVACEPipeline", scheduler, transformer=dit)
+        latents = made(
+            video=drawn["control"], mask=drawn["mask"], guidance_scale=5.0, conditioning_scale=0.8,
+            reference_images=drawn["refs"][:references][::-1] or None,  # it turns their order round
+            **shared,
+        ).frames  # fmt: skip
+        return latents[:, :, references:]
+
+    given = {"control_scale": 0.8}
+    given |= {f"{name}_path": str(parts.folder / name) for name in ("control", "mask")}
+    paths = [str(parts.folder / "refs" / f"{number}.png") for number in range(references)]
+    found = compare(
+        parts, "vace", {"dit": dit}, call, steps=steps, flow_shift=16.0,
+        channels=(16, 3 + references, 4, 6), reference_image_path=paths, **given,
+    )  # fmt: skip
+    assert found < bound, found

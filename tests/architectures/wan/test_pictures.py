@@ -178,6 +178,24 @@ def test_a_video_from_an_image_has_its_proportions_at_the_same_area(size):
 
 
 @pytest.mark.parametrize(
+    ("picture", "size"),
+    [
+        ((1920, 1080), (1248, 704)),
+        ((1080, 1920), (704, 1248)),
+        ((1000, 1000), (960, 928)),
+        ((1024, 768), (1088, 800)),
+        ((640, 360), (1248, 704)),
+        ((1500, 640), (1440, 608)),
+        ((3000, 1999), (1152, 768)),
+    ],
+)
+def test_the_5b_model_keeps_a_pictures_proportions_best_within_the_area(picture, size):
+    """Numbers of the official code's rule, for the area of 1280x704."""
+    for asked in ((1280, 704), (704, 1280)):
+        assert tasks.GEOMETRY_5B.same_area(asked, of=picture) == size
+
+
+@pytest.mark.parametrize(
     ("name", "steps", "shift", "negative"),
     [
         ("t2v", 50, 5, "色调艳丽"),

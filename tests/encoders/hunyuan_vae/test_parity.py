@@ -65,14 +65,15 @@ def test_windows_in_time_are_blended_as_by_diffusers(loaded):
     assert error(decoded[:, :, :25], expected[:, :, :25]) < 1e-5
 
 
-def test_tiles_come_near_the_whole(loaded):
+@pytest.mark.parametrize("tile", [32, 64])
+def test_tiles_come_near_the_whole(tile, loaded):
     ours = loaded(VAE, diffusers_vae().state_dict())
     x = torch.rand(1, 3, 5, 96, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     whole = ours.encode(x)
-    tiled = ours.encode(x, pieces=Pieces(tile=64))
+    tiled = ours.encode(x, pieces=Pieces(tile=tile))
     assert tiled.shape == whole.shape
     assert not torch.equal(tiled, whole)
-    assert ours.decode(whole, pieces=Pieces(tile=64)).shape == x.shape
+    assert ours.decode(whole, pieces=Pieces(tile=tile)).shape == x.shape
 
 
 def test_full_size_vae_has_the_released_names_and_shapes():
