@@ -73,7 +73,7 @@ def free(monkeypatch):
     """`free(bytes)`: what this computer may use of its host memory."""
 
     def make(size):
-        for module in (fit, plan_run, sizes):
+        for module in (fit, plan_run):
             monkeypatch.setattr(module, "host_room", lambda: size)
 
     return make
