@@ -163,7 +163,7 @@ def test_a_file_named_like_a_variant_keeps_its_own_record(world):
     )
     first = world.train("all")
     world.cache()  # nothing is taken for a leftover
-    assert same(first, world.train("all", "--overwrite"))
+    assert same(first, world.train("again"))
 
 
 def test_weights_share_an_epoch(world, capsys):
