@@ -165,8 +165,13 @@ class Terminal:
         if self._bars is None:
             self._bars = _bars(self.out)
             self._bars.start()
-        self._open += 1
+        self.deeper()
         return self._bars
+
+    def deeper(self) -> bool:
+        """Count a phase that begins; whether it is within another."""
+        self._open += 1
+        return self._open > 1
 
     def leave(self) -> bool:
         """Close the display with the last bar; whether it was the last."""
@@ -215,7 +220,11 @@ class _Bar:
 
 
 class _Lines:
-    """Progress where nothing can be drawn over: a line at the start, every 5 seconds, at the end."""
+    """Progress where nothing can be drawn over: a line at the start, then every 5 seconds.
+
+    A last line says how it went, unless the phase was over at once. A phase within another is
+    silent until it has taken 5 seconds.
+    """
 
     def __init__(
         self, terminal: Terminal, title: str, total: int | None, done: int, unit: str
@@ -225,16 +234,25 @@ class _Lines:
         self.figures: dict[str, float | str] = {}
 
     def __enter__(self) -> _Lines:
-        self.told = self.terminal.clock()
+        self.began = self.told = self.terminal.clock()
         self.told_count = self.count
         self.seen: deque[tuple[float, int]] = deque([(self.told, self.count)])
-        of = "" if self.total is None else f" of {self.total}"
-        self.terminal.note(f"{self.title}: {self.count}{of}")
+        self.within = self.terminal.deeper()
+        if not self.within:
+            ahead = [
+                str(number) for number in (self.count or None, self.total) if number is not None
+            ]
+            self.terminal.note(": ".join([self.title, *([" of ".join(ahead)] if ahead else [])]))
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self.count != self.told_count:
-            self._tell(self.terminal.clock())
+        self.terminal.leave()
+        now = self.terminal.clock()
+        worth = bool(self.figures) or now - self.began >= SECONDS_WORTH_A_LINE
+        if self.within:
+            worth = self.told > self.began
+        if worth and self.count != self.told_count:
+            self._tell(now)
 
     def advance(self, n: int = 1, **figures: float | str) -> None:
         self.count += n

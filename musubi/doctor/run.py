@@ -66,7 +66,7 @@ def as_text(found: list[Check]) -> str:
 
 def _tell(found: list[Check], report: Report) -> None:
     report.table(
-        f"musubi {__version__}", ("", "what", "found"), [(MARKS[c.state], c.name, c.found) for c in found]
+        f"musubi {__version__}", ("state", "what", "found"), [(MARKS[c.state], c.name, c.found) for c in found]
     )  # fmt: skip
     amiss = [c for c in found if c.fix and c.state in ("poor", "bad")]
     if amiss:

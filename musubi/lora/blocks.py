@@ -38,7 +38,7 @@ def run(config: LoraBlocksConfig, report: Report) -> None:
             (block, f"{norm:.4g}", "█" * round(_BAR * norm / most) if most else "")
             for block, norm in norms.items()
         ]
-        report.table(path, ("block", "norm of the change", ""), rows)
+        report.table(path, ("block", "norm of the change", "of the largest"), rows)
         if unknown:
             report.warn(
                 f"{counted(unknown, 'change')} of {path} not counted, which only the weights tell (DoRA, OFT). "

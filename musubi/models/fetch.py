@@ -74,7 +74,7 @@ def run(config: FetchConfig, report: Report) -> None:
     remotes += _tokenizers(architecture, {p.component for p in chosen}, folder, config)
     report.table(
         f"Files of {architecture.title} for {_name(choice)}",
-        ("size", "licence", "repository", "file", ""),
+        ("size", "licence", "repository", "file", "on disk"),
         [
             (_size(r.size), r.licence, r.repo, r.file, "is there" if r.there else "")
             for r in remotes

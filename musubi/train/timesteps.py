@@ -61,7 +61,7 @@ def show(options: TimestepOptions, path: Path, report: Report) -> None:
         )
         for i, (share, weight) in enumerate(zip(shares, weights, strict=True))
     ]
-    report.table(title, ("noise", "share", "loss weight", ""), rows)
+    report.table(title, ("noise", "share", "loss weight", "of the largest share"), rows)
 
 
 def _picture(shares: list[float], weights: list[float], title: str) -> Image.Image:

@@ -1,12 +1,15 @@
 """What is printed: on a terminal, into a file, in a console that lacks the characters."""
 
+import ast
 import io
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+import musubi
 from musubi.cli import report as module
 from musubi.cli.library_warnings import LibraryWarnings
 from musubi.cli.report import Terminal, rate
@@ -47,7 +50,39 @@ def test_the_last_step_is_always_told(plain):
     with report.progress("encoding", None) as bar:
         clock.now += 4
         bar.advance(2)
-    assert out.getvalue().splitlines() == ["encoding: 0", "encoding: 2, 2.00 s/it"]
+    assert out.getvalue().splitlines() == ["encoding", "encoding: 2, 2.00 s/it"]
+
+
+def test_a_phase_that_is_over_at_once_is_one_line(plain):
+    report, out, _, clock = plain
+    with report.progress("Looking at files", 5, unit="file") as bar:
+        clock.now += 0.1
+        bar.advance(5)
+    assert out.getvalue().splitlines() == ["Looking at files: 5"]
+
+
+def test_figures_of_a_short_phase_are_told(plain):
+    report, out, _, clock = plain
+    with report.progress("steps", 3) as bar:
+        clock.now += 1
+        bar.advance(3, loss=0.5)
+    assert out.getvalue().splitlines() == ["steps: 3", "steps: 3/3, 3.00 it/s, loss 0.5"]
+
+
+def test_a_phase_within_another_speaks_only_when_it_takes_long(plain):
+    report, out, _, clock = plain
+    with report.progress("steps", 2) as steps:
+        for seconds in (3, 6):
+            with report.progress("Denoising", 4, unit="step") as inner:
+                for _ in range(2):
+                    clock.now += seconds / 2
+                    inner.advance(2)
+        steps.advance(2)
+    assert out.getvalue().splitlines() == [
+        "steps: 2",
+        "Denoising: 4/4, 1.50 s/step",
+        "steps: 2/2, 4.50 s/it",
+    ]
 
 
 def test_rates_below_one_are_turned_round():
@@ -183,3 +218,15 @@ def test_empty_heads_take_no_line(plain):
     lines = terminal.getvalue().splitlines()
     assert lines[0].rstrip() == "A title that is much wider than its table"
     assert len([line for line in lines if line.strip()]) == 4
+
+
+def test_a_table_has_a_head_over_each_column_or_none_at_all():
+    heads = []
+    for path in Path(musubi.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or getattr(node.func, "attr", "") != "table":
+                continue
+            if len(node.args) == 3 and isinstance(node.args[1], ast.Tuple):
+                heads.append((path.name, [getattr(e, "value", "?") for e in node.args[1].elts]))
+    assert len(heads) > 10
+    assert [one for one in heads if any(one[1]) and not all(one[1])] == []
