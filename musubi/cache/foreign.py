@@ -18,7 +18,7 @@ from musubi.cache.store import Stored, text_name
 from musubi.cache.survey import Origin, Settings, origin_of_text, seen_by_text, settings_of
 from musubi.data import buckets, media
 from musubi.data.sources import Source
-from musubi.errors import DataError
+from musubi.errors import DataError, counted
 from musubi.plugin.architecture import Architecture, Task
 from musubi.plugin.record import Field, declared, lacking
 
@@ -235,7 +235,7 @@ class _Adopting:
             return f"it is of {width}x{height}, which is no bucket of the dataset file"
         if not self._gives_span(record.start, record.length):
             return (
-                f"it holds {record.length} frames from frame {record.start} on, and the dataset file "
+                f"it holds {counted(record.length, 'frame')} from frame {record.start} on, and the dataset file "
                 "cuts no such clip"
             )
         return None

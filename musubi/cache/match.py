@@ -29,7 +29,7 @@ from musubi.cache.tasks import encoders_of
 from musubi.cache.text import NO_PLAN
 from musubi.cache.training_set import Problem, TrainingItem, TrainingSet, by_reason
 from musubi.data.sources import scan
-from musubi.errors import DataError
+from musubi.errors import DataError, counted
 from musubi.plugin.architecture import Architecture, Task
 from musubi.plugin.report import Report
 from musubi.weights.identity import identity
@@ -95,7 +95,7 @@ def open_training_set(  # noqa: PLR0913 - each is another thing known of the run
         report.note(foreign.said(len(adopted)))
     if news := [p for p in found.skipped if (p.name, p.reason) not in told]:
         reasons = "; ".join(f"{n} × {reason}" for reason, n in by_reason(news).items())
-        report.warn(f"{len(news)} file{'s are' if len(news) > 1 else ' is'} left out: {reasons}")
+        report.warn(f"{counted(len(news), 'file')} left out: {reasons}")
     if found.missing or found.stale or not found.items:
         error = incomplete(found, dataset.path)
         if not partial or not found.items:
@@ -231,8 +231,8 @@ class _Opening:
             used += 1
             self.add(entry, cache_index, (name,), text_record)
         self.report.warn(
-            f"{entry.place} is gone; its {used} records in "
-            f"{entry.cache_directory} are used as they are."
+            f"{entry.place} is gone. Of it {counted(used, 'record')} in {entry.cache_directory} "
+            f"{'is' if used == 1 else 'are'} used."
         )
 
     def add(

@@ -162,7 +162,9 @@ class CommandLine:
         if command.place is not None and self.architecture is None:
             raise ConfigError(
                 f"`musubi {command.name}` must know the architecture.",
-                fix=f"Add `--arch {' or --arch '.join(registry.names()) or 'NAME'}`.",
+                fix="Add "
+                + (" or ".join(f"`--arch {name}`" for name in registry.names()) or "`--arch NAME`")
+                + ".",
             )
         bare = command.positional
         if bare is not None and self.flags[bare].required and bare not in values:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from musubi.errors import CheckpointError, ConfigError
+from musubi.errors import CheckpointError, ConfigError, counted
 from musubi.lora import patterns
 from musubi.lora.delta import Delta, Difference, Pair
 from musubi.lora.forward import NONE, Drops, added, on_bias, weight_of
@@ -438,7 +438,7 @@ def _other_shape(
 def _nothing_chosen(layers: Sequence[str]) -> ConfigError:
     some = layers[:: max(1, len(layers) // _SHOWN)][:_SHOWN]
     return ConfigError(
-        f"No layer is left to take a LoRA: none of {len(layers)} linear layers matches. "
+        f"No layer is left to take a LoRA: none of {counted(len(layers), 'linear layer')} matches. "
         f"Layers are called {', '.join(some)}.",
         fix="Change include_patterns, exclude_patterns or groups in --network_args.",
     )
@@ -448,6 +448,7 @@ def _no_layers(unknown: Sequence[str]) -> CheckpointError:
     if not unknown:
         return CheckpointError("The LoRA holds no pair.", fix="Give another file.")
     return CheckpointError(
-        f"The LoRA has {len(unknown)} pairs for layers that take none here, such as {unknown[0]!r}.",
+        f"The LoRA has {counted(len(unknown), 'pair')} for layers that take none here, such as "
+        f"{unknown[0]!r}.",
         fix="Give a LoRA of this model, or include these layers.",
     )

@@ -176,8 +176,9 @@ def check_swapped(stack: str, wanted: int, there: int) -> None:
     """
     if wanted > there:
         raise ConfigError(
-            f"--blocks_to_swap asks for {wanted} of {stack}, and this network has {there}.",
-            fix="Swap fewer.",
+            f"--blocks_to_swap would swap {wanted} blocks of {stack!r}, and this network has "
+            f"{there} there.",
+            fix="Give a smaller --blocks_to_swap.",
         )
 
 
