@@ -122,7 +122,7 @@ def _remembered(entry: DatasetEntry, unnamed: Mapping[str, Stored]) -> list[Sour
         whole = name.rpartition("_")[0].rpartition("_")[0]
         stems[said["stem"] if video else whole] = None
     return [
-        Source(path=entry.place / stem, stem=stem, kind=entry.kind, caption="", inputs={})
+        Source(path=entry.place / stem, stem=stem, kind=entry.kind, captions=("",), inputs={})
         for stem in stems
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,18 +195,23 @@ class _Opening:
                 continue
             if verdict.renewed:
                 renew(cache_index, verdict.names, origin)
-            head = text_head(source.stem, cache_index, self.architecture)
             seen = origin_of_text(seen_by_text(source, text.task))
-            reason = judge_text(head, source.caption, text, origin=seen)
+            heads = {
+                e: text_head(source.stem + e, cache_index, self.architecture) for e in source.texts
+            }
+            reasons = (
+                judge_text(heads[e], said, text, origin=seen) for e, said in source.texts.items()
+            )
+            reason = next(filter(None, reasons), None)
             if reason is not None:
                 known = failures["text"].get(name)
-                tried = (text_digest(source.caption), NO_PLAN)
-                if known and (known.signature, known.plan) == tried:
+                tried = {(text_digest(said), NO_PLAN) for said in source.texts.values()}
+                if known and (known.signature, known.plan) in tried:
                     self.skipped.append(Problem(name=name, what="source", reason=known.reason))
                 else:
-                    self.left_out(name, "text", reason, found=head is not None)
+                    self.left_out(name, "text", reason, found=heads[""] is not None)
                 continue
-            self.add(entry, cache_index, verdict.names, head)
+            self.add(entry, cache_index, verdict.names, heads[""], source.texts)
 
     def without_sources(self, entry: DatasetEntry, cache_index: CacheIndex) -> None:
         """Use the records of a dataset whose images or videos are no longer there."""
@@ -241,8 +246,9 @@ class _Opening:
         cache_index: CacheIndex,
         names: Iterable[str],
         text: Stored | None,
+        endings: Collection[str] = ("",),
     ) -> None:
-        """Add the items of one source."""
+        """Add the items of one source; `endings` stand behind its stem in the names of text records."""
         assert text is not None and text.header is not None
         for name in names:
             head = cache_index.media[name]
@@ -257,7 +263,8 @@ class _Opening:
                 key=f"{entry.index}/{name}",
                 directory=cache_index.directory,
                 media_name=name,
-                text_name=text_name(header.stem, self.architecture.suffix),
+                texts={e: text_name(header.stem + e, self.architecture.suffix) for e in endings},
+                regularization=entry.is_reg,
                 bucket=(*header.bucket, header.length, *shapes),
                 batch_size=entry.batch_size,
                 repeats=entry.num_repeats,

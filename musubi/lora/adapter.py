@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -285,9 +286,20 @@ class Adapters(nn.Module):
             def add(
                 layer: nn.Module, args: tuple, output: torch.Tensor, adapter: Adapter = adapter
             ) -> torch.Tensor:
+                if self.multiplier == 0:  # nothing is multiplied, and nothing is drawn
+                    return output
                 return adapter(layer, args[0], output, self.multiplier)
 
             self._handles.append(self._layers[path].register_forward_hook(add))
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Inside, the network is as it was, with the hooks in place."""
+        kept, self.multiplier = self.multiplier, 0.0
+        try:
+            yield
+        finally:
+            self.multiplier = kept
 
     def detach(self) -> None:
         """Stop; the network is as it was."""

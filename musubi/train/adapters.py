@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,9 @@ class Lora:
         with torch.no_grad():
             for name, value in tensors.items():
                 own[name].copy_(value)
+
+    def base(self) -> AbstractContextManager[None]:
+        return self.adapters.set_aside()
 
     def mode(self, training: bool) -> None:
         self.adapters.train(training)

@@ -159,6 +159,7 @@ class Setup:
             autocast=denoisers.autocast(self.accelerator, next(iter(loaded.values())), self.report),
             seed=seed,
             shifts=architecture.shifts,
+            base=trainable.base,
         )
         position = self.resumed.take_up(
             config, self._identity(trainable), trainable, update, data, self.report
