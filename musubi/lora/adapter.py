@@ -13,11 +13,12 @@ from torch import nn
 from musubi.errors import CheckpointError, ConfigError, counted
 from musubi.lora import patterns
 from musubi.lora.delta import Delta, Difference, Pair
-from musubi.lora.forward import NONE, Drops, added, on_bias, weight_of
+from musubi.lora.forward import NONE, Drops, added, on_bias, summed, weight_of
 from musubi.lora.fresh import Kind, fresh, principal
 from musubi.lora.kinds import Decomposed, Hada, Kron, Rotation
 from musubi.lora.layout import by_parameter
 from musubi.lora.names import WEIGHT
+from musubi.nn.fusing import fusing
 from musubi.plugin import LoraTargets
 
 _SHOWN = 5
@@ -93,7 +94,9 @@ class Adapter(nn.Module):
         drops = self.drops if self.training else NONE
         multiplier *= self.strength
         new = output
-        if self.live is not None:
+        if self._summed(layer, x, drops):
+            new = summed(cast(Pair, self.live), x, output, multiplier, drops)
+        elif self.live is not None:
             change = added(self.live, layer, x, output, multiplier, drops)
             if self.start is not None:
                 change = change - added(self.start, layer, x, output, multiplier)
@@ -101,6 +104,11 @@ class Adapter(nn.Module):
         if self.live_bias is not None:
             new = new + multiplier * on_bias(self.live_bias, layer, output)
         return new.to(output.dtype)
+
+    def _summed(self, layer: nn.Module, x: torch.Tensor, drops: Drops) -> bool:
+        """Whether the change can be summed up with the output."""
+        plain = isinstance(self.live, Pair) and self.live.mid is None and self.start is None
+        return plain and isinstance(layer, nn.Linear) and not drops.module and fusing()
 
     @torch.no_grad()
     def shrink(self, ratio: float) -> None:
