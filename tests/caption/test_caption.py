@@ -99,7 +99,7 @@ def test_every_file_without_a_caption_gets_one(clips, model):
         text = (clips / f"{name}.txt").read_text("utf-8")
         assert text.startswith("zxc, ") and len(text) > 6 and text.count("\n") == 1
     assert (clips / "c.txt").read_text() == "mine"
-    assert any("1 captions are there already" in note for note in said.notes)
+    assert any("1 caption found" in note for note in said.notes)
     before = (clips / "a.txt").stat().st_mtime_ns
     write(clips, model)  # nothing is left to do
     assert (clips / "a.txt").stat().st_mtime_ns == before

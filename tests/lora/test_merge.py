@@ -149,7 +149,7 @@ def test_pickled_input(tmp_path, lora):
 
 def test_refusals(tmp_path, lora):
     dit = twins.write_twin(DIT, tmp_path)
-    with pytest.raises(ConfigError, match="2 values for 1 files"):
+    with pytest.raises(ConfigError, match="2 values for 1 file"):
         merged(tmp_path, dit, lora, lora_multiplier=[1.0, 2.0])
     with pytest.raises(ConfigError, match="No layer is left"):
         merged(tmp_path, dit, lora, include_patterns=["nothing"])

@@ -86,7 +86,7 @@ def test_what_is_not_known_is_not_said_to_be_absent(pairs, tmp_path):
     report = Quiet()
     run(LoraVerifyConfig(files=[str(path)], arch="wan"), report)
     (warning,) = report.warnings
-    assert "1 tensors this version does not know" in warning
+    assert "Whether 1 tensor of a kind that this version does not know" in warning
 
 
 @pytest.mark.parametrize(

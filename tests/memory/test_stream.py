@@ -171,7 +171,7 @@ def test_parking_gives_the_slots_back() -> None:
 
 
 def test_too_many_blocks_are_refused_where_they_were_asked_for() -> None:
-    with pytest.raises(ConfigError, match="asks for 6 of blocks, and this network has 5"):
+    with pytest.raises(ConfigError, match="would swap 6 blocks"):
         placed(Policy(streamed=(6,)))
     with torch.device("meta"):
         module = Net()

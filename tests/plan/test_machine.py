@@ -7,7 +7,7 @@ import pytest
 from musubi import registry
 from musubi.errors import ConfigError
 from musubi.estimate.step import PROCESS
-from musubi.plan import fit, machine
+from musubi.plan import fit, machine, sizes
 from musubi.plan import run as plan_run
 from musubi.plan.fit import policy_for
 from musubi.plan.workload import Bucket
@@ -119,7 +119,7 @@ def test_a_plan_for_another_computer_takes_no_limit_and_says_so(plan, free):
 
 def test_a_plan_for_what_is_free_here_stays_below_it(plan, free, monkeypatch):
     free(16 * GIB)
-    for module in (fit, plan_run):
+    for module in (fit, plan_run, sizes):
         monkeypatch.setattr(module, "device_bytes", lambda text: 12 * GIB)
     asked = {**LONG, "width": 832, "height": 480, "frames": 81, "vram": "auto"}
     figures, report = plan(**asked)
