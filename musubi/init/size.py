@@ -12,11 +12,9 @@ from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
 from musubi.estimate import cards
 from musubi.plan.fit import fitting
+from musubi.plan.sizes import USUAL
 from musubi.plan.workload import Bucket, Workload, sized, workload
 from musubi.plugin import Architecture, Quiet, Report
-
-USUAL = ((832, 480), (640, 384), (480, 320), (352, 256))
-"""Areas that video models are trained at on ordinary cards; more rarely pays for its time."""
 
 
 @dataclass(frozen=True)

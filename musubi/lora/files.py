@@ -23,6 +23,7 @@ from musubi.lora.names import (
     WEIGHT,
     Found,
     bare_of,
+    fitting,
     known,
     recognised,
     underscored,
@@ -202,7 +203,15 @@ def architecture_of(path: Path | str, name: str | None = None) -> Architecture:
     if name is None:
         with open_weights(path) as weights:
             groups, _ = grouped(Path(path), weights.names)
-            name = weights.metadata.get("ss_base_model_version") or recognised(_looked_up(groups))
+            name = weights.metadata.get("ss_base_model_version")
+            fit = [] if name else fitting(_looked_up(groups))
+        if len(fit) > 1:
+            raise ConfigError(
+                f"The names in {path} are those of {' and of '.join(fit)}, and no metadata tells which "
+                "model it is for.",
+                fix=f"Add {' or '.join(f'--arch {one}' for one in fit)}.",
+            )
+        name = name or next(iter(fit), None)
     if name is None:
         raise ConfigError(
             f"Neither the metadata nor the names in {path} tell what model it is for.",

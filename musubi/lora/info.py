@@ -14,7 +14,7 @@ from musubi.config.lora import LoraInfoConfig
 from musubi.lora.delta import Pair
 from musubi.lora.files import read_lora
 from musubi.lora.kinds import Decomposed, Hada, Kron
-from musubi.lora.names import JOINED, PREFIXES, recognised
+from musubi.lora.names import JOINED, PREFIXES, fitting
 from musubi.plugin import Report
 
 _SHOWN = 3
@@ -41,7 +41,8 @@ def describe(path: Path | str) -> dict[str, Any]:
         CheckpointError: It is no LoRA.
     """
     file = read_lora(path, None, finite=False)
-    architecture = file.metadata.get("ss_base_model_version") or recognised(file.deltas)
+    fit = fitting(file.deltas)
+    architecture = file.metadata.get("ss_base_model_version") or " or ".join(fit) or None
     groups: dict[str, list[float]] = defaultdict(list)
     zero, broken, unmeasured = [], [], 0
     for name, delta in file.deltas.items():

@@ -119,6 +119,20 @@ def recognised(stems: Iterable[str], apart: Architecture | None = None) -> str |
     return None
 
 
+def fitting(stems: Iterable[str]) -> list[str]:
+    """The installed architectures that have most of the names in a file; several have as many."""
+    stems = list(stems)
+    counts: dict[str, int] = {}
+    for name in registry.names():
+        try:
+            found = known(registry.find(name), stems)
+        except ConfigError:  # a broken plugin must not hide the real error
+            continue
+        counts[name] = sum(lookup(found, stem) is not None for stem in stems)
+    most = max(counts.values(), default=0)
+    return [name for name, count in counts.items() if count == most and 2 * count >= len(stems)]
+
+
 def underscored(name: str) -> str:
     """The name as kohya's form writes it, without its prefix."""
     return name.replace(".", "_")

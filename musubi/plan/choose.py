@@ -28,7 +28,9 @@ MARGIN_PART = 0.05
 MARGIN = 256 << 20
 # Exact settings may be this much slower than those in 8 bits.
 _WORTH = 1.15
-_SLICES = 4
+SLICES = 4
+# What is computed again: each keeps less than the one before.
+_AGAIN: tuple[Recompute, ...] = ("none", "attention", "blocks")
 # Seconds that compiling takes, for one size of video: the first steps of full-size models took 15 to
 # 60 s longer on one H200, training, and about 15 to 25 s generating; other hosts are slower.
 COMPILING = 30.0
@@ -125,8 +127,7 @@ class _Search:
         for storage, matmul in self._storages():
             fitting: list[ChosenPolicy] = []
             for chunks in self._chunks():
-                modes = self._modes(storage, matmul, chunks)
-                fitting = fitting or [one for policy in modes if (one := self._fit(policy))]
+                fitting = fitting or self._that_fit(list(self._modes(storage, matmul, chunks)))
             if fitting:
                 found.append(min(fitting, key=self._time))
             exact = [c for c in found if c.policy.storage == "native"]
@@ -139,6 +140,21 @@ class _Search:
         if exact and self._time(exact[0]) <= _WORTH * self._time(fastest):
             return exact[0]
         return fastest
+
+    def _that_fit(self, modes: list[Policy]) -> list[ChosenPolicy]:
+        """Those that fit, in the same order; where the leanest does not, the others are not tried."""
+        found: dict[Policy, ChosenPolicy] = {}
+        hopeless: set[tuple[bool, bool]] = set()
+        for policy in sorted(modes, key=lambda p: -_AGAIN.index(p.recompute)):
+            kind = (policy.offload_activations, policy.compile)
+            if kind in hopeless:
+                continue
+            one = self._fewest(policy)
+            if one is None:
+                hopeless.add(kind)
+            elif self.ram is None or one.estimate.host <= self.ram:
+                found[policy] = one
+        return [found[policy] for policy in modes if policy in found]
 
     def _storages(self) -> Iterator[tuple[Storage, bool]]:
         if "storage" in self.fixed:
@@ -154,7 +170,7 @@ class _Search:
             return (self.fixed["ffn_chunks"],)
         if self.case.attach is None or not self.case.architecture.dit.traits.per_token:
             return (1,)
-        return (1, _SLICES)
+        return (1, SLICES)
 
     def _modes(self, storage: Storage, matmul: bool, chunks: int) -> Iterator[Policy]:
         compiled: tuple[bool, ...] = (self.may_compile,)
@@ -162,7 +178,7 @@ class _Search:
             compiled = (False, True)
         if "compile" in self.fixed:
             compiled = (self.fixed["compile"],)
-        again: tuple[Recompute, ...] = ("none", "attention", "blocks")
+        again = _AGAIN
         if self.case.attach is None:
             again = ("none",)
         if "recompute" in self.fixed:
@@ -181,13 +197,8 @@ class _Search:
                 compile=compiles,
             )
 
-    def _fit(self, policy: Policy) -> ChosenPolicy | None:
-        """The policy with as few streamed blocks as it takes to fit; None when it does not."""
-        one = self._fewest(policy)
-        return one if one and (self.ram is None or one.estimate.host <= self.ram) else None
-
     def _fewest(self, policy: Policy) -> ChosenPolicy | None:
-        """The same, whatever it needs of the host."""
+        """With as few streamed blocks as it takes to fit the device; None when it does not."""
         counts = self._counts(policy)
         low, high = 0, len(counts) - 1
         most = self._with(policy, counts[high])

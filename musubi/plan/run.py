@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from musubi.config.plan import PlanConfig
+from musubi.errors import ConfigError
 from musubi.estimate import cards
 from musubi.estimate.cards import Card
-from musubi.plan import advice, words
+from musubi.plan import advice, sizes, words
 from musubi.plan.choose import ChosenPolicy, needed
 from musubi.plan.fit import check, decided_by_host, encoders_for, fitting, given
 from musubi.plan.machine import device_bytes, host_room
 from musubi.plan.phases import PREVIEW_DECODE, PREVIEW_STEP, SHOWN, Phase, phases
 from musubi.plan.words import HEADS, gib, table
-from musubi.plan.workload import Workload, workload
+from musubi.plan.workload import Bucket, Workload, workload
 from musubi.plugin import Architecture, Quiet, Report
 from musubi.plugin.policy import Policy
 
@@ -34,24 +35,46 @@ def run(config: PlanConfig, architecture: Architecture, report: Report) -> None:
     card = cards.of_device() if config.card is None else cards.named(config.card)
     policy = given(config, architecture.dit, trains=trains)
     check(config, about, policy)
-    chosen = None
-    looking = "Trying settings" if config.vram is not None else "Working out memory"
-    with (Quiet() if quiet else report).progress(looking, 3, unit="part") as bar:
-        if config.vram is not None:
-            chosen = fitting(config, about, card, here=_is_here(config))
-            policy = chosen.policy
-        bar.advance()
+    shown = Quiet() if quiet else report
+    chosen, fit = None, []
+    if config.vram is not None:
+        chosen = _chosen(config, about, card, shown)
+        policy = chosen.policy
+        if config.dataset_config is None:
+            fit = _sizes(config, about, shown)
+    with shown.progress("Working out each phase", 2, unit="part") as bar:
         encoders = encoders_for(config, architecture, about.networks)
         bar.advance()
         found = phases(about, policy, encoders=encoders, card=card)
         bar.advance()
-    figures = _figures(about, policy, found, card)
+    figures = _figures(about, policy, found, card, fit)
     if config.json_file is not None and not quiet:
         Path(config.json_file).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if quiet:
         report.note(json.dumps(figures))
         return
     _tell(about, policy, found, card, chosen, encoders, config, report)
+    if fit:
+        report.note(f"Sizes that fit {config.vram}: {sizes.words_for(fit)}.")
+
+
+def _chosen(config: PlanConfig, about: Workload, card: Card | None, report: Report) -> ChosenPolicy:
+    """The settings that fit; when none do, the failure says which sizes would."""
+    try:
+        with report.progress("Trying settings", 1, unit="size") as bar:
+            chosen = fitting(config, about, card, here=_is_here(config))
+            bar.advance()
+    except ConfigError as error:
+        fit = _sizes(config, about, report)
+        if not fit:
+            raise
+        raise ConfigError(error.what, fix=sizes.way_out(config, fit)) from error
+    return chosen
+
+
+def _sizes(config: PlanConfig, about: Workload, report: Report) -> list[Bucket]:
+    with report.progress("Looking for sizes that fit", None, unit="size") as bar:
+        return sizes.that_fit(config, about, bar, here=_is_here(config))
 
 
 def title(about: Workload) -> str:
@@ -85,6 +108,8 @@ def _tell(
         + ", ".join(f"{what} {gib(n)}" for what, n in most.estimate.parts.items())
         + "."
     )
+    if config.vram is None and (hint := _for_text(most, about, encoders, None)):
+        report.note(hint)
     if card is not None:
         report.note(f"Seconds are those of the {card.name}, and may be off by a quarter.")
     if chosen is not None:
@@ -119,11 +144,8 @@ def _host_memory(config: PlanConfig, chosen: ChosenPolicy) -> str:
 
 def _too_large(phase: Phase, about: Workload, encoders: Mapping[str, Policy], room: int) -> str:
     """A phase beside the DiT's that does not fit, and what helps it that is not done yet."""
-    architecture, hint = about.architecture, ""
-    for component in architecture.of_role("text", about.task):
-        if phase.name == f"text by the {component.name}":
-            network, policy = about.networks[component.name], encoders.get(component.name, Policy())
-            hint = advice.for_text(architecture, network, policy, room)
+    architecture = about.architecture
+    hint = _for_text(phase, about, encoders, room)
     if phase.name in ("encode", "decode", PREVIEW_DECODE):
         command = "generate" if not about.trains else "train"
         hint = advice.for_vae(architecture, about.options, command)
@@ -133,8 +155,19 @@ def _too_large(phase: Phase, about: Workload, encoders: Mapping[str, Policy], ro
     return f"The phase {phase.name!r} needs a card with {need} GiB free. {hint}".rstrip()
 
 
+def _for_text(
+    phase: Phase, about: Workload, encoders: Mapping[str, Policy], room: int | None
+) -> str:
+    """What helps a text encoder; nothing where the phase is another's."""
+    for component in about.architecture.of_role("text", about.task):
+        if phase.name == f"text by the {component.name}":
+            network, policy = about.networks[component.name], encoders.get(component.name, Policy())
+            return advice.for_text(about.architecture, network, policy, room)
+    return ""
+
+
 def _figures(
-    about: Workload, policy: Policy, found: list[Phase], card: Card | None
+    about: Workload, policy: Policy, found: list[Phase], card: Card | None, fit: list[Bucket]
 ) -> dict[str, Any]:
     dit = about.architecture.dit
     return {
@@ -145,6 +178,7 @@ def _figures(
         "policy": dataclasses.asdict(policy),
         "flags": words.flags(policy, dit, trains=about.trains),
         "card": None if card is None else card.name,
+        "fits": [dataclasses.asdict(bucket) for bucket in fit],
         "phases": [
             {
                 "phase": phase.name,

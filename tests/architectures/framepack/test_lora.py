@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from musubi import registry
 from musubi.architectures.framepack import ARCHITECTURE
-from musubi.errors import CheckpointError
-from musubi.lora.files import architecture_of, read_lora
+from musubi.cli import main
+from musubi.errors import CheckpointError, ConfigError
+from musubi.lora.adapter import Adapters
+from musubi.lora.files import FORMS, architecture_of, read_lora, write_lora
+from musubi.lora.info import describe
 from musubi.testing import twins
 
 # One layer of theirs → ours, in order, and how many rows of 128 each has.
@@ -101,3 +104,73 @@ def test_an_adapter_of_another_family_is_refused(tmp_path):
     save_file(tensors, tmp_path / "wan.safetensors")
     with pytest.raises(CheckpointError, match="wan"):
         read_lora(tmp_path / "wan.safetensors", ARCHITECTURE)
+
+
+OF_DIFFUSERS = {
+    "num_attention_heads": 1, "attention_head_dim": 128, "num_layers": 2, "num_single_layers": 2,
+    "num_refiner_layers": 1, "text_embed_dim": 32, "pooled_projection_dim": 16,
+    "image_proj_dim": 16, "has_image_proj": True, "has_clean_x_embedder": True,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def own():
+    """Matrices for every target layer."""
+    dit = twins.build_twin(ARCHITECTURE.dit)
+    made = Adapters.create(dit, ARCHITECTURE.dit.traits.lora, rank=2, alpha=1.0)
+    torch.manual_seed(0)
+    for parameter in made.parameters():
+        parameter.data.normal_(std=0.2)
+    return made.tensors()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_names_that_two_models_share_are_told_plainly(tmp_path, form, own):
+    """Without metadata: `lora info` names both, and what has to know asks."""
+    path = tmp_path / "lora.safetensors"
+    write_lora(path, own, form=form, dtype=torch.float32, component=ARCHITECTURE.dit)
+    assert describe(path)["architecture"] == "framepack or hunyuan_video"
+    with pytest.raises(ConfigError, match="those of framepack and of hunyuan_video") as refused:
+        architecture_of(path)
+    assert "--arch framepack or --arch hunyuan_video" in str(refused.value)
+    told = {"ss_base_model_version": "framepack"}
+    write_lora(path, own, form=form, dtype=torch.float32, component=ARCHITECTURE.dit, metadata=told)
+    assert architecture_of(path).name == describe(path)["architecture"] == "framepack"
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("source", ["own", "relative"])
+def test_comfyui_nodes_load_what_convert_writes(tmp_path, own, source):
+    """ComfyUI's nodes for FramePack rename a file by diffusers' converter, then load it by diffusers."""
+    import diffusers
+    from diffusers.loaders.lora_conversion_utils import _convert_hunyuan_video_lora_to_diffusers
+
+    given, made = tmp_path / "given.safetensors", tmp_path / "made.safetensors"
+    metadata = {"ss_base_model_version": "framepack"}
+    if source == "own":
+        write_lora(
+            given, own, form="kohya", dtype=torch.float32, component=ARCHITECTURE.dit,
+            metadata=metadata,
+        )  # fmt: skip
+    else:
+        written(given, "diffusion-pipe")
+    with pytest.raises(SystemExit) as end:
+        command = (
+            f"lora convert --input {given} --output {made} --target diffusers --arch framepack"
+        )
+        main(command.split())
+    assert not end.value.code
+    model = diffusers.HunyuanVideoFramepackTransformer3DModel(**OF_DIFFUSERS)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    loaded = _convert_hunyuan_video_lora_to_diffusers(load_file(made))
+    model.load_lora_adapter(loaded, adapter_name="a")
+    model.fuse_lora()
+    model.unload_lora()
+    after = dict(model.named_parameters())
+    deltas = {n: d.matrix() for n, d in read_lora(given, ARCHITECTURE).deltas.items()}
+    assert deltas
+    for name, delta in deltas.items():
+        torch.testing.assert_close(after[name] - before[name], delta, atol=1e-4, rtol=1e-3)
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed == set(deltas)
