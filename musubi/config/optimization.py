@@ -23,7 +23,8 @@ class OptimizerOptions(Options):
 
     optimizer_type: str = option(
         "adamw",
-        "adamw, adamw8bit (bitsandbytes), adafactor, schedulefree (AdamWScheduleFree), any class of "
+        "adamw, adamw8bit, pagedadamw8bit, adamw4bit, adafactor, lion, lion8bit, came, muon, prodigy, "
+        "prodigyplus (its schedule-free form), schedulefree (AdamWScheduleFree), any class of "
         "torch.optim, or a dotted path to a class.",
         group=_OPTIMIZER,
     )
@@ -36,12 +37,32 @@ class OptimizerOptions(Options):
     )
     learning_rate: float | None = option(
         None,
-        "Learning rate; 1e-4 for LoRA and 1e-5 for --full when not given.",
+        "Learning rate; when not given 1e-4 for LoRA and 1e-5 for --full, of lion a third of these, and "
+        "1 of the prodigies, which multiply by it the rate that they find.",
         group=_OPTIMIZER,
         gt=0,
     )
     max_grad_norm: float = option(
         1.0, "Clip gradients to this norm; 0 turns clipping off.", group=_OPTIMIZER, ge=0
+    )
+    stochastic_rounding: bool = option(
+        False,
+        "Round weights in bfloat16 up or down by chance after each step, so that small steps are not "
+        "lost; for --full --dit_dtype bfloat16.",
+        group=_OPTIMIZER,
+    )
+    ema_decay: float | None = option(
+        None,
+        "Keep an exponential moving average of the weights, of which this part stays in each step "
+        "(0.999, say); its files end in _ema.",
+        group=_OPTIMIZER,
+        gt=0,
+        lt=1,
+    )
+    ema_previews: bool = option(
+        True,
+        "With --ema_decay: draw previews and validate with the average instead of the weights.",
+        group=_OPTIMIZER,
     )
 
 

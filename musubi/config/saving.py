@@ -28,6 +28,28 @@ class SavingOptions(Options):
     save_every_n_steps: int | None = option(
         None, "Save a checkpoint every so many steps.", group=_SAVING, ge=1
     )
+    save_every_n_minutes: float | None = option(
+        None,
+        "Save a checkpoint once so many minutes have passed since the last one; named by its step.",
+        group=_SAVING,
+        gt=0,
+    )
+    keep_epochs: list[int] | None = option(
+        None,
+        "Save a checkpoint at the end of these epochs, and never remove it.",
+        group=_SAVING,
+    )
+    save_best: Literal["validation"] | None = option(
+        None,
+        "Keep the checkpoint with the lowest validation loss so far as …-best.safetensors.",
+        group=_SAVING,
+    )
+    early_stop: int | None = option(
+        None,
+        "End the run when the validation loss has not fallen below its lowest for so many measurements.",
+        group=_SAVING,
+        ge=1,
+    )
     save_last_n_epochs: int | None = option(
         None, "Keep the newest so many epoch checkpoints.", group=_SAVING, ge=1
     )

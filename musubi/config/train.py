@@ -147,6 +147,7 @@ class TrainConfig(
                 "device.",
                 fix="Use --mixed_precision bf16.",
             )
+        check_keeping(self)
         wants = [n for n in ("sample_every_n_steps", "sample_every_n_epochs") if getattr(self, n)]
         wants += ["sample_at_first"] if self.sample_at_first else []
         if wants and self.sample_prompts is None:
@@ -165,10 +166,41 @@ class TrainConfig(
 
     @property
     def learning_rate_or_default(self) -> float:
-        """The rate given, else 1e-4 for LoRA and 1e-5 for the whole network."""
+        """The rate given, else 1e-4 for LoRA and 1e-5 for the whole network; see docs/optimizers.md."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return 1e-5 if self.full else 1e-4
+        kind = self.optimizer_type.lower().rpartition(".")[2]
+        if kind.startswith("prodigy"):
+            return 1.0
+        return (1e-5 if self.full else 1e-4) / (3 if kind.startswith("lion") else 1)
+
+
+def check_keeping(config: TrainConfig) -> None:
+    """Refuse options about what is kept that another one lacks or contradicts.
+
+    Raises:
+        ConfigError: Naming both.
+    """
+    if config.stochastic_rounding and config.mixed_precision == "fp16":
+        raise ConfigError(
+            "--stochastic_rounding is for weights in bfloat16, and --mixed_precision is fp16.",
+            fix="Use --mixed_precision bf16.",
+        )
+    if not config.ema_previews and config.ema_decay is None:
+        raise ConfigError(
+            "--no_ema_previews was given without an average.", fix="Give --ema_decay 0.999 too."
+        )
+    if any(epoch < 1 for epoch in config.keep_epochs or ()):
+        raise ConfigError(
+            f"--keep_epochs names epoch {min(config.keep_epochs or ())}.",
+            fix="Epochs are counted from 1.",
+        )
+    for name in ("save_best", "early_stop"):
+        if getattr(config, name) is not None and not config.validation_split:
+            raise ConfigError(
+                f"--{name} goes by the loss on items held back, and none are.",
+                fix="Give --validation_split 0.1 (a tenth of the items), or a number of items.",
+            )
 
 
 def _check_attention(config: TrainConfig) -> None:

@@ -12,7 +12,10 @@ from torch.optim import Optimizer
 
 # name → bytes for each trained number. Block-wise 8-bit states have a float32 for 256 numbers, and
 # tensors below 4,096 numbers stay in float32.
-_BYTES = {"adamw": 8.0, "schedulefree": 8.0}
+_BYTES = {"adamw": 8.0, "schedulefree": 8.0, "lion": 4.0, "muon": 4.0}
+# Prodigy keeps two more numbers beside the moments; its schedule-free form one, and rows and columns.
+_BYTES |= {"prodigy": 16.0, "prodigyplus": 4.5, "prodigyplusschedulefree": 4.5}
+_FOUR = 2 * (0.5 + 4 / 128)
 _EIGHT = 2 * (1 + 4 / 256)
 _EIGHT_FROM = 4096
 _UNKNOWN = 8.0
@@ -26,10 +29,14 @@ def state_bytes(name: str, sizes: Sequence[int]) -> int:
         sizes: Numbers in each trained tensor.
     """
     kind = name.lower().rpartition(".")[2]
-    if "8bit" in kind:
-        return sum(int(n * (_EIGHT if n >= _EIGHT_FROM else 8)) for n in sizes)
+    few = {"8bit": _EIGHT, "4bit": _FOUR}.get(kind[-4:])
+    if few is not None:
+        moments = 1 if kind.startswith("lion") else 2
+        return sum(int(n * (few if n >= _EIGHT_FROM else 8) * moments / 2) for n in sizes)
     if kind == "adafactor":
         return sum(int(4 * 2 * n**0.5) for n in sizes)  # rows and columns
+    if kind == "came":
+        return sum(int(4 * n + 4 * 4 * n**0.5) for n in sizes)
     each = _BYTES.get(kind)
     return int(sum(sizes) * (_probed(kind) if each is None else each))
 
@@ -41,6 +48,8 @@ def scratch_bytes(name: str, sizes: Sequence[int]) -> int:
         return 0
     if kind == "adafactor":
         return 8 * max(sizes, default=0)
+    if kind in ("adamw4bit", "lion", "came", "muon"):
+        return 16 * max(sizes, default=0)  # one tensor after the other
     return 4 * sum(sizes)
 
 

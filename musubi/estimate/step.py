@@ -61,10 +61,12 @@ class Optimizer:
     Args:
         name: `--optimizer_type`.
         offload: It and its states live on the host.
+        average: An average of the weights lies beside its states, in float32.
     """
 
     name: str = "adamw"
     offload: bool = False
+    average: bool = False
 
 
 def estimate(
@@ -93,6 +95,7 @@ def estimate(
     there, away = weights.placed(policy.streamed)
     trained, fresh = _trained(case)
     states = optimizers.state_bytes(optimizer.name, trained) if trained else 0
+    states += 4 * sum(trained) if optimizer.average else 0
     gradients = 4 * sum(trained)
     steady = {
         "weights": there + LIBRARIES,

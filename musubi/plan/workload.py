@@ -201,6 +201,7 @@ def workload(
         optimizer=Optimizer(
             name=config.optimizer_type,
             offload=config.optimizer_offload,
+            average=config.ema_decay is not None,
         ),
         options=own_options(config, architecture),
         steps=_steps(asks, case),

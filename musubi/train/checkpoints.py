@@ -45,6 +45,10 @@ class Names:
         """A checkpoint after a step, counted from 1."""
         return self.folder / f"{self.name}-step{step:08d}.safetensors"
 
+    def best(self) -> Path:
+        """The checkpoint with the lowest validation loss."""
+        return self.folder / f"{self.name}-best.safetensors"
+
     def final(self) -> Path:
         """The checkpoint at the end."""
         return self.folder / f"{self.name}.safetensors"
@@ -100,14 +104,18 @@ class Checkpoints:
     saved: Callable[[Path], None] | None = None
     state_saved: Callable[[Path], None] | None = None
 
-    def due(self, *, step: int, epoch: int, epoch_ends: bool, last: bool) -> list[tuple[str, Path]]:
-        """(kind, path) of the checkpoints to write after a step."""
+    def due(
+        self, *, step: int, epoch: int, epoch_ends: bool, last: bool, now: bool = False
+    ) -> list[tuple[str, Path]]:
+        """(kind, path) of the checkpoints to write after a step; `now`: one is due by the clock."""
         found: list[tuple[str, Path]] = []
         options = self.options
-        if options.save_every_n_steps and step % options.save_every_n_steps == 0:
+        by_step = options.save_every_n_steps and step % options.save_every_n_steps == 0
+        if by_step or (now and not last):
             found.append(("step", self.names.step(step)))
         every = options.save_every_n_epochs
-        if every and epoch_ends and epoch % every == 0 and not last:
+        by_epoch = (every and epoch % every == 0) or epoch in (options.keep_epochs or ())
+        if by_epoch and epoch_ends and not last:
             found.append(("epoch", self.names.epoch(epoch)))
         if last:
             found.append(("final", self.names.final()))
@@ -117,7 +125,7 @@ class Checkpoints:
         """Write one checkpoint, its state when wanted, and remove what need not be kept.
 
         Args:
-            kind: "step", "epoch" or "final".
+            kind: "step", "epoch", "final" or "best", which has no state.
             path: The checkpoint's.
             number: The step, or the epoch, for what is kept.
 
@@ -128,6 +136,8 @@ class Checkpoints:
         if self.saved is not None:
             for file in self._files(path):
                 self.saved(file)
+        if kind == "best":
+            return
         state = self.options.save_state
         if kind == "final":
             state = state or self.options.save_state_on_train_end
@@ -184,7 +194,8 @@ class Checkpoints:
         # Steps: those within `keep` steps stay. Epochs: the newest `keep` saves stay.
         span = keep if kind == "step" else keep * (self.options.save_every_n_epochs or 1) - 1
         for found, path in list(self.names.numbered(kind, suffix)):
-            if found < number - span:
+            named = kind == "epoch" and found in (self.options.keep_epochs or ())
+            if found < number - span and not (named and suffix == ".safetensors"):
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 else:

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
+from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError, MissingPackageError, did_you_mean, nearest
+from musubi.weights.dtypes import dtype_name
 
+_OWN = "musubi.train.optimizers"
 # name → module, class, package to install
 _NAMED: Mapping[str, tuple[str, str, str]] = {
     "adamw": ("torch.optim", "AdamW", "torch"),
     "adamw8bit": ("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
+    "pagedadamw8bit": ("bitsandbytes.optim", "PagedAdamW8bit", "bitsandbytes"),
+    "adamw4bit": (f"{_OWN}.four_bit", "AdamW4bit", "musubi-diffusion"),
     "adafactor": ("transformers.optimization", "Adafactor", "transformers"),
+    "lion": (f"{_OWN}.lion", "Lion", "musubi-diffusion"),
+    "lion8bit": ("bitsandbytes.optim", "Lion8bit", "bitsandbytes"),
+    "came": (f"{_OWN}.came", "CAME", "musubi-diffusion"),
+    "muon": (f"{_OWN}.muon", "Muon", "musubi-diffusion"),
+    "prodigy": ("prodigyopt", "Prodigy", "prodigyopt"),
+    "prodigyplus": ("prodigyplus", "ProdigyPlusScheduleFree", "prodigy-plus-schedule-free"),
     "schedulefree": ("schedulefree", "AdamWScheduleFree", "schedulefree"),
 }
+# The same by the class, as other tools name them.
+_NAMED |= {
+    "adamwschedulefree": _NAMED["schedulefree"],
+    "prodigyplusschedulefree": _NAMED["prodigyplus"],
+    "paged_adamw8bit": _NAMED["pagedadamw8bit"],
+}
+_PACKAGES = {module.partition(".")[0]: package for module, _, package in _NAMED.values()}
 
 
 def create(
@@ -32,21 +49,20 @@ def create(
             or a dotted path.
         groups: Parameter groups; those without "lr" get `lr`.
         lr: The learning rate.
-        arguments: `--optimizer_args`.
+        arguments: `--optimizer_args`, as `settled` leaves them.
 
     Raises:
         ConfigError: There is no such optimizer, or it refuses an argument.
         MissingPackageError: Its package is not installed.
     """
     kind: Any = find(name)
-    arguments = dict(arguments)
+    arguments = settled(name, arguments, rate_given=False)
     rate: float | None = lr
     made = [dict(group) for group in groups]
-    if _is_adafactor(kind):
-        rate = _adafactor_rate(arguments, lr)
-        if rate is None:
-            for group in made:
-                group.pop("lr", None)
+    if arguments.get("relative_step"):
+        rate = None
+        for group in made:
+            group.pop("lr", None)
     try:
         return kind(made, lr=rate, **arguments)
     except TypeError as error:
@@ -73,7 +89,8 @@ def find(name: str) -> type[Optimizer]:
         return _imported(*named, option=name)
     if "." in name:
         module, _, attribute = name.rpartition(".")
-        return _imported(module, attribute, module.partition(".")[0], option=name)
+        top = module.partition(".")[0]
+        return _imported(module, attribute, _PACKAGES.get(top, top), option=name)
     known = _torch_optimizers()
     folded = {n.lower(): n for n in known}
     if name.lower() in folded:
@@ -99,17 +116,9 @@ def is_schedule_free(optimizer: Optimizer) -> bool:
     )
 
 
-@contextlib.contextmanager
-def averaged(optimizer: Optimizer | None) -> Iterator[None]:
-    """While saving or sampling: the weights that a schedule-free optimizer would hand out."""
-    if optimizer is None or not is_schedule_free(optimizer):
-        yield
-        return
-    optimizer.eval()  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        optimizer.train()  # type: ignore[attr-defined]
+def adapts(optimizer: Optimizer) -> bool:
+    """Whether it finds its own rate as it goes, and `--learning_rate` multiplies that: Prodigy's kin."""
+    return any("d" in group for group in optimizer.param_groups)
 
 
 def relative_step(optimizer: Optimizer) -> bool:
@@ -117,16 +126,66 @@ def relative_step(optimizer: Optimizer) -> bool:
     return _is_adafactor(type(optimizer)) and bool(optimizer.defaults.get("relative_step"))
 
 
+def settled(name: str, arguments: Mapping[str, Any], *, rate_given: bool) -> dict[str, Any]:
+    """The arguments of an optimizer, with those that follow from whether a learning rate was given.
+
+    Adafactor has a rate of its own, which ignores one that is given. So one that is given turns it
+    off, and the scale by the size of each weight with it: then the rate means what AdamW's means.
+
+    Args:
+        name: `--optimizer_type`.
+        arguments: `--optimizer_args`.
+        rate_given: Whether `--learning_rate` was.
+    """
+    found = dict(arguments)
+    if not _is_adafactor(find(name)):
+        return found
+    if found.get("warmup_init"):
+        found["relative_step"] = True  # a warm-up from nothing only exists with its own rate
+    if rate_given and "relative_step" not in found:
+        found["relative_step"] = False
+        found.setdefault("scale_parameter", False)
+    found.setdefault("relative_step", True)
+    return found
+
+
+def check_beside(
+    config: TrainConfig, optimizer: Optimizer, dtypes: Collection[torch.dtype]
+) -> None:
+    """Refuse options that mean nothing with this optimizer.
+
+    Args:
+        config: Of the run.
+        optimizer: As made.
+        dtypes: Of what is trained.
+
+    Raises:
+        ConfigError: Naming both.
+    """
+    name = config.optimizer_type
+    if config.ema_decay is not None and is_schedule_free(optimizer):
+        raise ConfigError(
+            f"--ema_decay cannot go with --optimizer_type {name}, which averages the weights itself.",
+            fix="Leave out --ema_decay.",
+        )
+    if not config.stochastic_rounding:
+        return
+    if torch.bfloat16 not in dtypes:
+        raise ConfigError(
+            "--stochastic_rounding is for weights in bfloat16, and all that is trained is in "
+            f"{', '.join(sorted(dtype_name(d) for d in dtypes))}.",
+            fix="Leave it out, or train with --full --dit_dtype bfloat16.",
+        )
+    if is_schedule_free(optimizer) or adapts(optimizer):
+        raise ConfigError(
+            f"--stochastic_rounding steps one weight after the other, and --optimizer_type {name} "
+            "needs all of them at once.",
+            fix="Use adamw, adamw8bit, adamw4bit, adafactor, lion, came or muon.",
+        )
+
+
 def _is_adafactor(kind: type) -> bool:
     return kind.__name__ == "Adafactor" and kind.__module__.startswith("transformers.")
-
-
-def _adafactor_rate(arguments: dict[str, Any], lr: float) -> float | None:
-    """Its own rate unless told otherwise; a warm-up from nothing only exists with its own."""
-    if arguments.get("warmup_init"):
-        arguments["relative_step"] = True
-    arguments.setdefault("relative_step", True)
-    return None if arguments["relative_step"] else lr
 
 
 def _torch_optimizers() -> list[str]:

@@ -127,12 +127,6 @@ def snapshot(
     run: Run, *, identity: Mapping[str, Any], settings: Mapping[str, Any], data: str
 ) -> state.State:
     """The state of a run as it is now."""
-    parts: dict[str, Any] = {
-        "optimizer": run.update.optimizer.state_dict(),
-        "schedule": run.update.schedule.state_dict(),
-    }
-    if run.update.scaler is not None:
-        parts["scaler"] = run.update.scaler.state_dict()
     return state.State(
         position=run.position,
         identity=identity,
@@ -140,6 +134,6 @@ def snapshot(
         settings={key: settings[key] for key in DECIDED if key in settings},
         data=data,
         weights={n: t.cpu() for n, t in run.trainable.tensors().items()},
-        parts=parts,
+        parts=run.update.parts(),
         random=seeds.capture(),
     )

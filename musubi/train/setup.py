@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from musubi.config.optimization import literals
 from musubi.config.options import own_options
 from musubi.config.task import Choice
@@ -35,15 +37,17 @@ from musubi.train import (
     state,
 )
 from musubi.train import metadata as facts
+from musubi.train.average import ENDING, Average
 from musubi.train.checkpoints import Checkpoints, Names
 from musubi.train.dataset import Dataset
 from musubi.train.offload import Mirror
 from musubi.train.resume import Resumed, settings_of, snapshot
+from musubi.train.rounding import Rounding
 from musubi.train.signals import Stop
 from musubi.train.space import check_space
 from musubi.train.step import FlowMatchingLoss
 from musubi.train.train_loop import Run
-from musubi.train.trainable import Trainable
+from musubi.train.trainable import Trainable, beside
 from musubi.train.update import Update
 from musubi.train.upload import Upload
 from musubi.train.validation import Validation
@@ -259,14 +263,24 @@ class Setup:
     # training
 
     def _identity(self, trainable: Trainable) -> dict[str, Any]:
+        decay = self.config.ema_decay
         return {
             "architecture": self.architecture.name,
             "optimizer": self.config.optimizer_type.lower(),
+            **({} if decay is None else {"ema_decay": decay}),
             **trainable.identity(),
         }
 
     def _optimizer_arguments(self) -> dict[str, Any]:
-        return literals(self.config.optimizer_args, "optimizer_args")
+        config = self.config
+        given = literals(config.optimizer_args, "optimizer_args")
+        rate_given = config.learning_rate is not None
+        found = optim.settled(config.optimizer_type, given, rate_given=rate_given)
+        if rate_given and found.get("relative_step"):
+            self.report.warn(
+                "Adafactor sets its own rate with relative_step=True, so --learning_rate does not act."
+            )
+        return found
 
     def _update(self, trainable: Trainable, total: int) -> Update:
         config = self.config
@@ -279,6 +293,7 @@ class Setup:
         optimizer = optim.create(
             config.optimizer_type, groups, lr=rate, arguments=self._optimizer_arguments()
         )
+        optim.check_beside(config, optimizer, {p.dtype for p in trainable.parameters()})
         group = self.group
         return Update(
             trainable.parameters(),
@@ -289,7 +304,17 @@ class Setup:
             group.world,
             group.step_total,
             mirror,
+            Rounding(config.seed or 0) if config.stochastic_rounding else None,
+            self._average(trainable),
+            config.ema_previews,
         )
+
+    def _average(self, trainable: Trainable) -> Average | None:
+        if self.config.ema_decay is None:
+            return None
+        # Where the optimizer's states lie.
+        device = torch.device("cpu") if self.config.optimizer_offload else None
+        return Average(trainable, self.config.ema_decay, device)
 
     def _validation(self, objective: FlowMatchingLoss, data: Dataset) -> Validation | None:
         if not data.held:
@@ -320,8 +345,15 @@ class Setup:
         which = {DENOISER: only} if len(run.objective.task.denoisers) > 1 else {}
 
         def write(path: Path) -> None:
-            with optim.averaged(run.update.optimizer):
-                trainable.write(path, {**about.at(run.position), **which})
+            said = {**about.at(run.position), **which}
+            with run.update.as_saved():
+                trainable.write(path, said)
+            average = run.update.average
+            if average is not None:
+                with average.shown():
+                    trainable.write(
+                        beside(path, ENDING), {**said, "ss_ema_decay": str(average.decay)}
+                    )
 
         def write_state(folder: Path) -> None:
             held = snapshot(
@@ -332,12 +364,15 @@ class Setup:
             )
             state.write(folder, held)
 
+        endings = list(denoisers.endings(self.architecture, run.objective.denoisers).values())
+        if run.update.average is not None:
+            endings += [f"{ENDING}{ending}" for ending in endings]
         return Checkpoints(
             self.names,
             config,
             write,
             write_state,
-            endings=list(denoisers.endings(self.architecture, run.objective.denoisers).values()),
+            endings=endings,
             saved=None if self.upload is None else self.upload.checkpoint,
             state_saved=None if self.upload is None else self.upload.state,
         )

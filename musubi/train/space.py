@@ -30,7 +30,9 @@ def check_space(
         RunError: There is no room for one.
     """
     weights = numbers * (4 if config.save_precision in ("float", "fp32") else 2)
-    one, whole = _needed(config, weights, numbers * _STATE, steps, epochs)
+    averages = 0 if config.ema_decay is None else 1
+    state = numbers * (_STATE + 4 * averages)
+    one, whole = _needed(config, weights * (1 + averages), state, steps, epochs)
     try:
         free = shutil.disk_usage(folder).free
     except OSError:

@@ -48,6 +48,10 @@ class Position:
         batch: Batches of that epoch used up, over all processes.
         size: Batches that the epoch has.
         window: The losses that the running average is taken over.
+        best: The lowest validation loss so far, or None.
+        best_step: After which step that was.
+        worse: Measurements since then.
+        judged: The step after which the last one was.
     """
 
     step: int = 0
@@ -55,6 +59,10 @@ class Position:
     batch: int = 0
     size: int = 0
     window: list[float] = field(default_factory=list)
+    best: float | None = None
+    best_step: int = 0
+    worse: int = 0
+    judged: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +75,7 @@ class State:
         settings: The resolved options, to say what has changed.
         data: Digest of the training set.
         weights: The trained tensors by name.
-        parts: State dictionaries: "optimizer", "schedule", "scaler".
+        parts: State dictionaries by part; see `Update.parts`.
         random: See `seeds.capture`.
     """
 
@@ -262,10 +270,7 @@ def apply(state: State, trainable: Trainable, update: Update, folder: Path) -> N
     """
     trainable.load(state.weights)
     try:
-        update.optimizer.load_state_dict(state.parts["optimizer"])
-        update.schedule.load_state_dict(state.parts["schedule"])
-        if update.scaler is not None and "scaler" in state.parts:
-            update.scaler.load_state_dict(state.parts["scaler"])
+        update.load(state.parts)
         seeds.restore(state.random)
     except Exception as error:  # each optimizer refuses what does not fit in a way of its own
         raise _broken(folder, error) from error
@@ -316,7 +321,7 @@ def _position(values: Mapping[str, Any]) -> Position:
         TypeError, ValueError: They cannot.
     """
     position = Position(**values)
-    for name in ("step", "epoch", "batch", "size"):
+    for name in ("step", "epoch", "batch", "size", "best_step", "worse", "judged"):
         number = getattr(position, name)
         if type(number) is not int or not 0 <= number < _MOST:
             raise ValueError(f"its position has {name} = {number!r:.40}")
@@ -325,6 +330,9 @@ def _position(values: Mapping[str, Any]) -> Position:
         isinstance(loss, (int, float)) and math.isfinite(loss) for loss in losses
     ):
         raise ValueError("the losses of its position are not all numbers")
+    best = position.best
+    if best is not None and not (isinstance(best, (int, float)) and math.isfinite(best)):
+        raise ValueError(f"its position has best = {best!r:.40}")
     return position
 
 

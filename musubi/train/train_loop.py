@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -117,7 +118,8 @@ class Run:
         self._window = Window(self.position.window, self._steps_per_epoch(1))
         self._pending: _Made | None = None
         self._bar: Progress | None = None
-        self._stop_agreed = False
+        self._stop_agreed = self._save_agreed = self._save_asked = False
+        self._saved_at = time.monotonic()
 
     def rehearse(self, largest: Sequence[int]) -> None:
         """Try the batch that needs the most memory, before an epoch is spent; nothing is learned.
@@ -159,10 +161,10 @@ class Run:
             self._preview(when=self.config.sample_at_first, epoch=None)
         else:
             self._measure(when=self._validation_due(self._epoch_is_over()))
-        self._stop_aside(last=done >= self.total)
-        if done >= self.total:
+        self._stop_aside(last=done >= self.total or self._ended_early())
+        if done >= self.total or self._ended_early():
             self.report.note(f"The run is complete: {done} of {self.total} steps are made.")
-            self._save(last=True, epoch_ends=True)
+            self._save(self._due_at_end())
             return
         threads = loader.workers(self.config.max_data_loader_n_workers)
         with ExitStack() as stack:
@@ -178,7 +180,7 @@ class Run:
             )
             for epoch, step, loaded in steps:
                 self._step(epoch, step, loaded)
-                if self.position.step >= self.total:
+                if self.position.step >= self.total or self._ended_early():
                     break
 
     # the order of things
@@ -206,14 +208,17 @@ class Run:
             losses[f"micro {micro.number}"] = loss.detach()
         loss = sum(losses.values(), torch.zeros((), device=self.objective.device))
         rate = self._rate()
-        asked = torch.full_like(loss, float(self._asked()))
-        seen = torch.full_like(loss, float(tokens))
+        words = (float(self._asked()), float(tokens), float(self._minutes_are_over()))
+        asked, seen, saving = (torch.full_like(loss, word) for word in words)
         if self.processes.world > 1:
-            together = torch.stack([loss, asked, seen])
-            loss, asked, seen = self.processes.step_total(together).unbind()
+            together = torch.stack([loss, asked, seen, saving])
+            loss, asked, seen, saving = self.processes.step_total(together).unbind()
         norm = self.update.step()
-        figures = {"loss": loss, "grad_norm": norm, "stop": asked, "tokens": seen, **losses}
+        figures = {"loss": loss, "grad_norm": norm, "stop": asked, "tokens": seen}
+        figures |= {"save": saving, **losses}
         extra = self.trainable.after_step()
+        if self.update.average is not None:
+            self.update.average.update()
         self._tell()
         figures_read = StepNumbers(figures, began)
         # Only now: until here the state is that of the step before.
@@ -227,18 +232,28 @@ class Run:
         epoch_ends = self._epoch_is_over()
         last = number >= self.total
         stopping = self._stopping() and not last
-        due = bool(self.checkpoints.due(step=number, epoch=epoch, epoch_ends=epoch_ends, last=last))
+        now, self._save_agreed = self._save_agreed, False
+        due = self.checkpoints.due(
+            step=number, epoch=epoch, epoch_ends=epoch_ends, last=last, now=now
+        )
         validating = self._validation_due(epoch_ends) or (last and self.validation is not None)
         drawing, for_epoch = self._preview_due(epoch_ends)
         if due or stopping or validating or drawing or last:
             self._tell()
         if due:
-            self._save(last=last, epoch_ends=epoch_ends)
+            self._save(due)
         if stopping:
             self._stop()
         self._measure(when=validating)
         self._preview(when=drawing, epoch=epoch if for_epoch else None)
-        self._stop_aside(last=last)
+        if self._ended_early() and not last:
+            self.report.note(
+                f"Stopped early: the validation loss was lowest, {self.position.best:.5f}, after step "
+                f"{self.position.best_step}."
+            )
+            self._save(self._due_at_end())
+        else:
+            self._stop_aside(last=last)
 
     def _asked(self) -> bool:
         return self.stop is not None and self.stop.requested
@@ -295,6 +310,7 @@ class Run:
         number, epoch, extra = made.number, made.epoch, made.extra
         read = made.figures.read()
         self._stop_agreed = self._stop_agreed or read["stop"] > 0
+        self._save_agreed = read["save"] > 0
         loss, norm = read["loss"], read["grad_norm"]
         bad_norm = not math.isfinite(norm) and self.update.scaler is None
         if not math.isfinite(loss) or bad_norm:
@@ -343,19 +359,46 @@ class Run:
 
     # saving
 
-    def _save(self, *, last: bool, epoch_ends: bool) -> None:
+    def _save(self, due: Sequence[tuple[str, Path]]) -> None:
         position = self.position
         if self.processes.rank == 0:
-            due = self.checkpoints.due(
-                step=position.step, epoch=position.epoch, epoch_ends=epoch_ends, last=last
-            )
             for kind, path in due:
                 number = position.epoch if kind == "epoch" else position.step
                 self.checkpoints.save(kind, path, number=number)
                 self.report.note(f"Saved {path}.")
             if self.page is not None:
                 self.page.renew()
+        self._saved_at, self._save_asked = time.monotonic(), False
         self.processes.wait()
+
+    def _due_at_end(self) -> list[tuple[str, Path]]:
+        return [("final", self.checkpoints.names.final())]
+
+    def _minutes_are_over(self) -> bool:
+        """By the clock of the first process."""
+        minutes = self.config.save_every_n_minutes
+        if minutes is None or self.processes.rank != 0 or self._save_asked:
+            return False
+        self._save_asked = time.monotonic() - self._saved_at >= minutes * 60
+        return self._save_asked
+
+    def _judge(self, loss: float) -> None:
+        """Keep the best checkpoint, and count how often the loss did not fall."""
+        position = self.position
+        # Before the first step nothing was learned; a run that goes on measures its step again.
+        if position.step <= position.judged:
+            return
+        position.judged = position.step
+        if position.best is not None and not loss < position.best:
+            position.worse += 1
+        elif math.isfinite(loss):
+            position.best, position.best_step, position.worse = loss, position.step, 0
+            if self.config.save_best is not None:
+                self._save([("best", self.checkpoints.names.best())])
+
+    def _ended_early(self) -> bool:
+        most = self.config.early_stop
+        return most is not None and self.position.worse >= most
 
     # looking
 
@@ -382,6 +425,7 @@ class Run:
             f"Validation loss {found['loss/validation']:.5f} "
             f"± {found['loss/validation_error']:.5f} after step {self.position.step}."
         )
+        self._judge(found[columns.VALIDATION.key])
 
     def _preview_due(self, epoch_ends: bool) -> tuple[bool, bool]:
         """Whether previews are due, and whether the epoch is why."""
@@ -419,7 +463,7 @@ class Run:
         stack.callback(lambda: seeds.restore(kept))
         stack.callback(lambda: self.trainable.mode(training=True))
         self.trainable.mode(training=False)
-        stack.enter_context(optim.averaged(self.update.optimizer))
+        stack.enter_context(self.update.as_drawn())
         stack.enter_context(torch.no_grad())
         return stack
 

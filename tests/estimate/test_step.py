@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from musubi import registry
+from musubi.errors import MissingPackageError
 from musubi.estimate.cards import CARDS, named
 from musubi.estimate.example import example_batch
 from musubi.estimate.optimizers import state_bytes
@@ -16,6 +17,7 @@ from musubi.estimate.trace import Recorder
 from musubi.lora.adapter import Adapters
 from musubi.memory import quantized, recompute
 from musubi.plugin import Policy
+from musubi.train import optim
 
 WAN = registry.find("wan")
 HUNYUAN = registry.find("hunyuan_video")
@@ -214,6 +216,35 @@ def test_states_of_optimizers(name, each):
 def test_8_bit_states_are_a_quarter():
     assert state_bytes("adamw8bit", [1 << 20]) == pytest.approx(2 * (1 << 20), rel=0.02)
     assert state_bytes("adamw8bit", [100]) == 800  # small tensors stay in float32
+
+
+def test_an_average_lies_where_the_states_do():
+    def needs(**more):
+        return estimate(case(), Policy(), optimizer=Optimizer(**more))
+
+    plain, averaged = needs(name="sgd"), needs(name="sgd", average=True)
+    assert averaged.parts["what is trained"] == 2 * plain.parts["what is trained"]
+    away = needs(name="sgd", average=True, offload=True)
+    assert away.host - needs(name="sgd", offload=True).host == plain.parts["what is trained"]
+
+
+@pytest.mark.parametrize("name", ["adamw4bit", "lion", "lion8bit", "came", "muon"])
+def test_states_are_counted_as_the_optimizer_makes_them(name):
+    p = torch.nn.Parameter(torch.zeros(256, 128))
+    p.grad = torch.ones_like(p)
+    try:
+        made = optim.find(name)([p], lr=1e-3)
+    except MissingPackageError:
+        pytest.skip("bitsandbytes is not installed")
+    made.step()
+
+    def tensors(value):
+        if isinstance(value, dict):
+            return [t for one in value.values() for t in tensors(one)]
+        return [value] if isinstance(value, torch.Tensor) else []
+
+    held = sum(t.numel() * t.element_size() for t in tensors(dict(made.state[p])))
+    assert held == pytest.approx(state_bytes(name, [p.numel()]), rel=0.05)
 
 
 def test_cards_are_found_by_a_part_of_their_name():
