@@ -139,6 +139,13 @@ class CommandLine:
         report = terminal()
         for line in notes.lines:
             report.note(line)
+        from musubi.config.idle import idle
+        from musubi.config.outputs import check_outputs
+
+        if self.command.place != "plan":  # which takes the options of other commands
+            for line in idle(config, self.architecture):
+                report.warn(line)
+        check_outputs(config)
         if self.command.place is None or self.architecture is None:
             self.command.run(config, report)
             return

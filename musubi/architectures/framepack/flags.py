@@ -56,6 +56,7 @@ _SECTIONS = (
         help="Sections in the order of time, for FramePack-F1; without it the last one is made first. "
         "In training, for previews only.",
         commands=_ALL,
+        needs="sample_prompts",
         affects_cache=True,
     ),
     Option(
@@ -64,6 +65,7 @@ _SECTIONS = (
         help="Latent frames of a section; 9, which the model was trained with, when not given. In "
         "training, for previews only.",
         commands=_ALL,
+        needs="sample_prompts",
         affects_cache=True,
         written=True,
     ),
@@ -73,6 +75,7 @@ _SECTIONS = (
         help="Length of the video in seconds, at 30 frames a second whatever --fps says, rounded to "
         "whole sections; 5 when not given.",
         commands=_GENERATE,
+        needs="no video_sections",
         letter="f",
         preview_letter="",
         written=True,
@@ -116,6 +119,7 @@ _ONE_FRAME = (
         default=False,
         help="With --one_frame: no empty history at 2x.",
         commands=_CACHE,
+        needs="one_frame",
         affects_cache=True,
     ),
     Option(
@@ -124,6 +128,7 @@ _ONE_FRAME = (
         default=False,
         help="With --one_frame: no empty history at 4x.",
         commands=_CACHE,
+        needs="one_frame",
         affects_cache=True,
     ),
     Option(
@@ -143,6 +148,7 @@ _ONE_FRAME = (
         help="With --one_frame_inference: the proportions of the first control image, at the area "
         "that --video_size gives.",
         commands=_GENERATE,
+        needs="one_frame_inference",
     ),
 )
 
@@ -176,6 +182,7 @@ _SAMPLING = (
         help="With classifier-free guidance, how far its spread is brought back to that of the plain "
         "prediction, 0 to 1.",
         commands=_GENERATE,
+        needs="guidance_scale",
         written=True,
     ),
     Option(
@@ -184,6 +191,7 @@ _SAMPLING = (
         default=0.5,
         help="What positions in height and width are multiplied by at high noise.",
         commands=_GENERATE,
+        needs="rope_scaling_timestep_threshold",
     ),
     Option(
         name="rope_scaling_timestep_threshold",

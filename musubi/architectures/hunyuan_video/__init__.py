@@ -195,6 +195,7 @@ OPTIONS = (
         help="With video_path, the part of the steps that is taken: above 0; 1 keeps nothing of "
         "the video.",
         commands=("generate",),
+        needs="video_path",
     ),
     Option(
         name="exclude_single_blocks",

@@ -26,6 +26,7 @@ _VAE = (
         default=256,
         help="Side of a VAE tile in pixels, a multiple of 32, when tiling.",
         commands=("cache latents", "train", "generate"),
+        needs="vae_tiling",
         affects_cache=True,
     ),
 )
@@ -50,6 +51,7 @@ _SKIPPED_LAYERS = (
         default=3.0,
         help="Skip-layer guidance: its strength in the mode original.",
         commands=("generate",),
+        needs="slg_mode=original",
     ),
     Option(
         name="slg_start",
@@ -57,6 +59,7 @@ _SKIPPED_LAYERS = (
         default=0.0,
         help="Skip-layer guidance: where it begins, as a part of the steps.",
         commands=("generate",),
+        needs="slg_layers",
     ),
     Option(
         name="slg_end",
@@ -64,6 +67,7 @@ _SKIPPED_LAYERS = (
         default=0.3,
         help="Skip-layer guidance: where it ends, as a part of the steps.",
         commands=("generate",),
+        needs="slg_layers",
     ),
 )
 
@@ -104,6 +108,7 @@ _OTHERS = (
         help="With video_path, the part of the steps that is taken: above 0; 1 keeps nothing of "
         "the video.",
         commands=("generate",),
+        needs="video_path",
     ),
     Option(
         name="timestep_boundary",
