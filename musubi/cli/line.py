@@ -100,7 +100,8 @@ class CommandLine:
         if flag.name == "card":
             from musubi.estimate.cards import CARDS
 
-            return tuple(card.name for card in CARDS)
+            # Without blanks, which a shell would take for the end of the word.
+            return tuple(card.name.replace(" ", "-") for card in CARDS)
         if flag.name == "task" and self.architecture is not None:
             every = (*self.architecture.variants, *self.architecture.tasks)
             return tuple(dict.fromkeys(t.name for t in every))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from musubi.errors import ConfigError
+
+_log = logging.getLogger("prompts and captions")
+_TELL = 5  # texts that are named, for each encoder
+_SHOWN = 60  # characters of them
+_told: dict[int, int] = {}
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,37 @@ def tokenized(tokenizer: Any, texts: list[str], *, length: int) -> Tokens:
         return_attention_mask=True,
         return_tensors="pt",
     )
+    say_cut(tokenizer, texts, found["attention_mask"], length)
     return Tokens(found["input_ids"], found["attention_mask"].long())
+
+
+def say_cut(tokenizer: Any, texts: list[str], mask: torch.Tensor, length: int) -> None:
+    """Say how many tokens of a text are more than an encoder reads; after a few texts no more.
+
+    Args:
+        tokenizer: What made the tokens.
+        texts: What it was given.
+        mask: Where tokens are real, B L.
+        length: The most that the encoder reads.
+    """
+    for text, real in zip(texts, mask.sum(dim=1).tolist(), strict=True):
+        if real < length or _told.get(length, 0) > _TELL:
+            continue
+        count = len(tokenizer(text, verbose=False)["input_ids"])
+        if count <= length:
+            continue
+        _told[length] = _told.get(length, 0) + 1
+        if _told[length] > _TELL:
+            _log.warning("More texts are longer than the %d tokens of the encoder.", length)
+            continue
+        shown = text if len(text) <= _SHOWN else f"…{text[-_SHOWN:]}"
+        _log.warning(
+            "The encoder reads %d tokens, so %d of %d are cut off the end of %r.",
+            length,
+            count - length,
+            count,
+            shown,
+        )
 
 
 def check_ids(ids: torch.Tensor, count: int) -> None:

@@ -113,12 +113,18 @@ class LoraFile:
         return f"{self.path}: {len(self.unknown)} tensors {what} and are not used, such as {some}."
 
     def selected(self, include: str | None = None, exclude: str | None = None) -> LoraFile:
-        """Only the layers whose kohya key contains a match of `include` and none of `exclude`."""
+        """Only the layers that `include` matches, without those that `exclude` matches.
+
+        A pattern matches a layer as in training, by its whole dotted name, or as older tools search
+        when generating, anywhere in its kohya key.
+        """
         (wanted,), (dropped,) = compiled([include or ""]), compiled([exclude or r"(?!)"])
 
         def stays(name: str) -> bool:
-            key = f"{KOHYA}{underscored(layer_of(name))}.lora_down.weight"
-            return bool(wanted.search(key)) and not dropped.search(key)
+            layer = layer_of(name)
+            key = f"{KOHYA}{underscored(layer)}.lora_down.weight"
+            taken, left = (p.search(key) or p.fullmatch(layer) for p in (wanted, dropped))
+            return bool(taken) and not left
 
         return replace(self, deltas={n: delta for n, delta in self.deltas.items() if stays(n)})
 

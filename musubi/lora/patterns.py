@@ -75,6 +75,11 @@ def choose(
         for pattern in (*kept, *compiled(exclude))
         if not any(pattern.fullmatch(n) for n in candidates)
     ]
+    if include and not exclude and not any(_any(kept, n) and _any(dropped, n) for n in candidates):
+        notes.append(
+            "include_patterns alone leaves out no layer, and what it matches takes an adapter anyway: to "
+            "train only these layers, add \"exclude_patterns=['.*']\" to --network_args."
+        )
     return chosen, notes
 
 

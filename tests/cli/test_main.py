@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from musubi.errors import RunError, StoppedError
+from musubi.estimate import cards
 
 
 def test_help_lists_every_command(musubi_main):
@@ -159,6 +160,17 @@ def test_completion_of_values_commands_and_names():
     assert _complete("bash", "musubi train --config 'open --learning_r").split() in (
         [], ["--learning_rate"],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])
+def test_completion_offers_cards_as_one_word_each(shell):
+    found = _complete(shell, "musubi plan --arch wan --card RTX-40")
+    assert "RTX-4090" in found and "RTX-4070-Ti" in found and "RTX-3090" not in found
+
+
+def test_a_card_that_is_offered_is_the_one_that_is_planned_for():
+    for card in cards.CARDS:
+        assert cards.named(card.name.replace(" ", "-")) is card
 
 
 @pytest.mark.parametrize("command", [["-m", "musubi"], ["-m", "musubi", "models"]])

@@ -1,6 +1,7 @@
 """A run's page: everything inside it, read from files alone, whole whatever the files hold."""
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -131,3 +132,27 @@ def test_it_opens_in_a_browser(run_folder, browse, width):
     text = browse(live.write(RunFolder(run_folder)), width)
     assert text.count("<video") == 3 and text.count('class="chart"') == 6
     assert "&lt;/script&gt;&lt;img" in text and 'class="pill running"' in text
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(
+    ("noted", "pill", "words"),
+    [
+        ({"state": "running"}, "silent", "no sign of life"),  # last heard of long ago
+        ({"state": "failed", "message": "the disk is full"}, "failed", "the disk is full"),
+        ({"state": "finished"}, "finished", "finished"),
+    ],
+)
+def test_a_page_says_how_its_run_is(tmp_path, browse, noted, pill, words, width):
+    """A run that was killed leaves "running" behind: the page must not say that it runs."""
+    folder = make_run(tmp_path, **noted)
+    note = folder / "report" / "run.json"
+    if pill == "silent":
+        old = json.loads(note.read_text(encoding="utf-8")) | {"updated": time.time() - 7200}
+        note.write_text(json.dumps(old), encoding="utf-8")
+    text = browse(live.write(RunFolder(folder)), width)
+    assert f'class="pill {pill}"' in text and words in text
+    if pill == "silent":
+        assert 'class="pill running"' not in text
+        assert re.search(r"The last sign of life was 2\W*(h|:00)", text)
+        assert "--resume" in text

@@ -13,7 +13,7 @@ from torch import nn
 
 from musubi.encoders import hub_config
 from musubi.encoders.sizes import all_there, depth
-from musubi.encoders.tokens import check_ids
+from musubi.encoders.tokens import check_ids, say_cut
 from musubi.errors import CheckpointError
 from musubi.plugin import Shapes
 from musubi.weights.meta import cpu_device
@@ -118,8 +118,9 @@ def clean(caption: str) -> str:
 def encode(encoder: nn.Module, tokenizer: Any, captions: list[str]) -> list[torch.Tensor]:
     """Each caption's hidden states (L, D), L counting its real tokens, end token included."""
     device = encoder.get_parameter("shared.weight").device
+    cleaned = [clean(c) for c in captions]
     tokens = tokenizer(
-        [clean(c) for c in captions],
+        cleaned,
         padding=True,
         truncation=True,
         max_length=MAX_TOKENS,
@@ -128,6 +129,7 @@ def encode(encoder: nn.Module, tokenizer: Any, captions: list[str]) -> list[torc
         return_tensors="pt",
     )
     mask = tokens["attention_mask"]
+    say_cut(tokenizer, cleaned, mask, MAX_TOKENS)
     check_ids(tokens["input_ids"], encoder.get_parameter("shared.weight").shape[0])
     hidden = encoder(tokens["input_ids"].to(device), mask.to(device))
     return [one[:n].clone() for one, n in zip(hidden, mask.sum(1).tolist(), strict=True)]
