@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from musubi import stopping
 from musubi.config.train import TrainConfig
 from musubi.errors import RunError, StoppedError
 from musubi.pages import columns
@@ -291,6 +292,7 @@ class Run:
         with contextlib.suppress(RunError):  # figures of a step that failed everywhere
             self._tell()
         folder = self.checkpoints.save_state(step)
+        stopping.fail()
         raise RunError(
             f"{what}; the state is {folder}.",
             fix=f"What the other one said says why. Go on with: {names.command()}",

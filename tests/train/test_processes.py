@@ -105,7 +105,7 @@ def test_when_one_process_is_killed_the_state_is_saved_and_another_number_goes_o
     os.kill(_process(rank=1, below=running.pid), signal.SIGKILL)
     said = running.communicate(timeout=120)[1]
     assert running.returncode != 0
-    assert said.count("Another process of this run has ended") == 1
+    assert said.count("Another process of this run has ended") == 1, said
     assert "Go on with: " in said
     (state,) = out(words).glob("dead-step*-state")
     step = int(state.name.removeprefix("dead-step").removesuffix("-state"))
