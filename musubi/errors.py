@@ -59,6 +59,20 @@ def line_of(error: Exception) -> str:
     return f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__
 
 
+def counted(number: int, noun: str, several: str | None = None) -> str:
+    """A number with its noun, in the singular or the plural.
+
+    Args:
+        number: How many.
+        noun: Of one.
+        several: Of several, where an s is not enough.
+
+    >>> counted(1, "file"), counted(3, "batch", "batches"), counted(0, "clip")
+    ('1 file', '3 batches', '0 clips')
+    """
+    return f"{number} {noun if number == 1 else several or noun + 's'}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like `name`, or None when nothing is close.
 

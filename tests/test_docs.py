@@ -96,7 +96,7 @@ def test_toml_in_pages_can_be_used(page, tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_options_named_in_pages_exist(page):
-    known = {"arch", "config", "debug", "help", "version", "install_completion", "x", "no_x"}
+    known = {"arch", "config", "debug", "help", "run", "version", "install_completion", "x", "no_x"}
     for command in COMMANDS:
         known |= {r.name for r in command.retired()}
         for name in (None, *registry.names()):

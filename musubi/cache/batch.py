@@ -16,6 +16,17 @@ Batch = dict[str, Any]
 of lists where it is `many`."""
 
 
+# What a batch holds for the engine alone; no runtime sees it.
+REGULARIZATION = "regularization"
+"""Key of a batch whose items show what the model should keep."""
+
+CLASS_CAPTIONS = "class_captions"
+"""Key of the text fields of captions in which the class word stands for the trigger."""
+
+HAS_CLASS = "has_class"
+"""Key of a list: whether an item has such a caption."""
+
+
 def batch_of(
     records: Sequence[Record],
     schema: Schema,

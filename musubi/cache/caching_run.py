@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from musubi.cache import foreign
 from musubi.cache.freshness import Wanted
 from musubi.cache.training_set import Problem
-from musubi.errors import DataError, MusubiError, RunError, system_reason
+from musubi.errors import DataError, MusubiError, RunError, counted, system_reason
 from musubi.plugin.architecture import Architecture
 from musubi.plugin.report import Report
 from musubi.plugin.runtime import Networks, Runtime
@@ -138,7 +138,7 @@ class Summary:
         parts = [f"{self.encoded} encoded", f"{self.fresh} fresh already"]
         parts += [f"{self.renewed} given new headers"] if self.renewed else []
         parts += [f"{self.adopted} adopted"] if self.adopted else []
-        parts += [f"{len(self.removed)} leftovers deleted"] if self.removed else []
+        parts += [f"{counted(len(self.removed), 'leftover')} deleted"] if self.removed else []
         parts += [f"{len(self.failed)} left out"] if self.failed else []
         report.note(f"{what}: {', '.join(parts)}.")
         if self.adopted:

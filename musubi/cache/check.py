@@ -88,16 +88,17 @@ def _judged(
     """Why the latents and the text of each source are not fresh."""
     for source in sources:
         media = judge_media(source, Origin(source.paths), cache_index, wanted["media"], settings)
-        head = text_head(source.stem, cache_index, architecture)
-        yield (
-            media.reason,
+        seen = origin_of_text(seen_by_text(source, wanted["text"].task))
+        reasons = (
             judge_text(
-                head,
-                source.caption,
+                text_head(source.stem + ending, cache_index, architecture),
+                text,
                 wanted["text"],
-                origin=origin_of_text(seen_by_text(source, wanted["text"].task)),
-            ),
+                origin=seen,
+            )
+            for ending, text in source.texts.items()
         )
+        yield media.reason, next(filter(None, reasons), None)
 
 
 def _alone(

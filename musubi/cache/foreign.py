@@ -18,7 +18,7 @@ from musubi.cache.store import Stored, text_name
 from musubi.cache.survey import Origin, Settings, origin_of_text, seen_by_text, settings_of
 from musubi.data import buckets, media
 from musubi.data.sources import Source
-from musubi.errors import DataError
+from musubi.errors import DataError, counted
 from musubi.plugin.architecture import Architecture, Task
 from musubi.plugin.record import Field, declared, lacking
 
@@ -122,7 +122,7 @@ def _remembered(entry: DatasetEntry, unnamed: Mapping[str, Stored]) -> list[Sour
         whole = name.rpartition("_")[0].rpartition("_")[0]
         stems[said["stem"] if video else whole] = None
     return [
-        Source(path=entry.place / stem, stem=stem, kind=entry.kind, caption="", inputs={})
+        Source(path=entry.place / stem, stem=stem, kind=entry.kind, captions=("",), inputs={})
         for stem in stems
     ]
 
@@ -235,7 +235,7 @@ class _Adopting:
             return f"it is of {width}x{height}, which is no bucket of the dataset file"
         if not self._gives_span(record.start, record.length):
             return (
-                f"it holds {record.length} frames from frame {record.start} on, and the dataset file "
+                f"it holds {counted(record.length, 'frame')} from frame {record.start} on, and the dataset file "
                 "cuts no such clip"
             )
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from musubi.cache.tasks import encoders_of
 from musubi.cache.text import NO_PLAN
 from musubi.cache.training_set import Problem, TrainingItem, TrainingSet, by_reason
 from musubi.data.sources import scan
-from musubi.errors import DataError
+from musubi.errors import DataError, counted
 from musubi.plugin.architecture import Architecture, Task
 from musubi.plugin.report import Report
 from musubi.weights.identity import identity
@@ -95,7 +95,7 @@ def open_training_set(  # noqa: PLR0913 - each is another thing known of the run
         report.note(foreign.said(len(adopted)))
     if news := [p for p in found.skipped if (p.name, p.reason) not in told]:
         reasons = "; ".join(f"{n} × {reason}" for reason, n in by_reason(news).items())
-        report.warn(f"{len(news)} file{'s are' if len(news) > 1 else ' is'} left out: {reasons}")
+        report.warn(f"{counted(len(news), 'file')} left out: {reasons}")
     if found.missing or found.stale or not found.items:
         error = incomplete(found, dataset.path)
         if not partial or not found.items:
@@ -195,18 +195,23 @@ class _Opening:
                 continue
             if verdict.renewed:
                 renew(cache_index, verdict.names, origin)
-            head = text_head(source.stem, cache_index, self.architecture)
             seen = origin_of_text(seen_by_text(source, text.task))
-            reason = judge_text(head, source.caption, text, origin=seen)
+            heads = {
+                e: text_head(source.stem + e, cache_index, self.architecture) for e in source.texts
+            }
+            reasons = (
+                judge_text(heads[e], said, text, origin=seen) for e, said in source.texts.items()
+            )
+            reason = next(filter(None, reasons), None)
             if reason is not None:
                 known = failures["text"].get(name)
-                tried = (text_digest(source.caption), NO_PLAN)
-                if known and (known.signature, known.plan) == tried:
+                tried = {(text_digest(said), NO_PLAN) for said in source.texts.values()}
+                if known and (known.signature, known.plan) in tried:
                     self.skipped.append(Problem(name=name, what="source", reason=known.reason))
                 else:
-                    self.left_out(name, "text", reason, found=head is not None)
+                    self.left_out(name, "text", reason, found=heads[""] is not None)
                 continue
-            self.add(entry, cache_index, verdict.names, head)
+            self.add(entry, cache_index, verdict.names, heads[""], source.texts)
 
     def without_sources(self, entry: DatasetEntry, cache_index: CacheIndex) -> None:
         """Use the records of a dataset whose images or videos are no longer there."""
@@ -231,8 +236,8 @@ class _Opening:
             used += 1
             self.add(entry, cache_index, (name,), text_record)
         self.report.warn(
-            f"{entry.place} is gone; its {used} records in "
-            f"{entry.cache_directory} are used as they are."
+            f"{entry.place} is gone. Of it {counted(used, 'record')} in {entry.cache_directory} "
+            f"{'is' if used == 1 else 'are'} used."
         )
 
     def add(
@@ -241,8 +246,9 @@ class _Opening:
         cache_index: CacheIndex,
         names: Iterable[str],
         text: Stored | None,
+        endings: Collection[str] = ("",),
     ) -> None:
-        """Add the items of one source."""
+        """Add the items of one source; `endings` stand behind its stem in the names of text records."""
         assert text is not None and text.header is not None
         for name in names:
             head = cache_index.media[name]
@@ -257,7 +263,8 @@ class _Opening:
                 key=f"{entry.index}/{name}",
                 directory=cache_index.directory,
                 media_name=name,
-                text_name=text_name(header.stem, self.architecture.suffix),
+                texts={e: text_name(header.stem + e, self.architecture.suffix) for e in endings},
+                regularization=entry.is_reg,
                 bucket=(*header.bucket, header.length, *shapes),
                 batch_size=entry.batch_size,
                 repeats=entry.num_repeats,

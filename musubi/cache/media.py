@@ -19,7 +19,7 @@ from musubi.cache.tasks import encoders_of
 from musubi.cache.write_behind import WriteBehind
 from musubi.data import clips as data_clips
 from musubi.data.read_ahead import read_ahead
-from musubi.errors import DataError, MusubiError, RunError, line_of
+from musubi.errors import DataError, MusubiError, RunError, counted, line_of
 from musubi.plugin.report import Progress
 from musubi.plugin.runtime import Clip, Record
 from musubi.weights.temporary import sweep
@@ -157,7 +157,7 @@ class _MediaRun:
                     self.list.sectioned and one.work.source.kind == "video"
                 ):
                     raise RunError(
-                        f"{one.clip.name}: the architecture gave {len(records)} records for one clip, "
+                        f"{one.clip.name}: the architecture gave {counted(len(records), 'record')} for one clip, "
                         "and its schema does not say that clips are cut into sections."
                     )
             except DataError as error:

@@ -160,8 +160,10 @@ class _TextRun:
             for skip in found.skipped:
                 caching.failed(self.summary, skip.path.name, skip.reason)
                 place.failures[skip.path.name] = Failure(reason=skip.reason, signature="", plan="")
-            for source in found.sources:
-                name = text_name(source.stem, caching.architecture.suffix)
+            for source, ending, text in (
+                (s, *pair) for s in found.sources for pair in s.texts.items()
+            ):
+                name = text_name(source.stem + ending, caching.architecture.suffix)
                 if name in place.named:
                     continue
                 place.named.add(name)
@@ -169,8 +171,8 @@ class _TextRun:
                 caption = _Caption(
                     path=cache_index.path(name),
                     source=source.path.name,
-                    stem=source.stem,
-                    text=source.caption,
+                    stem=source.stem + ending,
+                    text=text,
                     head=cache_index.text.get(name),
                     place=place,
                     seen=seen,

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from musubi.cache.batch import Batch, batch_of
+from musubi.cache.batch import CLASS_CAPTIONS, HAS_CLASS, REGULARIZATION, Batch, batch_of
 from musubi.cache.store import empty_caption_name, read_record
 from musubi.data.batches import dataset_digest
+from musubi.data.source import class_ending
 from musubi.errors import DataError
 from musubi.plugin.architecture import Architecture, Task
 from musubi.plugin.record import Field, declared, lacking
@@ -27,7 +28,8 @@ class TrainingItem:
         key: Unique in the training set and the same on every machine: dataset number, file name.
         directory: Where both records lie.
         media_name: File name of the media record.
-        text_name: File name of the text record.
+        texts: File names of the text records by what stands behind the stem: see `Source.texts`.
+        regularization: It shows what the model knows and should keep.
         bucket: Items of one dataset with equal buckets can be stacked: width, height and frames in
             pixels, then the shapes of the tensors.
         batch_size: Of its dataset.
@@ -40,13 +42,14 @@ class TrainingItem:
     key: str
     directory: Path
     media_name: str
-    text_name: str
+    texts: Mapping[str, str]
     bucket: tuple[Any, ...]
     batch_size: int
     repeats: int
     dataset: int
     source: str
     name: str
+    regularization: bool = False
 
     @property
     def media_path(self) -> Path:
@@ -55,8 +58,13 @@ class TrainingItem:
 
     @property
     def text_path(self) -> Path:
-        """The text record."""
-        return self.directory / self.text_name
+        """The text record of its first caption."""
+        return self.directory / self.texts[""]
+
+    @cached_property
+    def captions(self) -> tuple[str, ...]:
+        """What stands behind the stem for each caption that training draws from."""
+        return tuple(ending for ending in self.texts if not ending.endswith("c"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +96,7 @@ class TrainingSet:
         stale: Sources whose record was made from something else.
         skipped: Sources that cannot be used.
         pin: Put batches in pinned memory.
+        of_class: Batches bring the captions of what is to be kept.
     """
 
     architecture: Architecture
@@ -98,6 +107,7 @@ class TrainingSet:
     stale: tuple[Problem, ...] = ()
     skipped: tuple[Problem, ...] = ()
     pin: bool = False
+    of_class: bool = False
 
     @cached_property
     def digest(self) -> str:
@@ -105,13 +115,18 @@ class TrainingSet:
         return dataset_digest(self.items)
 
     def load(
-        self, indices: Sequence[int], *, without_caption: Sequence[bool] | None = None
+        self,
+        indices: Sequence[int],
+        *,
+        without_caption: Sequence[bool] | None = None,
+        draws: Sequence[int] | None = None,
     ) -> Batch:
         """A batch for `Runtime.condition`, on the CPU, in the dtypes that the records hold.
 
         Args:
             indices: Into `items`; all of one dataset and one bucket.
             without_caption: For each index, whether the empty caption takes its caption's place.
+            draws: For each index a large number, which chooses among its captions; None: the first.
 
         Returns:
             See `musubi.cache.batch.Batch`.
@@ -120,20 +135,42 @@ class TrainingSet:
             DataError: A record cannot be read, lacks a field, or its shape differs from the others'.
         """
         drop = without_caption or [False] * len(indices)
-        schema = self.task.schema
+        schema, items = self.task.schema, [self.items[i] for i in indices]
+        chosen = [
+            item.captions[draw % len(item.captions)]
+            for item, draw in zip(items, draws or [0] * len(items), strict=True)
+        ]
         records = [
             {
-                **_read(self.items[i].media_path, schema.kept),
-                **(
-                    self.empty_text(self.items[i].dataset)
-                    if dropped
-                    else _read(self.items[i].text_path, schema.text)
-                ),
+                **_read(item.media_path, schema.kept),
+                **(self.empty_text(item.dataset) if dropped else self._text(item, ending)),
             }
-            for i, dropped in zip(indices, drop, strict=True)
+            for item, ending, dropped in zip(items, chosen, drop, strict=True)
         ]
-        names = [self.items[i].name for i in indices]
-        return batch_of(records, schema, names, place=self._placed)
+        names = [item.name for item in items]
+        batch = batch_of(records, schema, names, place=self._placed)
+        if items[0].regularization:  # all are: a batch is of one dataset
+            batch[REGULARIZATION] = True
+        elif self.of_class:
+            batch |= self._class_captions(items, chosen)
+        return batch
+
+    def _class_captions(self, items: Sequence[TrainingItem], chosen: Sequence[str]) -> Batch:
+        """The text fields of the captions of what is to be kept, and which items have one."""
+        endings = [class_ending(ending) for ending in chosen]
+        known = [ending in item.texts for item, ending in zip(items, endings, strict=True)]
+        if not any(known):
+            return {}
+        records = [
+            self._text(item, of_class if has else own)
+            for item, of_class, own, has in zip(items, endings, chosen, known, strict=True)
+        ]
+        names = [item.name for item in items]
+        found = batch_of(records, self.task.schema, names, place=self._placed)
+        return {CLASS_CAPTIONS: found, HAS_CLASS: known}
+
+    def _text(self, item: TrainingItem, ending: str) -> Record:
+        return _read(item.directory / item.texts[ending], self.task.schema.text)
 
     def empty_text(self, dataset: int) -> Record:
         """The record of the empty caption, by field name, without a batch axis.

@@ -13,7 +13,7 @@ from musubi.caption.model import Captioner
 from musubi.config.caption import CaptionConfig
 from musubi.data import media
 from musubi.data.media import VIDEO_EXTENSIONS, image_extensions
-from musubi.errors import ConfigError, DataError, MusubiError, RunError
+from musubi.errors import ConfigError, DataError, MusubiError, RunError, counted
 from musubi.plugin import Report
 from musubi.weights.dtypes import parse_dtype
 from musubi.weights.write import atomic, not_written
@@ -29,7 +29,9 @@ def run(config: CaptionConfig, report: Report) -> None:
         RunError: Some files could not be captioned, or nothing can be written.
     """
     if len(config.folder) != 1:
-        raise ConfigError("One folder at a time.", fix="Run the command for each.")
+        raise ConfigError(
+            "`musubi cache caption` takes one folder.", fix="Run the command once for each folder."
+        )
     folder, ending = Path(config.folder[0]), config.caption_extension
     if not ending.startswith(".") or ending.lower() in {*VIDEO_EXTENSIONS, *image_extensions()}:
         raise ConfigError(
@@ -43,7 +45,7 @@ def run(config: CaptionConfig, report: Report) -> None:
         )
     wanted = [f for f in files if config.overwrite or not _has_text(f.with_suffix(ending))]
     if len(files) > len(wanted):
-        report.note(f"{len(files) - len(wanted)} captions are there already, and stay.")
+        report.note(f"{counted(len(files) - len(wanted), 'caption')} found, and kept as they are.")
     if not wanted:
         return
     captioner = Captioner(config.model, device, dtype)
@@ -59,12 +61,12 @@ def run(config: CaptionConfig, report: Report) -> None:
                 _write(path.with_suffix(ending), text)
             bar.advance()
     report.note(
-        f"{len(wanted) - len(failed)} captions are written. Read them: they are what is learned."
+        f"Wrote {counted(len(wanted) - len(failed), 'caption')}. Read them: a LoRA learns what they say."
     )
     if failed:
         raise RunError(
-            f"{len(failed)} files have no caption: {', '.join(failed[:8])}.",
-            fix="Mend or remove them; the others are done.",
+            f"No caption for {counted(len(failed), 'file')}: {', '.join(failed[:8])}.",
+            fix="Mend or remove what is named, and run the command again.",
         )
 
 

@@ -105,7 +105,7 @@ def _check_models(words: list[str]) -> None:
 
     names = [word for word in words if not word.startswith("-")]
     if names == ["show"] and not {"--help", "-h"} & set(words):
-        fix = f"Write `musubi models show {' or '.join(registry.names())}`."
+        fix = "Write " + " or ".join(f"`musubi models show {n}`" for n in registry.names()) + "."
         raise ConfigError("`musubi models show` needs the name of an architecture.", fix=fix)
     if names and names[0] in registry.names():
         fix = f"Write `musubi models show {names[0]}`."

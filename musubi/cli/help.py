@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from musubi.config.commands import COMMANDS, Command
+from musubi.errors import counted
 
 if TYPE_CHECKING:
     from musubi.config.fields import Flag
@@ -78,7 +79,7 @@ def of_command(
             _wrapped(f"Add {known} to see the model files and the options of that architecture.", 0)
         )
     if left:
-        blocks.append(f"{left} more options: musubi {command.name} --help all")
+        blocks.append(f"{counted(left, 'more option')}: musubi {command.name} --help all")
     return "\n\n".join(blocks) + "\n"
 
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from musubi.plugin.architecture import Architecture
 
 
+RUNS = (("train",), ("plan",))
+"""Commands that know of several runs in one file."""
+
+
 def own_flags(command: Command) -> dict[str, Flag]:
     """The options that belong to the command line itself."""
     from musubi.config.fields import Flag
@@ -33,6 +37,12 @@ def own_flags(command: Command) -> dict[str, Flag]:
             aliases=("config_file",),
         ),
         Flag(
+            name="run",
+            words=1,
+            metavar="NAME",
+            help="One run of a file that has several in tables [[run]]: its output_name.",
+        ),
+        Flag(
             name="notify",
             words=1,
             metavar="bell|URL",
@@ -42,7 +52,9 @@ def own_flags(command: Command) -> dict[str, Flag]:
         Flag(name="debug", words=0, help="Show the traceback of a failure."),
         Flag(name="help", words=0, help="Show this; `--help all` shows every option."),
     )
-    return {f.name: f for f in own if f.name != "arch" or command.place is not None}
+    left = set() if command.place is not None else {"arch"}
+    left |= set() if command.words in RUNS else {"run"}
+    return {f.name: f for f in own if f.name not in left}
 
 
 class CommandLine:
@@ -61,6 +73,7 @@ class CommandLine:
         from musubi.config.fields import flags, names
 
         self.command = command
+        self.typed = list(words)
         self.lenient = lenient
         self.file = self._file(words)
         self.architecture = self._architecture(words)
@@ -120,6 +133,9 @@ class CommandLine:
         from musubi.config.resolve import Notes, resolve
         from musubi.config.task import choose_task
 
+        if self.file is not None and self.file.runs and self.file.run is None:
+            self._all_runs(self.file)
+            return
         values = {
             name: flag.read(given[name])
             for name, flag in self.flags.items()
@@ -156,13 +172,39 @@ class CommandLine:
             config = filled(config, self.architecture, self.command.place, report)
         self.command.run(config, self.architecture, report)
 
+    def _all_runs(self, file: ConfigFile) -> None:
+        """Make every run of the file.
+
+        Raises:
+            ConfigError: The command makes one, or one name was given for all.
+        """
+        from musubi.cli import several
+        from musubi.cli.report import terminal
+
+        first = file.runs[0]
+        if self.command.words != ("train",):
+            raise ConfigError(
+                f"{file.path} has several runs, and `musubi {self.command.name}` looks at one.",
+                fix=f"Name one: --run {first}."
+                if self.command.words in RUNS
+                else "Give a file without [[run]].",
+            )
+        if any(word.startswith(("--output_name", "--output-name")) for word in self.typed):
+            raise ConfigError(
+                f"--output_name names one run, and {file.path} has {len(file.runs)}.",
+                fix=f"Leave it out, or make one run: --run {first}.",
+            )
+        several.run_all(self.typed, file.runs, terminal())
+
     def _demand(self, values: Mapping[str, Any]) -> None:
         """What no default can stand for: the architecture, and the bare words of some commands."""
         command = self.command
         if command.place is not None and self.architecture is None:
             raise ConfigError(
                 f"`musubi {command.name}` must know the architecture.",
-                fix=f"Add `--arch {' or --arch '.join(registry.names()) or 'NAME'}`.",
+                fix="Add "
+                + (" or ".join(f"`--arch {name}`" for name in registry.names()) or "`--arch NAME`")
+                + ".",
             )
         bare = command.positional
         if bare is not None and self.flags[bare].required and bare not in values:
@@ -188,7 +230,8 @@ class CommandLine:
         from musubi.config.resolve import read_file
 
         try:
-            return read_file(path)
+            run = value_of(words, "run") if self.command.words in RUNS else None
+            return read_file(path, run)
         except ConfigError:
             if self.lenient:
                 return None

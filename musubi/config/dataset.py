@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError, create_model
 
 from musubi import registry
+from musubi.config.dataset_captions import rules_of
 from musubi.config.dataset_entry import (
     MAX_FRAMES,
     PLACES,
@@ -27,6 +28,7 @@ from musubi.config.dataset_entry import (
     SharedKeys,
 )
 from musubi.config.dataset_inputs import inputs_of
+from musubi.config.dataset_shares import check_shares
 from musubi.config.dataset_values import (
     Kind,
     extension_of,
@@ -116,6 +118,7 @@ def read_dataset_config(
         target = (architecture, task)
         entries.append(_entry(index, given, own_table, where, path, target, notes))
     _refuse_shared_caches(path, entries)
+    check_shares(path, entries)
     return DatasetFile(path=path, datasets=tuple(entries), notes=tuple(dict.fromkeys(notes)))
 
 
@@ -141,9 +144,15 @@ def named_keys(path: str | Path) -> set[str]:
 def _columns(path: Path) -> set[str]:
     """The keys of the first line of a list of files; numbers behind them are left out."""
     try:
+        if path.suffix.lower() == ".json":
+            rows = parse_json(read_text(path))
+            first = next(iter(rows.values() if isinstance(rows, dict) else rows), {})
+            return (
+                {re.sub(r"_\d+$", "", key) for key in first} if isinstance(first, dict) else set()
+            )
         with path.open(encoding="utf-8-sig") as lines:
             first = json.loads(next((line for line in lines if line.strip()), "{}"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return set()  # whoever reads the list says what is wrong with it
     return {re.sub(r"_\d+$", "", key) for key in first} if isinstance(first, dict) else set()
 
@@ -283,8 +292,14 @@ def _entry(
                 f"{where}: {given['cache_directory']!r} of cache_directory is a file.",
                 fix="Give a directory; it is made when it does not exist.",
             )
+    if given.get("frame_extraction") == "longest" and "target_frames" not in given:
+        raise ConfigError(
+            f'{where}: frame_extraction = "longest" chooses among target_frames, which are not given.',
+            fix='Give target_frames = [17, 33, 49], say, or frame_extraction = "full".',
+        )
     extension = extension_of(given.get("caption_extension"), listed, where, notes)
     plain = ("batch_size", "num_repeats", "enable_bucket", "bucket_no_upscale", "alpha_mask")
+    plain += ("weight", "is_reg", "reg_ratio")
     return DatasetEntry(
         index=index,
         kind=kind,
@@ -295,6 +310,7 @@ def _entry(
         cache_directory=cache,
         resolution=resolution_of(given, where, architecture, task),
         caption_extension=extension,
+        rules=rules_of(given, where, listed=listed),
         target_frames=lengths_of(given, kind, where, task, notes),
         period=task.shape.period,
         options={o.name: given.get(o.name, o.default) for o in architecture.dataset_options},

@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from musubi.config.dataset_values import RESOLUTION, Kind
 from musubi.plugin.inputs import LOSS_MASK, Input
 
-Extraction = Literal["head", "chunk", "slide", "uniform", "full"]
+Extraction = Literal["head", "chunk", "slide", "uniform", "full", "longest"]
 
 MAX_FRAMES = 129
+VARIANTS = 8
 
 
 class SharedKeys(BaseModel):
@@ -35,6 +36,17 @@ class SharedKeys(BaseModel):
     max_frames: int | None = Field(None, ge=1)
     source_fps: float | None = Field(None, ge=0.001, le=100_000, allow_inf_nan=False)
     alpha_mask: bool | None = None
+    weight: float | None = Field(None, gt=0, le=1e6, allow_inf_nan=False)
+    caption_prefix: str | None = None
+    caption_suffix: str | None = None
+    caption_separator: str | None = Field(None, min_length=1)
+    captions_by_line: bool | None = None
+    shuffle_caption: bool | None = None
+    keep_tokens: int | None = Field(None, ge=0, le=10_000)
+    caption_tag_dropout_rate: float | None = Field(None, ge=0, lt=1)
+    caption_variants: int | None = Field(None, ge=1, le=1000)
+    trigger_word: str | None = Field(None, min_length=1)
+    class_word: str | None = Field(None, min_length=1)
 
 
 class DatasetKeys(SharedKeys):
@@ -47,9 +59,40 @@ class DatasetKeys(SharedKeys):
     video_jsonl_file: str | None = None
     mask_directory: str | None = None
     loss_mask_directory: str | None = None
+    is_reg: bool | None = None
+    reg_ratio: float | None = Field(None, gt=0, le=1000, allow_inf_nan=False)
 
 
 PLACES = ("image_directory", "image_jsonl_file", "video_directory", "video_jsonl_file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionRules:
+    """What becomes of the captions of a dataset before they are encoded.
+
+    Args:
+        prefix: In front of each.
+        suffix: Behind each.
+        separator: Between tags; a space makes each word a tag.
+        by_line: Each line of a caption file is a caption of its own.
+        shuffle: Tags in another order in each variant.
+        keep: How many tags in front stay where they are.
+        tag_dropout: The part of the other tags that a variant lacks.
+        variants: How many are made of each caption where they differ.
+        trigger: The word that the new thing is called by.
+        instead: What stands for it in the captions of what is to be kept.
+    """
+
+    prefix: str = ""
+    suffix: str = ""
+    separator: str = ","
+    by_line: bool = False
+    shuffle: bool = False
+    keep: int = 0
+    tag_dropout: float = 0.0
+    variants: int = VARIANTS
+    trigger: str | None = None
+    instead: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +114,10 @@ class DatasetEntry:
         caption_extension: With its dot; None only for listed files.
         batch_size: Most items of a batch.
         num_repeats: How often an epoch visits each item.
+        weight: Its share of an epoch's visits, over the sum of all weights; None: by its size.
+        is_reg: It shows what the model knows and should keep.
+        reg_ratio: Of such datasets: their visits over those of the others.
+        rules: What becomes of its captions.
         target_frames: Clip lengths at the model's frame rate, ascending, each once.
         frame_extraction: Where in a video clips are cut.
         frame_stride: Frames from one start to the next, for "slide".
@@ -95,6 +142,10 @@ class DatasetEntry:
     caption_extension: str | None = None
     batch_size: int = 1
     num_repeats: int = 1
+    weight: float | None = None
+    is_reg: bool = False
+    reg_ratio: float = 1.0
+    rules: CaptionRules = field(default_factory=CaptionRules)
     target_frames: tuple[int, ...] = (1,)
     frame_extraction: Extraction = "head"
     frame_stride: int = 1

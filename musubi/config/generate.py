@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from musubi.config.memory import GenerateMemoryOptions, RoomOptions
 from musubi.config.options import Options, Retired, option
-from musubi.errors import ConfigError
+from musubi.errors import ConfigError, counted
 
 Solver = Literal["unipc", "dpm++", "vanilla", "lcm"]
 OutputType = Literal["video", "images", "latent", "both", "latent_images"]
@@ -322,7 +322,7 @@ def _check_lora(config: GenerateConfig) -> None:
         count = len(getattr(config, name) or ())
         if count > files:
             raise ConfigError(
-                f"--{name} has {count} values for {files} files of --lora_weight.",
+                f"--{name} has {counted(count, 'value')} for {counted(files, 'LoRA file')} of --lora_weight.",
                 fix="Give at most one for each file.",
             )
     if config.save_merged_model is not None and not files:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from musubi.config.options import Options, Retired, option
-from musubi.errors import ConfigError
+from musubi.errors import ConfigError, counted
 
 _LORA = "LoRA"
 
@@ -62,7 +62,7 @@ class LoraMergeConfig(Options):
             count = len(getattr(self, name) or ())
             if count > len(self.lora_weight):
                 raise ConfigError(
-                    f"--{name} has {count} values for {len(self.lora_weight)} files of --lora_weight.",
+                    f"--{name} has {counted(count, 'value')} for {counted(len(self.lora_weight), 'file')} of --lora_weight.",
                     fix="Give one for each file, in the same order.",
                 )
         return self
@@ -242,8 +242,8 @@ class LoraResizeConfig(Options):
     def _check(self) -> LoraResizeConfig:
         if len(self.lora_multiplier or ()) > len(self.files):
             raise ConfigError(
-                f"--lora_multiplier has {len(self.lora_multiplier or ())} values for "
-                f"{len(self.files)} files.",
+                f"--lora_multiplier has {counted(len(self.lora_multiplier or ()), 'value')} for "
+                f"{counted(len(self.files), 'file')}.",
                 fix="Give one for each file, in the same order.",
             )
         return self

@@ -56,6 +56,27 @@ class LossOptions(Options):
         le=1,
     )
 
+    prior_loss_weight: float | None = option(
+        None,
+        "Weight of the loss of datasets with is_reg; 1 when not given.",
+        group=_LOSS,
+        gt=0,
+    )
+    prior_preservation: bool = option(
+        False,
+        "On datasets with is_reg, what the base predicts without the adapter is the target, and not the clip.",
+        group=_LOSS,
+    )
+    diff_output_preservation: bool = option(
+        False,
+        "Keep what the class word means: with it in place of the trigger word, the prediction is held to "
+        "that of the base without the adapter. Each step takes two more passes.",
+        group=_LOSS,
+    )
+    diff_output_preservation_multiplier: float | None = option(
+        None, "Weight of --diff_output_preservation; 1 when not given.", group=_LOSS, gt=0
+    )
+
     @property
     def huber(self) -> dict[str, float]:
         """`c` and `scale` of `musubi.flow.losses.huber_c`."""
@@ -76,6 +97,18 @@ def check_losses(config: TrainConfig) -> None:
                     f"--{name} means nothing with --loss_type {config.loss_type}.",
                     fix="Give --loss_type huber or smooth_l1, or leave it out.",
                 )
+    multiplier = config.diff_output_preservation_multiplier
+    if multiplier is not None and not config.diff_output_preservation:
+        raise ConfigError(
+            "--diff_output_preservation_multiplier means nothing without --diff_output_preservation.",
+            fix="Give both, or leave it out.",
+        )
+    for name in ("prior_preservation", "diff_output_preservation"):
+        if config.full and getattr(config, name):
+            raise ConfigError(
+                f"--{name} cannot go with --full: it asks the base without the adapter, and there is none.",
+                fix="Train an adapter, such as --network_type lora, or leave it out.",
+            )
     if config.min_snr_gamma is not None and config.weighting_scheme in ("cosmap", "sigma_sqrt"):
         raise ConfigError(
             f"--min_snr_gamma and --weighting_scheme {config.weighting_scheme} are two weights of one "

@@ -160,6 +160,13 @@ class TrainMemoryOptions(NetworkMemoryOptions):
         group=_MEMORY,
         ge=1,
     )
+    attention_slices: int = option(
+        1,
+        "The backward pass of attention takes the heads in this many parts: less memory for long "
+        "videos.",
+        group=_MEMORY,
+        ge=1,
+    )
     optimizer_offload: bool = option(
         False, "The optimizer and its states live in host memory.", group=_MEMORY
     )
@@ -240,6 +247,7 @@ def dit_policy(config: NetworkMemoryOptions, dit: Component) -> Policy:
         offload_activations=offload,
         offload_8bit=eight,
         ffn_chunks=getattr(config, "ffn_slices", 1),
+        attention_chunks=getattr(config, "attention_slices", 1),
         compile=compiles(config),
     )
 

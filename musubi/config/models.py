@@ -84,7 +84,7 @@ def model_folders(given: str | None = None) -> list[Path]:
     except (OSError, TextError) as error:
         reason = system_reason(error) if isinstance(error, OSError) else error
         raise ConfigError(
-            f"{path} cannot be read: {reason}.", fix="Correct or remove it."
+            f"{path} cannot be read: {reason}.", fix=f"Correct or delete {path}."
         ) from error
     folders = [value] if isinstance(value, str) else value or []
     if not isinstance(folders, list) or not all(isinstance(one, str) for one in folders):
@@ -97,7 +97,9 @@ def model_folders(given: str | None = None) -> list[Path]:
 def _folder(text: str, whose: str) -> Path:
     path = Path(text).expanduser()
     if not path.is_dir():
-        raise ConfigError(f"{whose} is {text!r}, which is no folder.", fix="Correct the path.")
+        raise ConfigError(
+            f"{whose} is {text!r}, which is no folder.", fix="Give a folder that exists."
+        )
     return path
 
 

@@ -29,11 +29,15 @@ class ConfigFile:
         path: The file.
         values: Key, with underscores → value.
         arch: The value of the key `arch`.
+        runs: Names of the runs that the file has in tables `[[run]]`.
+        run: The one whose options are in `values`, over those that all share.
     """
 
     path: Path
     values: Mapping[str, Any]
     arch: str | None = None
+    runs: tuple[str, ...] = ()
+    run: str | None = None
 
 
 @dataclass
@@ -43,11 +47,15 @@ class Notes:
     lines: list[str] = field(default_factory=list)
 
 
-def read_file(path: str | Path) -> ConfigFile:
+def read_file(path: str | Path, run: str | None = None) -> ConfigFile:
     """Read `--config`; ".toml" is put behind the name when there is no such file without it.
 
+    Args:
+        path: The file.
+        run: The name of one of its runs.
+
     Raises:
-        ConfigError: The file is missing, is not TOML, or gives one key twice.
+        ConfigError: The file is missing, is not TOML, gives one key twice, or has no such run.
     """
     path = _existing(Path(path))
     try:
@@ -63,6 +71,47 @@ def read_file(path: str | Path) -> ConfigFile:
             f"{path} is not TOML: {error}.",
             fix="Texts stand in quotes, lists in brackets; a Windows path stands in 'single' quotes.",
         ) from error
+    tables = _runs(path, content)
+    values = _once(path, content)
+    if run is not None and run not in tables:
+        raise ConfigError(
+            f"{path} has no run {run!r}.",
+            fix=did_you_mean(run, tables) if tables else "Leave out --run: the file is one run.",
+        )
+    if tables:
+        # Without a name, the first one stands for what all have in common.
+        values |= _once(path, tables[run if run is not None else next(iter(tables))])
+    arch = values.pop("arch", None)
+    if arch is not None and not isinstance(arch, str):
+        raise ConfigError(f"'arch' in {path} is {arch!r}.", fix="Write the name in quotes.")
+    return ConfigFile(path=path, values=values, arch=arch, runs=tuple(tables), run=run)
+
+
+def _runs(path: Path, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name → options of the tables `[[run]]`, which are taken out of the content."""
+    tables = content.get("run")
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        return {}
+    del content["run"]
+    found: dict[str, dict[str, Any]] = {}
+    for number, table in enumerate(tables, start=1):
+        name = _once(path, table).get("output_name")
+        if not isinstance(name, str) or not name:
+            raise ConfigError(
+                f"Run {number} of {path} has no output_name.",
+                fix="Give each [[run]] an output_name of its own: its files are called so.",
+            )
+        if name in found:
+            raise ConfigError(
+                f"{path} has two runs with the output_name {name!r}.",
+                fix="Give each [[run]] an output_name of its own: its files are called so.",
+            )
+        found[name] = table
+    return found
+
+
+def _once(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Key, with underscores → value, of all sections."""
     values: dict[str, Any] = {}
     where: dict[str, str] = {}
     for key, value, section in _flat(content, ""):
@@ -73,10 +122,7 @@ def read_file(path: str | Path) -> ConfigFile:
                 fix="Keep one of them.",
             )
         values[name], where[name] = value, section
-    arch = values.pop("arch", None)
-    if arch is not None and not isinstance(arch, str):
-        raise ConfigError(f"'arch' in {path} is {arch!r}.", fix="Write the name in quotes.")
-    return ConfigFile(path=path, values=values, arch=arch)
+    return values
 
 
 def resolve(

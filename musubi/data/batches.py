@@ -9,7 +9,8 @@ one process would make, and no batch is dropped or made twice.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Protocol
 
 Batch = tuple[int, ...]
@@ -44,6 +45,30 @@ class Item(Protocol):
         ...
 
 
+class Shared(Protocol):
+    """What a dataset says of its share; `musubi.config.dataset.DatasetEntry` is one."""
+
+    @property
+    def index(self) -> int:
+        """Its number."""
+        ...
+
+    @property
+    def weight(self) -> float | None:
+        """Its part of all weights."""
+        ...
+
+    @property
+    def is_reg(self) -> bool:
+        """Whether it shows what should be kept."""
+        ...
+
+    @property
+    def reg_ratio(self) -> float:
+        """Of such a dataset: visits over those of the others."""
+        ...
+
+
 def dataset_digest(items: Sequence[Item]) -> str:
     """Of all that the order depends on; another digest means another order."""
     digest = hashlib.blake2b(digest_size=16)
@@ -52,8 +77,39 @@ def dataset_digest(items: Sequence[Item]) -> str:
     return digest.hexdigest()
 
 
+def visits_of(items: Sequence[Item], entries: Sequence[Shared]) -> dict[int, int]:
+    """How many visits of an epoch each dataset gets; empty where its items and repeats alone say it.
+
+    Where datasets have weights, they share the visits of all by these. Datasets of regularization
+    share what the others have, times their ratio, by their own size.
+
+    Args:
+        items: What there is to train on.
+        entries: The datasets.
+    """
+    own = Counter[int]()
+    for item in items:
+        own[item.dataset] += item.repeats
+    plain = [e for e in entries if not e.is_reg and own[e.index]]
+    found: dict[int, int] = {}
+    total = sum(own[e.index] for e in plain)
+    weights = sum(e.weight or 0.0 for e in plain)
+    if weights:
+        found = {e.index: max(1, round(total * (e.weight or 0.0) / weights)) for e in plain}
+    beside = [e for e in entries if e.is_reg and own[e.index]]
+    size = sum(own[e.index] for e in beside)
+    return found | {
+        e.index: max(1, round(total * e.reg_ratio * own[e.index] / size)) for e in beside
+    }
+
+
 def epoch_order(
-    items: Sequence[Item], *, seed: int, epoch: int, digest: str | None = None
+    items: Sequence[Item],
+    *,
+    seed: int,
+    epoch: int,
+    digest: str | None = None,
+    visits: Mapping[int, int] | None = None,
 ) -> list[Batch]:
     """The batches of an epoch, each a tuple of indices into `items`.
 
@@ -66,26 +122,52 @@ def epoch_order(
         seed: Of the run.
         epoch: Number of the epoch.
         digest: `dataset_digest(items)`, when it is known already.
+        visits: Of datasets that are visited otherwise than their items' repeats say: see `visits_of`.
     """
     digest = dataset_digest(items) if digest is None else digest
     salt = f"{seed}\0{epoch}\0{digest}\0"
     groups: dict[tuple[int, Hashable, int], list[int]] = {}
     for index, item in enumerate(items):
         groups.setdefault((item.dataset, item.bucket, item.batch_size), []).append(index)
+    repeats = [item.repeats for item in items]
+    for dataset, count in (visits or {}).items():
+        _share(items, dataset, count, f"{seed}\0{digest}\0", epoch, repeats)
     ranked: list[tuple[bytes, Batch]] = []
     for group, members in groups.items():
-        for number, batch in enumerate(_cut(items, members, group[2], salt)):
+        for number, batch in enumerate(_cut(items, members, group[2], salt, repeats)):
             ranked.append((_rank(f"{salt}batch\0{group!r}\0{number}"), batch))
     return [batch for _, batch in sorted(ranked)]
 
 
-def _cut(items: Sequence[Item], members: Sequence[int], size: int, salt: str) -> list[Batch]:
+def _share(
+    items: Sequence[Item], dataset: int, count: int, salt: str, epoch: int, repeats: list[int]
+) -> None:
+    """Give the items of a dataset so many visits in all; what an epoch leaves out the next one takes."""
+    slots = [
+        (_rank(f"{salt}share\0{item.key}\0{copy}"), i)
+        for i, item in enumerate(items)
+        if item.dataset == dataset
+        for copy in range(item.repeats)
+    ]
+    slots.sort()
+    each, more = divmod(count, len(slots))
+    start = (epoch - 1) * more
+    taken = {(start + n) % len(slots) for n in range(more)}
+    for i in {i for _, i in slots}:
+        repeats[i] = 0
+    for n, (_, i) in enumerate(slots):
+        repeats[i] += each + (n in taken)
+
+
+def _cut(
+    items: Sequence[Item], members: Sequence[int], size: int, salt: str, repeats: Sequence[int]
+) -> list[Batch]:
     """Rounds over a bucket, one after the other, cut into batches."""
     out: list[Batch] = []
     begun: list[int] = []
-    for round_ in range(max(items[i].repeats for i in members)):
+    for round_ in range(max(repeats[i] for i in members)):
         left = sorted(
-            (i for i in members if items[i].repeats > round_),
+            (i for i in members if repeats[i] > round_),
             key=lambda i: _rank(f"{salt}{round_}\0{items[i].key}"),
         )
         if begun:  # a batch that the round before began is filled with others than it has

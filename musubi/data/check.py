@@ -9,7 +9,7 @@ from typing import Any
 from musubi.data import clips
 from musubi.data.clips import ClipPlan
 from musubi.data.survey import Surveyed, survey_of
-from musubi.errors import DataError
+from musubi.errors import DataError, counted
 from musubi.plugin.architecture import Architecture
 from musubi.plugin.report import Report
 
@@ -117,8 +117,9 @@ def _too_short(one: Surveyed, rate: float) -> list[str]:
         short = [total for total in totals.values() if total < length]
         if short:
             out.append(
-                f"{len(short)} of {len(totals)} videos give no clip of {length} frames; the longest of "
-                f"them has {max(short)} at {rate:g} fps."
+                f"{len(short)} of {counted(len(totals), 'video')} {'gives' if len(short) == 1 else 'give'} no "
+                f"clip of {counted(length, 'frame')}; the longest of these "
+                f"has {max(short)} at {rate:g} fps."
             )
     return out
 
@@ -138,7 +139,7 @@ def _buckets(found: Sequence[Surveyed], report: Report) -> None:
             if size > 1 and items < size:
                 report.warn(
                     f"Dataset {one.entry.index + 1}: the bucket {shown} with {length} "
-                    f"frame{'s' if length > 1 else ''} has {items} items, fewer than the batch size, {size}: "
+                    f"frame{'s' if length > 1 else ''} has {counted(items, 'item')}, fewer than the batch size, {size}: "
                     "its batches are short. Add files of this shape, repeats, or lower batch_size."
                 )
     heads = ("dataset", "bucket", "frames", "inputs", "clips", "items an epoch", "batches")
@@ -146,8 +147,9 @@ def _buckets(found: Sequence[Surveyed], report: Report) -> None:
     total = sum(len(one.plans) for one in found)
     frames = sum(len(p.frames) for one in found for p in one.plans)
     report.note(
-        f"{total} clips of {frames} frames in all; {batches} batches, so {batches} steps an epoch on one "
-        "process without accumulation."
+        f"{counted(total, 'clip')} with {counted(frames, 'frame')} in all. An epoch is "
+        f"{counted(batches, 'batch', 'batches')}: as many steps on one process without "
+        "--gradient_accumulation_steps."
     )
 
 

@@ -15,11 +15,13 @@ from musubi.data.buckets import Size
 from musubi.data.media import VideoInfo
 from musubi.data.read_ahead import read_ahead
 from musubi.data.sources import Source
-from musubi.errors import DataError
+from musubi.errors import DataError, counted
 from musubi.plugin.architecture import Architecture, Task
 from musubi.plugin.inputs import LOSS_MASK, Input
 from musubi.plugin.runtime import Clip
 
+_KEPT = 0.75
+"""The share of a frame that has to be left for its cropping to go without a word."""
 _NAMED = 3
 """Files of one kind that a sentence names."""
 
@@ -216,7 +218,7 @@ def conversions(plans: Iterable[ClipPlan], entry: DatasetEntry, rate: float) -> 
     """What was done about frame rates and odd pictures, one sentence for each kind that was met."""
     plans = list(plans)
     videos = {id(p.video): p.video for p in plans if p.video is not None and not p.video.images}
-    said = _rates(list(videos.values()), entry, rate)
+    said = _rates(list(videos.values()), entry, rate) + _cropped(plans, entry)
     remarked: dict[str, dict[str, None]] = {}
     for video in (*videos.values(), *_videos_beside(plans)):
         for remark in video.remarks:
@@ -252,9 +254,31 @@ def _rates(videos: Sequence[VideoInfo], entry: DatasetEntry, rate: float) -> lis
             if fps < rate:
                 said += " (slower: frames are repeated)"
         counts[said] = counts.get(said, 0) + 1
-    return [
+    out = [
         f"{_videos(n)} at {said} converted to {rate:g} fps by time stamps."
         for said, n in sorted(counts.items())
+    ]
+    if out:
+        out[-1] += " (musubi-tuner converts only with source_fps, so it cuts other clips.)"
+    return out
+
+
+def _cropped(plans: Sequence[ClipPlan], entry: DatasetEntry) -> list[str]:
+    """What became of videos of another shape when nothing sorts them into buckets."""
+    if entry.enable_bucket:
+        return []
+    lost: dict[str, None] = {}
+    for plan in plans:
+        ratio = plan.size[0] / plan.size[1] * plan.bucket[1] / plan.bucket[0]
+        if plan.source.kind == "video" and min(ratio, 1 / ratio) < _KEPT:
+            lost[plan.source.path.name] = None
+    if not lost:
+        return []
+    width, height = entry.resolution
+    named = ", ".join(list(lost)[:_NAMED]) + (" and others" if len(lost) > _NAMED else "")
+    return [
+        f"{_videos(len(lost))} cropped to {width}x{height}, which cuts off more than a quarter of each "
+        f"frame: {named}. enable_bucket = true keeps their shape (musubi-tuner always does so for videos)."
     ]
 
 
@@ -287,7 +311,7 @@ def _given(
             video, shown = beside[path]
             if not one.hold and wanted[-1] >= len(shown):
                 raise DataError(
-                    f"{path.name}, the {one.name} of {source.path.name}, has {len(shown)} frames at "
+                    f"{path.name}, the {one.name} of {source.path.name}, has {counted(len(shown), 'frame')} at "
                     f"{task.shape.frame_rate:g} fps, and {wanted[-1] + 1} are needed.",
                     fix="Use a longer one.",
                 )

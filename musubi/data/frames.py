@@ -46,6 +46,8 @@ def windows(total: int, entry: Extraction) -> list[tuple[int, int]]:
         step = entry.period
         most = min(total, entry.max_frames)
         return [(0, (most - 1) // step * step + 1)] if most > 0 else []
+    if mode == "longest":
+        return [(0, length) for length in sorted(entry.target_frames) if length <= total][-1:]
     found: set[tuple[int, int]] = set()
     for length in entry.target_frames:
         last = total - length
@@ -69,7 +71,7 @@ def needed(entry: Extraction) -> int | None:
     """How many frames at the model's rate can be used at most; None when all may be."""
     if entry.frame_extraction == "full":
         return entry.max_frames
-    if entry.frame_extraction == "head" or (
+    if entry.frame_extraction in ("head", "longest") or (
         entry.frame_extraction == "uniform" and entry.frame_sample == 1
     ):
         return max(entry.target_frames)

@@ -8,88 +8,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
 
 from musubi.config.dataset import DatasetEntry
-from musubi.data.images import is_animated_webp
+from musubi.data.listed import from_list
 from musubi.data.media import VIDEO_EXTENSIONS, image_extensions
-from musubi.errors import DataError, nearest, system_reason
+from musubi.data.source import Scan, Skipped, Source, captions_of, ending, of_kind, stem_of
+from musubi.errors import DataError, system_reason
 from musubi.plugin.inputs import Input
-from musubi.untrusted import (
-    TextError,
-    check_path,
-    decoded,
-    parse_json,
-    read_bytes,
-    read_text,
-    reason,
-    text_fault,
-)
+from musubi.untrusted import TextError, decoded, read_bytes, reason, text_fault
+
+__all__ = ["Scan", "Skipped", "Source", "scan", "stem_of"]
 
 CAPTION_LIMIT = 1 << 20
 """Bytes of the longest caption; encoders read a few thousand."""
 
-LIST_LIMIT = 1 << 30
-"""Bytes of the longest list of a dataset."""
-
 _NUMBERED = re.compile(r"(.+)_(\d{1,9})")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """One image or video to train on.
-
-    Args:
-        kind: What it is; a directory of images is a video.
-        path: The file, or the directory.
-        stem: Its name up to the last dot: the first part of its records' names, and unique.
-        caption: Stripped, never empty.
-        inputs: Name of an input → the files given for it, in order.
-        dataset: Number of its dataset.
-    """
-
-    kind: Literal["image", "video"]
-    path: Path
-    stem: str
-    caption: str
-    inputs: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
-    dataset: int = 0
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """Every file or directory that its media records are made of."""
-        return (self.path, *(path for given in self.inputs.values() for path in given))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Skipped:
-    """A file that is left out.
-
-    Args:
-        path: The file.
-        reason: One sentence that names it.
-    """
-
-    path: Path
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scan:
-    """A dataset's files.
-
-    Args:
-        sources: In the order of their names.
-        skipped: Images and videos that cannot be used.
-        others: What else lies there and belongs to nothing: not an error, but worth a look.
-    """
-
-    sources: list[Source]
-    skipped: list[Skipped] = field(default_factory=list)
-    others: list[Skipped] = field(default_factory=list)
 
 
 def scan(entry: DatasetEntry) -> Scan:
@@ -98,13 +33,8 @@ def scan(entry: DatasetEntry) -> Scan:
     Raises:
         DataError: The directory or the list cannot be read, or a line of the list cannot be understood.
     """
-    found = _from_list(entry) if entry.jsonl_file is not None else _from_directory(entry)
+    found = from_list(entry) if entry.jsonl_file is not None else _from_directory(entry)
     return _all_or_none(_one_of_a_stem(found), entry)
-
-
-def stem_of(name: str) -> str:
-    """A name up to its last dot."""
-    return os.path.splitext(name)[0]  # noqa: PTH122 - 10,000 of them are counted in milliseconds
 
 
 # directories
@@ -119,7 +49,7 @@ def _from_directory(entry: DatasetEntry) -> Scan:
     media = [
         name
         for name in sorted(files)
-        if _ending(name) in known and _of_kind(directory / name, entry.kind)
+        if ending(name) in known and of_kind(directory / name, entry.kind)
     ]
     if entry.kind == "video":  # a folder of frames is meant when it has a caption
         media += [name for name in sorted(folders) if stem_of(name) + extension in files]
@@ -132,14 +62,14 @@ def _from_directory(entry: DatasetEntry) -> Scan:
         captions.add(caption_name)
         if caption_name not in files:
             close = [
-                f for f in files if f != name and stem_of(f) == stem and _ending(f) not in known
+                f for f in files if f != name and stem_of(f) == stem and ending(f) not in known
             ]
             reason = f"{name} has no caption: there is no {caption_name}."
             if close:
-                reason += f" Is {close[0]} meant? Then caption_extension is {_ending(close[0])!r}."
+                reason += f" Is {close[0]} meant? Then caption_extension is {ending(close[0])!r}."
             found.skipped.append(Skipped(path=path, reason=reason))
             continue
-        caption, problem = _caption(root + caption_name)
+        texts, problem = _caption(root + caption_name, by_line=entry.rules.by_line)
         if problem:
             found.skipped.append(
                 Skipped(path=path, reason=f"The caption {caption_name} of {name} {problem}.")
@@ -149,7 +79,7 @@ def _from_directory(entry: DatasetEntry) -> Scan:
             kind=entry.kind,
             path=path,
             stem=stem,
-            caption=caption,
+            **captions_of(texts, entry.rules),
             inputs={n: given for n, of in partners.items() if (given := of(name, stem))},
             dataset=entry.index,
         )
@@ -171,7 +101,7 @@ def _listed(
     try:
         with os.scandir(directory) as rows:
             for row in rows:
-                fault = _fault_of(row) if _ending(row.name) in known else None
+                fault = _fault_of(row) if ending(row.name) in known else None
                 if fault is not None:
                     if skipped is not None:
                         what = f"{row.name} {fault}."
@@ -214,10 +144,10 @@ def _say_what_else(entry: DatasetEntry, files: set[str], folders: set[str], foun
     mine, other = ("images", "videos") if entry.kind == "image" else ("videos", "images")
     wrong = image_extensions() if entry.kind == "video" else VIDEO_EXTENSIONS
     for name in sorted(files):
-        if name.startswith(".") or _ending(name) == ".safetensors":
+        if name.startswith(".") or ending(name) == ".safetensors":
             continue
         reason = f"{name} is not one of the {mine} that can be read."
-        if _ending(name) in wrong and _of_kind(directory / name, other[:-1]):
+        if ending(name) in wrong and of_kind(directory / name, other[:-1]):
             reason = f"{name} is one of the {other}: give {other[:-1]}_directory for these."
         elif name.endswith(entry.caption_extension or ".txt"):
             reason = f"{name} is the caption of nothing."
@@ -230,13 +160,14 @@ def _say_what_else(entry: DatasetEntry, files: set[str], folders: set[str], foun
         found.others.append(Skipped(path=directory / name, reason=reason))
 
 
-def _caption(path: str) -> tuple[str, str | None]:
-    """The text, or what is wrong with it."""
+def _caption(path: str, *, by_line: bool = False) -> tuple[list[str], str | None]:
+    """The text, or one for each line, and what is wrong with it."""
     try:
         text = decoded(read_bytes(path, limit=CAPTION_LIMIT)).strip()
     except (OSError, TextError) as error:
-        return "", f"cannot be read: {reason(error)}"
-    return text, None if text else "is empty"
+        return [], f"cannot be read: {reason(error)}"
+    texts = [line.strip() for line in text.split("\n") if line.strip()] if by_line else [text]
+    return texts, None if text else "is empty"
 
 
 _Partners = Callable[[str, str], tuple[Path, ...]]
@@ -265,7 +196,7 @@ def _image_partners(
     known, targets = image_extensions(), set(stems)
     ranked: dict[str, dict[int, str]] = {}
     for name in sorted(files):
-        if _ending(name) not in known:
+        if ending(name) not in known:
             continue
         stem = stem_of(name)
         numbered = _NUMBERED.fullmatch(stem)
@@ -296,7 +227,7 @@ class _VideoPartners:
         self._directory, self._files, self._folders = directory, files, folders
         self._by_stem: dict[str, str] = {}
         for name in sorted(files, reverse=True):
-            if _ending(name) in VIDEO_EXTENSIONS:
+            if ending(name) in VIDEO_EXTENSIONS:
                 self._by_stem[stem_of(name)] = name
 
     def get(self, name: str) -> tuple[Path, ...]:
@@ -323,127 +254,7 @@ def _without_partner(entry: DatasetEntry, found: Scan) -> Scan:
     return found
 
 
-def _ending(name: str) -> str:
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - see stem_of
-
-
-# lists
-
-
-def _from_list(entry: DatasetEntry) -> Scan:
-    assert entry.jsonl_file is not None
-    found = Scan(sources=[])
-    key = f"{entry.kind}_path"
-    for number, row in _rows(entry.jsonl_file):
-        where = f"{entry.jsonl_file}, line {number}"
-        if not isinstance(row.get(key), str):
-            close = nearest(key, [k for k in row if k != "caption"])
-            raise DataError(
-                f"{where} has no {key!r}.",
-                fix=f"It has {close!r}." if close else f'Write {{"{key}": "…", "caption": "…"}}.',
-            )
-        try:
-            path = _located(row[key], entry.jsonl_file)
-            inputs = _inputs_of(row, entry)
-        except (OSError, RuntimeError) as error:  # the latter for "~nobody"
-            what = f"The path {row[key]!r:.200} of {where} cannot be used: {reason(error)}."
-            found.skipped.append(Skipped(path=Path(entry.jsonl_file), reason=what))
-            continue
-        source = Source(
-            kind=entry.kind,
-            path=path,
-            stem=stem_of(path.name),
-            caption=str(row.get("caption") or "").strip(),
-            inputs=inputs,
-            dataset=entry.index,
-        )
-        why = None
-        if absent := next((p for p in source.paths if not p.exists()), None):
-            why = f"{absent} of {where} does not exist."
-        elif "caption" in row and not isinstance(row["caption"], str):
-            why = f"The caption of {path.name} ({where}) is not a text."
-        elif not source.caption:
-            why = f"{path.name} has no caption, or an empty one ({where})."
-        elif fault := text_fault(source.caption) or text_fault(path.name):
-            why = f"{path.name} or its caption cannot be used ({where}): {fault}."
-        elif other := _of_another_kind(path, entry):
-            why = f"{other} ({where})."
-        if why:
-            found.skipped.append(Skipped(path=path, reason=why))
-        else:
-            found.sources.append(source)
-    found.sources.sort(key=lambda s: (s.path.name, str(s.path)))
-    return found
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        lines = read_text(path, limit=LIST_LIMIT).split("\n")
-    except (OSError, TextError) as error:
-        raise DataError(f"{path} cannot be read: {reason(error)}.") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-        except TextError as error:
-            raise DataError(
-                f"{path}, line {number} is not JSON: {error}.",
-                fix="Each line is one object in braces; a Windows path needs double backslashes.",
-            ) from error
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{path}, line {number} is not an object.", fix='Write {"caption": "…", …}.'
-            )
-        yield number, row
-
-
-def _located(text: str, listing: Path) -> Path:
-    """From the working directory, or, when there is nothing, from the directory of the list."""
-    check_path(text)
-    path = Path(text).expanduser()
-    if path.is_absolute() or path.exists() or not (listing.parent / path).exists():
-        return path
-    return listing.parent / path
-
-
-def _inputs_of(row: Mapping[str, Any], entry: DatasetEntry) -> dict[str, tuple[Path, ...]]:
-    """For each input what the line names: its key, then the key with a number, by number."""
-    assert entry.jsonl_file is not None
-    found: dict[str, tuple[Path, ...]] = {}
-    for one in entry.inputs:
-        if one.column is None:
-            continue
-        ranked: dict[int, str] = {}
-        for key, value in row.items():
-            match = re.fullmatch(rf"{re.escape(one.column)}(?:_(\d{{1,9}}))?", key)
-            if match is not None and isinstance(value, str) and value:
-                ranked[int(match.group(1)) if match.group(1) else -1] = value
-        files = [_located(ranked[rank], entry.jsonl_file) for rank in sorted(ranked)]
-        if files:
-            found[one.name] = tuple(files if one.many else files[:1])
-    return found
-
-
-def _of_another_kind(path: Path, entry: DatasetEntry) -> str | None:
-    if path.is_dir():
-        return f"{path.name} is a directory" if entry.kind == "image" else None
-    if not path.is_file():
-        return f"{path.name} is a pipe or a device and no file"
-    known = VIDEO_EXTENSIONS if entry.kind == "video" else image_extensions()
-    if _ending(path.name) in known and _of_kind(path, entry.kind):
-        return None
-    return f"{path.name} is not one of the {entry.kind}s that can be read"
-
-
 # both
-
-
-def _of_kind(path: Path, kind: str) -> bool:
-    """A WebP that moves is a video, and one that does not is an image; other endings tell."""
-    if _ending(path.name) != ".webp":
-        return True
-    return is_animated_webp(path) == (kind == "video")
 
 
 def _one_of_a_stem(found: Scan) -> Scan:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from musubi.errors import ConfigError
+from musubi.errors import ConfigError, counted
 
 _log = logging.getLogger("prompts and captions")
 _TELL = 5  # texts that are named, for each encoder
@@ -81,6 +81,6 @@ def check_ids(ids: torch.Tensor, count: int) -> None:
     if count and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < count:
         raise ConfigError(
             f"The tokenizer gives a token the number {int(ids.max())}, and the text encoder knows "
-            f"{count} tokens.",
+            f"{counted(count, 'token')}.",
             fix="Give the tokenizer that was published with the text encoder.",
         )

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from musubi.errors import ConfigError
 from musubi.estimate.example import example_batch
 from musubi.estimate.trace import Recorder, Trace, walk
-from musubi.memory import ffn_chunks, fp8, quantized, recompute
+from musubi.memory import attention_chunks, ffn_chunks, fp8, quantized, recompute
 from musubi.memory.blocks import stacks, wrap
 from musubi.nn.fusing import as_if_compiled
 from musubi.plugin import Architecture, Component, Conditioning, Task
@@ -76,7 +76,7 @@ class Case:
 def record(case: Case, policy: Policy) -> Trace:
     """Run a step with two blocks of each stack, and note what it allocates and multiplies.
 
-    Of the policy, storage, quantized_matmul, recompute, ffn_chunks and compile count; the rest follows from the figures.
+    Of the policy, storage, quantized_matmul, recompute, ffn_chunks, attention_chunks and compile count; the rest follows from the figures.
 
     Marks: "in" and "out" of each block, "loss" after the forward pass of a training step, "back"
     before the backward pass of each block, "run" and "ran" around a block's own forward pass, which
@@ -165,6 +165,8 @@ def _watch(dit: nn.Module, component: Component, recorder: Recorder, policy: Pol
         wrap(block, "inside", functools.partial(_inside, recorder=recorder, index=index))
     if policy.ffn_chunks > 1:
         ffn_chunks.apply(dit, component.traits, policy.ffn_chunks, compiled=policy.compile)
+    if policy.attention_chunks > 1:
+        attention_chunks.apply(dit, component.traits, policy.attention_chunks)
     if policy.recompute != "none":
         recompute.apply(dit, component.traits, keep_attention=policy.recompute == "attention")
     for index, block in enumerate(every):

@@ -209,7 +209,9 @@ _attached: dict[Hashable, tuple[list[int], int]] = {}
 def _figures(case: Case, policy: Policy) -> Figures:
     again = policy.recompute if case.attach is not None else "none"
     sliced = (policy.ffn_chunks, policy.compile) if policy.ffn_chunks > 1 else ()
-    key = (_key(case), policy.storage, policy.quantized_matmul, again, sliced, policy.compile)
+    parts = policy.attention_chunks if case.attach is not None else 1
+    stored = (policy.storage, policy.quantized_matmul)
+    key = (_key(case), stored, again, sliced, parts, policy.compile)
     if key not in _traces:
         _traces[key] = record(case, policy)
     return _read(key, _depths(case), policy.compile, policy.ffn_chunks > 1)

@@ -39,6 +39,7 @@ _PRODUCTS = {
 _EIGHT: dict[str, Kind] = {"_scaled_mm": "product8", "int8_product": "product int8"}
 _NO_WEIGHTS = (torch.bool, torch.uint8)
 _ATTENTION = "_scaled_dot_product"
+_IN_PARTS = ("attention", "attention_backward")  # of `nn.attention_parts`
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,7 @@ def _address(tensor: torch.Tensor) -> int:
 
 def _work(name: str, args: tuple[Any, ...], made: list[torch.Tensor]) -> tuple[Kind, float, int]:
     """Kind, operations, and bytes of work space."""
-    if name.startswith(_ATTENTION):
+    if name.startswith(_ATTENTION) or name in _IN_PARTS:
         return _attention(name, args)
     if name not in _PRODUCTS or not made:
         return "elementwise", 0.0, 0
@@ -234,11 +235,14 @@ def _attention(name: str, args: tuple[Any, ...]) -> tuple[Kind, float, int]:
     tensors = [a for a in args if isinstance(a, torch.Tensor)]
     backward = name.endswith("backward")
     query, key = tensors[1:3] if backward else tensors[:2]
-    products = 2.0 * query.numel() * key.shape[-2]
+    products = 2.0 * query.numel() * key.shape[1 if name in _IN_PARTS else -2]
     if not backward:
         return "attention", 2 * products, 0
-    # Gradients of the queries are summed up in float32.
-    return "attention backward", 5 * products, 4 * query.numel()
+    # Gradients of the queries are summed up in float32; those of a part are copied into the whole.
+    own = 4 * query.numel()
+    if name in _IN_PARTS:
+        own = (own + 2 * (query.numel() + 2 * key.numel())) // args[-1]
+    return "attention backward", 5 * products, own
 
 
 def walk(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

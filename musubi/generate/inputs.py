@@ -12,7 +12,7 @@ from musubi.config.recipe import paths_of
 from musubi.data.clips import fitted, moves, picture
 from musubi.data.images import brightness, image_size
 from musubi.data.media import VideoInfo, probe_video, read_frames
-from musubi.errors import ConfigError, DataError
+from musubi.errors import ConfigError, DataError, counted
 from musubi.plugin import Clip, Input, Prompt, Recipe, Task
 
 
@@ -113,7 +113,7 @@ def _probed(wanted: Input, path: Path, recipe: Recipe) -> VideoInfo:
     info = probe_video(path, frames=recipe.frames)
     if info.frames < recipe.frames and not wanted.hold:
         raise DataError(
-            f"{path} has {info.frames} frames, and {recipe.frames} are asked for.",
+            f"{path} has {counted(info.frames, 'frame')}, and the video is to have {recipe.frames}.",
             fix=f"Give a longer video, or --video_length {info.frames} or less.",
         )
     return info

@@ -12,7 +12,7 @@ from torch import nn
 from musubi.config.generate import GenerateConfig
 from musubi.config.lora import LoraMergeConfig
 from musubi.config.options import expert_ending, for_architecture, spared
-from musubi.errors import ConfigError
+from musubi.errors import ConfigError, counted
 from musubi.lora.adapter import Adapters
 from musubi.lora.blocks import weighted
 from musubi.lora.delta import Delta, Difference, Pair, Replacement
@@ -71,7 +71,7 @@ def choose(
         file = weighted(file, _at(config.lora_block_weights, i), architecture, shapes)
         if not file.deltas:
             raise ConfigError(
-                f"The patterns leave none of the {len(whole.deltas)} modules of {name}.",
+                f"The patterns leave none of the {counted(len(whole.deltas), 'module')} of {name}.",
                 fix="Widen --include_patterns, or exclude less.",
             )
         multiplier = _at(getattr(config, f"lora_multiplier{ending}"), i)

@@ -18,7 +18,7 @@ from musubi.config.generate import GenerateConfig
 from musubi.config.recipe import MOST_SEED, build_recipe, requested
 from musubi.config.task import Choice
 from musubi.data.video_writer import CRF, Quality
-from musubi.errors import ConfigError
+from musubi.errors import ConfigError, counted
 from musubi.generate import write
 from musubi.generate.failures import Failures, as_failure, decoding, short
 from musubi.generate.finished import LATENTS, FinishedVideos
@@ -95,8 +95,9 @@ class Generation:
         )
         if recipe.frames <= config.trim_tail_frames:
             raise ConfigError(
-                f"--trim_tail_frames {config.trim_tail_frames} leaves nothing of {recipe.frames} frames.",
-                fix="Trim fewer.",
+                f"--trim_tail_frames {config.trim_tail_frames} leaves nothing of "
+                f"{counted(recipe.frames, 'frame')}.",
+                fix=f"Give --trim_tail_frames {max(recipe.frames - 1, 0)} or less.",
             )
         if self.choice.task.check_network is not None:
             for inspection in self.found.values():
@@ -274,8 +275,8 @@ class Generation:
         except BaseException:
             if kept.count:
                 self.report.note(
-                    f"{kept.count} sections of {kept.name} are kept in {self.folder}; the same "
-                    "command with --continue goes on from them."
+                    f"Kept {counted(kept.count, 'section')} of {kept.name} in {self.folder}; the same "
+                    "command with --continue goes on from there."
                 )
             raise
         path = write.write_latents_somewhere(

@@ -16,7 +16,7 @@ from musubi.config.options import for_architecture, paths
 from musubi.config.sizes import parse_bytes
 from musubi.config.task import Choice, choose_task
 from musubi.config.train import TrainConfig
-from musubi.errors import ConfigError, MusubiError, RunError, did_you_mean, system_reason
+from musubi.errors import ConfigError, MusubiError, RunError, counted, did_you_mean, system_reason
 from musubi.init import size, write
 from musubi.init.clips import Folder, look, middle
 from musubi.models import pick
@@ -41,7 +41,10 @@ def run(config: InitConfig, report: Report, ask: Ask | None = None) -> None:
         RunError: The files cannot be written.
     """
     if len(config.folder) != 1:
-        raise ConfigError("One folder at a time.", fix="Add further datasets to data.toml.")
+        raise ConfigError(
+            "`musubi init` takes one folder.",
+            fix="Give one, and write further datasets into data.toml.",
+        )
     if ask is None and not config.no_ask and sys.stdin.isatty():
         ask = input
     question = _Question(None if config.no_ask else ask, report)
@@ -209,8 +212,8 @@ def _tell(found: Folder, report: Report) -> None:
     absent = [f.path.name for f in found.files if not f.caption]
     if absent:
         report.warn(
-            f"{len(absent)} files have no caption, such as {absent[0]}: `musubi cache caption` writes "
-            "them, or write a text file beside each."
+            f"No caption for {counted(len(absent), 'file')}, such as {absent[0]}: "
+            "`musubi cache caption` writes captions, or write a text file beside each clip."
         )
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from musubi.errors import CheckpointError, ConfigError
+from musubi.errors import CheckpointError, ConfigError, counted
 from musubi.lora import patterns
 from musubi.lora.delta import Delta, Difference, Pair
-from musubi.lora.forward import NONE, Drops, added, on_bias, weight_of
+from musubi.lora.forward import NONE, Drops, added, on_bias, summed, weight_of
 from musubi.lora.fresh import Kind, fresh, principal
 from musubi.lora.kinds import Decomposed, Hada, Kron, Rotation
 from musubi.lora.layout import by_parameter
 from musubi.lora.names import WEIGHT
+from musubi.nn.fusing import fusing
 from musubi.plugin import LoraTargets
 
 _SHOWN = 5
@@ -92,7 +94,9 @@ class Adapter(nn.Module):
         drops = self.drops if self.training else NONE
         multiplier *= self.strength
         new = output
-        if self.live is not None:
+        if self._summed(layer, x, drops):
+            new = summed(cast(Pair, self.live), x, output, multiplier, drops)
+        elif self.live is not None:
             change = added(self.live, layer, x, output, multiplier, drops)
             if self.start is not None:
                 change = change - added(self.start, layer, x, output, multiplier)
@@ -100,6 +104,11 @@ class Adapter(nn.Module):
         if self.live_bias is not None:
             new = new + multiplier * on_bias(self.live_bias, layer, output)
         return new.to(output.dtype)
+
+    def _summed(self, layer: nn.Module, x: torch.Tensor, drops: Drops) -> bool:
+        """Whether the change can be summed up with the output."""
+        plain = isinstance(self.live, Pair) and self.live.mid is None and self.start is None
+        return plain and isinstance(layer, nn.Linear) and not drops.module and fusing()
 
     @torch.no_grad()
     def shrink(self, ratio: float) -> None:
@@ -285,9 +294,20 @@ class Adapters(nn.Module):
             def add(
                 layer: nn.Module, args: tuple, output: torch.Tensor, adapter: Adapter = adapter
             ) -> torch.Tensor:
+                if self.multiplier == 0:  # nothing is multiplied, and nothing is drawn
+                    return output
                 return adapter(layer, args[0], output, self.multiplier)
 
             self._handles.append(self._layers[path].register_forward_hook(add))
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Inside, the network is as it was, with the hooks in place."""
+        kept, self.multiplier = self.multiplier, 0.0
+        try:
+            yield
+        finally:
+            self.multiplier = kept
 
     def detach(self) -> None:
         """Stop; the network is as it was."""
@@ -438,7 +458,7 @@ def _other_shape(
 def _nothing_chosen(layers: Sequence[str]) -> ConfigError:
     some = layers[:: max(1, len(layers) // _SHOWN)][:_SHOWN]
     return ConfigError(
-        f"No layer is left to take a LoRA: none of {len(layers)} linear layers matches. "
+        f"No layer is left to take a LoRA: none of {counted(len(layers), 'linear layer')} matches. "
         f"Layers are called {', '.join(some)}.",
         fix="Change include_patterns, exclude_patterns or groups in --network_args.",
     )
@@ -448,6 +468,7 @@ def _no_layers(unknown: Sequence[str]) -> CheckpointError:
     if not unknown:
         return CheckpointError("The LoRA holds no pair.", fix="Give another file.")
     return CheckpointError(
-        f"The LoRA has {len(unknown)} pairs for layers that take none here, such as {unknown[0]!r}.",
+        f"The LoRA has {counted(len(unknown), 'pair')} for layers that take none here, such as "
+        f"{unknown[0]!r}.",
         fix="Give a LoRA of this model, or include these layers.",
     )

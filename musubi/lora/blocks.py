@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from musubi.config.lora import LoraBlocksConfig
-from musubi.errors import ConfigError, did_you_mean
+from musubi.errors import ConfigError, counted, did_you_mean
 from musubi.lora.files import LoraFile, architecture_of, layer_of, read_lora
 from musubi.plugin import Architecture, Report
 from musubi.weights.write import atomic
@@ -41,8 +41,8 @@ def run(config: LoraBlocksConfig, report: Report) -> None:
         report.table(path, ("block", "norm of the change", ""), rows)
         if unknown:
             report.warn(
-                f"{unknown} changes of {path} depend on the weights (DoRA, OFT), and are not counted. "
-                "`musubi lora resize --base PATH` makes pairs of them."
+                f"{counted(unknown, 'change')} of {path} not counted, which only the weights tell (DoRA, OFT). "
+                f"`musubi lora resize {path} --base PATH` makes plain pairs."
             )
         drawn.append((Path(path).name, norms))
     if config.picture is not None:
@@ -125,7 +125,8 @@ def _strengths(
     if all("=" not in part for part in parts):
         if len(parts) != len(blocks):
             raise ConfigError(
-                f"--lora_block_weights has {len(parts)} numbers, and there are {len(blocks)} blocks.",
+                f"--lora_block_weights has {counted(len(parts), 'number')}, and the network has "
+                f"{counted(len(blocks), 'block')}.",
                 fix=f"Give a number for each, or write {stacks[0] if stacks else 'blocks'}.0-9=0.5.",
             )
         return dict(zip(blocks, (_number(part, part) for part in parts), strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from musubi.config.lora import LoraConvertConfig
-from musubi.errors import CheckpointError
+from musubi.errors import CheckpointError, counted
 from musubi.lora.delta import Delta
 from musubi.lora.files import ALIASES, architecture_of, keep_apart, read_lora
 from musubi.lora.layout import NoWordsError, laid_out, write_lora
@@ -37,7 +37,7 @@ def run(config: LoraConvertConfig, report: Report) -> None:
         report.warn(note)
     if file.unknown and not config.allow_lossy:
         raise CheckpointError(
-            f"{file.path} holds {len(file.unknown)} tensors whose layers this version does not know, "
+            f"{file.path} holds {counted(len(file.unknown), 'tensor')} of layers that this version does not know, "
             f"such as {file.unknown[0]!r}; the new file would lack them.",
             fix="Add --allow_lossy to leave them out.",
         )
@@ -48,11 +48,13 @@ def run(config: LoraConvertConfig, report: Report) -> None:
     if config.allow_lossy:
         deltas, dropped = _sayable(deltas, form, architecture)
         if dropped:
-            report.warn(f"{len(dropped)} changes were left out, such as that of {dropped[0]!r}.")
+            report.warn(
+                f"Left out {counted(len(dropped), 'change')}, such as that of {dropped[0]!r}."
+            )
     if form == "peft":
         write_peft(target, deltas, dtype)
         report.note(
-            f"Wrote {len(deltas)} changes of {architecture.title} into the folder {target}."
+            f"Wrote {counted(len(deltas), 'change')} of {architecture.title} into the folder {target}."
         )
         return
     metadata = {k: v for k, v in file.metadata.items() if k != HEADER}
@@ -60,7 +62,7 @@ def run(config: LoraConvertConfig, report: Report) -> None:
         target, deltas, form=form, dtype=dtype, metadata=metadata, component=architecture.dit
     )
     report.note(
-        f"Wrote {len(deltas)} changes of {architecture.title} to {target}: "
+        f"Wrote {counted(len(deltas), 'change')} of {architecture.title} to {target}: "
         f"{file.form} names became {form} names."
     )
     for verdict in judge(architecture, list(laid_out(_shapes(deltas), form, architecture.dit))):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from musubi.config.lora import LoraEmaConfig
-from musubi.errors import CheckpointError
+from musubi.errors import CheckpointError, counted
 from musubi.lora.files import keep_apart
 from musubi.lora.metadata import hashes
 from musubi.plugin import Report
@@ -46,7 +46,7 @@ def run(config: LoraEmaConfig, report: Report) -> None:
             # The hashes stand before the tensors they are of, so these are made twice.
             metadata = last.metadata | hashes(entries, produce, last.metadata)
             stream(target, entries, produce, metadata)
-    report.note(f"Averaged {len(files)} files into {target}.")
+    report.note(f"Averaged {counted(len(files), 'file')} into {target}.")
 
 
 def betas(config: LoraEmaConfig, count: int) -> list[float]:

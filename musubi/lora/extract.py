@@ -10,7 +10,7 @@ import torch
 
 from musubi import registry
 from musubi.config.lora import LoraExtractConfig
-from musubi.errors import CheckpointError, ConfigError
+from musubi.errors import CheckpointError, ConfigError, counted
 from musubi.lora.delta import Delta, Difference
 from musubi.lora.files import keep_apart, layer_of
 from musubi.lora.layout import write_lora
@@ -60,10 +60,12 @@ def run(config: LoraExtractConfig, report: Report) -> None:
     )
     if left_out:
         report.warn(
-            f"{len(left_out)} other tensors differ as well, such as {left_out[0]!r}, and are not in "
-            "the file. Add --rest to keep their differences as they are."
+            f"The file leaves out {counted(len(left_out), 'other tensor')} that differ too, such as "
+            f"{left_out[0]!r}. Add --rest to keep such differences as they are."
         )
-    report.note(f"Wrote {len(deltas)} changes of {architecture.title} to {target}, form {form}.")
+    report.note(
+        f"Wrote {counted(len(deltas), 'change')} of {architecture.title} to {target}, form {form}."
+    )
 
 
 def architecture_of(path: str, name: str | None) -> Architecture:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from musubi import registry
-from musubi.errors import CheckpointError, ConfigError, line_of
+from musubi.errors import CheckpointError, ConfigError, counted, line_of
 from musubi.lora.delta import Delta, Difference, Pair, StoredDifference
 from musubi.lora.keys import assembled, grouped
 from musubi.lora.kinds import Decomposed, InputRotation
@@ -109,8 +109,10 @@ class LoraFile:
             return None
         some = ", ".join(self.unknown[:_SHOWN])
         text = [n for n in self.unknown if n.startswith(_TEXT)]
-        what = "are for a text encoder" if len(text) == len(self.unknown) else "match no layer"
-        return f"{self.path}: {len(self.unknown)} tensors {what} and are not used, such as {some}."
+        what = "of a text encoder" if len(text) == len(self.unknown) else "that match no layer"
+        return (
+            f"{self.path}: {counted(len(self.unknown), 'tensor')} {what} not used, such as {some}."
+        )
 
     def selected(self, include: str | None = None, exclude: str | None = None) -> LoraFile:
         """Only the layers that `include` matches, without those that `exclude` matches.
@@ -340,7 +342,7 @@ def _refuse_others(
     other = other or recognised(matched, apart=architecture) or said
     seems = f" It seems to be for {other}." if other and other != architecture.name else ""
     raise CheckpointError(
-        f"{path} is not a LoRA for {architecture.title}: {hits} of its {len(matched)} layers are "
+        f"{path} is not a LoRA for {architecture.title}: {hits} of its {counted(len(matched), 'layer')} are "
         f"there; it has {', '.join(list(matched)[:_SHOWN])}.{seems}",
         fix="Give a LoRA of this model.",
     )

@@ -82,6 +82,21 @@ def added(
     return change
 
 
+def summed(
+    pair: Pair, x: torch.Tensor, output: torch.Tensor, strength: float, drops: Drops = NONE
+) -> torch.Tensor:
+    """A linear layer's output with the change of a pair, summed by the product that makes the change.
+
+    For what is compiled: of a sum of two tensors a compiler keeps both for the backward pass.
+    """
+    hidden, up = _halfway(pair, F.linear(x, pair.down.flatten(1).to(x.dtype)), strength, drops)
+    if hidden.dtype != output.dtype:
+        return output + F.linear(hidden, up)
+    whole = output.flatten(0, -2).unsqueeze(0)
+    made = torch.baddbmm(whole, hidden.flatten(0, -2).unsqueeze(0), up.t().unsqueeze(0))
+    return made.view(output.shape)
+
+
 def weight_of(
     layer: nn.Module, homes: Mapping[tuple[int, str], torch.Tensor] | None = None
 ) -> torch.Tensor:
@@ -126,8 +141,6 @@ def norms_of(
 def _pair(
     pair: Pair, layer: nn.Module, x: torch.Tensor, strength: float, drops: Drops
 ) -> torch.Tensor:
-    """The scale is on the small matrix: on the change it would cost the backward pass another tensor."""
-    scale = pair.scale * strength
     linear = isinstance(layer, nn.Linear)
     dense = pair.down.ndim == 2 or getattr(layer, "groups", 1) != 1
     if not linear and dense and pair.mid is None:
@@ -139,16 +152,26 @@ def _pair(
     else:
         hidden = _pointwise(x, pair.down)
         hidden = _applied(layer, hidden, pair.mid.to(x.dtype))
+    hidden, up = _halfway(pair, hidden, strength, drops, axis=-1 if linear else 1)
+    return F.linear(hidden, up) if linear else _pointwise(hidden, up)
+
+
+def _halfway(
+    pair: Pair, hidden: torch.Tensor, strength: float, drops: Drops, *, axis: int = -1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is between the matrices, and the second one, which has the scale.
+
+    On the change it would cost the backward pass another tensor.
+    """
+    scale = pair.scale * strength
     if drops.dropout:
         hidden = F.dropout(hidden, drops.dropout)
     if drops.rank:
-        axis = -1 if linear else 1
         shape = [hidden.shape[0], *[1] * (hidden.ndim - 1)]
         shape[axis] = hidden.shape[axis]
-        hidden = hidden * (torch.rand(tuple(shape), device=x.device) >= drops.rank)
+        hidden = hidden * (torch.rand(tuple(shape), device=hidden.device) >= drops.rank)
         scale /= 1.0 - drops.rank
-    up = (pair.up * scale).to(hidden.dtype)
-    return F.linear(hidden, up.flatten(1)) if linear else _pointwise(hidden, up)
+    return hidden, (pair.up * scale).to(hidden.dtype).flatten(1)
 
 
 def _decomposed(

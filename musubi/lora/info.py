@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from musubi.config.lora import LoraInfoConfig
+from musubi.errors import counted
 from musubi.lora.delta import Pair
 from musubi.lora.files import read_lora
 from musubi.lora.kinds import Decomposed, Hada, Kron
@@ -104,17 +105,16 @@ def _show(facts: dict[str, Any], report: Report) -> None:
     )
     if facts["unmeasured"]:
         report.note(
-            f"{facts['unmeasured']} changes depend on the weights (DoRA, OFT): they have no norm of "
-            "their own."
+            f"No norm of {counted(facts['unmeasured'], 'change')}, which only the weights tell (DoRA, OFT)."
         )
     for key, text in (
-        ("zero", "change nothing"),
-        ("not_finite", "hold a number that is not finite"),
-        ("unknown", "are tensors of no layer"),
+        ("zero", "Layers that are not changed"),
+        ("not_finite", "Layers with a number that is not finite"),
+        ("unknown", "Tensors of no layer"),
     ):
         names = facts[key]
         if names:
-            report.warn(f"{len(names)} {text}, such as {', '.join(names[:_SHOWN])}.")
+            report.warn(f"{text}: {len(names)}, such as {', '.join(names[:_SHOWN])}.")
     if facts["metadata"]:
         report.table("Metadata", ("key", "value"), list(facts["metadata"].items()))
 

@@ -9,7 +9,7 @@ import torch
 
 from musubi.config.lora import LoraMergeConfig
 from musubi.config.options import paths, spared
-from musubi.errors import ConfigError, RunError
+from musubi.errors import ConfigError, RunError, counted
 from musubi.lora.blocks import weighted
 from musubi.lora.delta import Delta
 from musubi.lora.files import LoraFile, read_lora
@@ -120,8 +120,10 @@ def run(config: LoraMergeConfig, architecture: Architecture, report: Report) -> 
         Merge(weights, contents, merging, device, recast).write(target, report)
     if merging.unused:
         some = ", ".join(merging.unused[:_SHOWN])
-        report.warn(f"{len(merging.unused)} layers of the LoRAs were not used, such as {some}.")
-    report.note(f"Merged {len(config.lora_weight)} LoRA files into {target}.")
+        report.warn(
+            f"Not used of the LoRAs: {counted(len(merging.unused), 'layer')}, such as {some}."
+        )
+    report.note(f"Merged {counted(len(config.lora_weight), 'LoRA file')} into {target}.")
 
 
 def _merging(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from musubi.config.lora import LoraResizeConfig
-from musubi.errors import CheckpointError, ConfigError
+from musubi.errors import CheckpointError, ConfigError, counted
 from musubi.lora.delta import Delta, Difference
 from musubi.lora.extract import show_errors, tensors_of
 from musubi.lora.files import LoraFile, architecture_of, keep_apart, layer_of, read_lora
@@ -58,7 +58,9 @@ def run(config: LoraResizeConfig, report: Report) -> None:
         metadata=kept,
         component=architecture.dit,
     )
-    report.note(f"Wrote {len(deltas)} changes of {architecture.title} to {target}, form {form}.")
+    report.note(
+        f"Wrote {counted(len(deltas), 'change')} of {architecture.title} to {target}, form {form}."
+    )
 
 
 def _summed(

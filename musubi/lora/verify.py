@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from musubi.config.lora import LoraVerifyConfig
-from musubi.errors import CheckpointError, MusubiError
+from musubi.errors import CheckpointError, MusubiError, counted
 from musubi.lora.delta import Delta
 from musubi.lora.files import FORMS, LoraFile, architecture_of, read_lora
 from musubi.lora.keys import grouped
@@ -50,14 +50,14 @@ def run(config: LoraVerifyConfig, report: Report) -> None:
     if failed:
         path, verdicts, advice = failed[0]
         counts = [f"{v.program} {len(v.loads)} of {_count(v)} tensors" for v in verdicts]
-        more = f" Neither do {len(failed) - 1} others." if len(failed) > 1 else ""
+        more = f" The same of {counted(len(failed) - 1, 'other file')}." if len(failed) > 1 else ""
         raise CheckpointError(
             f"{path} does not load everywhere: {' and '.join(counts)}.{more}", fix=advice
         )
     if unsure:
         report.warn(
-            f"Of {unsure} tensors this version does not know what they are, and cannot say whether "
-            "they load; all others load everywhere."
+            f"Whether {counted(unsure, 'tensor')} of a kind that this version does not know can be loaded "
+            "cannot be said; all others load everywhere."
         )
         return
     report.note("Every tensor loads everywhere.")
@@ -131,9 +131,9 @@ def summary(verdict: Verdict) -> str | None:
         return None
     count = _count(verdict)
     if not verdict.loads:
-        return f"{verdict.program} loads none of its {count} tensors. {verdict.why}"
+        return f"{verdict.program} loads none of its {counted(count, 'tensor')}. {verdict.why}"
     return (
-        f"{verdict.program} leaves out {len(verdict.ignores)} of its {count} tensors, such as "
+        f"{verdict.program} leaves out {len(verdict.ignores)} of its {counted(count, 'tensor')}, such as "
         f"{verdict.ignores[0]}. {verdict.why}"
     )
 

@@ -14,6 +14,7 @@ from torch import nn
 from musubi.errors import ConfigError
 from musubi.memory import (
     activations,
+    attention_chunks,
     compiled,
     ffn_chunks,
     quantized,
@@ -176,8 +177,9 @@ def check_swapped(stack: str, wanted: int, there: int) -> None:
     """
     if wanted > there:
         raise ConfigError(
-            f"--blocks_to_swap asks for {wanted} of {stack}, and this network has {there}.",
-            fix="Swap fewer.",
+            f"--blocks_to_swap would swap {wanted} blocks of {stack!r}, and this network has "
+            f"{there} there.",
+            fix="Give a smaller --blocks_to_swap.",
         )
 
 
@@ -224,10 +226,15 @@ def around(
     """Put a policy's recomputation, compilation and residency around a network's blocks."""
     if policy.ffn_chunks > 1:
         ffn_chunks.apply(module, traits, policy.ffn_chunks, compiled=policy.compile)
+    if policy.attention_chunks > 1 and not policy.compile:
+        # Inside of what is computed again.
+        attention_chunks.apply(module, traits, policy.attention_chunks)
     if policy.compile:
         compiled.apply(module, traits, compiler, recomputed=policy.recompute)
     elif policy.recompute != "none":
         recompute.apply(module, traits, keep_attention=policy.recompute == "attention")
+    if policy.attention_chunks > 1 and policy.compile:
+        attention_chunks.apply(module, traits, policy.attention_chunks)
     if stream is not None or policy.offload_activations:
         parked = lot if policy.offload_activations else None
         residency.apply(module, traits, stream=stream, lot=parked)

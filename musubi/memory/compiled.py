@@ -10,8 +10,8 @@ import functools
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,7 +46,6 @@ class Compiler:
     mode: str | None = None
     dynamic: bool | None = None
     fullgraph: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def apply(
@@ -113,7 +112,9 @@ def _around(kind: type[nn.Module], compiler: Compiler, recomputed: Recompute) ->
         "fullgraph": compiler.fullgraph,
     }
     mode = _WITHOUT_GRAPHS.get(compiler.mode or "default", compiler.mode)
-    if mode != "default":
+    if compiler.backend == "inductor":
+        words["options"] = {**_lean(), **_options_of(mode)}
+    elif mode != "default":
         words["mode"] = mode
     plain = torch.compile(kind.forward, **words)
     again = plain
@@ -126,6 +127,25 @@ def _around(kind: type[nn.Module], compiler: Compiler, recomputed: Recompute) ->
         return again(block, *_differentiable(args), **kwargs)
 
     return around
+
+
+def _lean() -> dict[str, Any]:
+    """Inductor holds on to a dead tensor for the next one of its size, and memory with it."""
+    return {"allow_buffer_reuse": False} if "allow_buffer_reuse" in _known() else {}
+
+
+@functools.cache
+def _known() -> frozenset[str]:
+    from torch import _inductor
+
+    return frozenset(_inductor.list_options())
+
+
+def _options_of(mode: str | None) -> dict[str, Any]:
+    """What a mode means; a mode and options do not go together."""
+    from torch import _inductor
+
+    return {} if mode in (None, "default") else dict(_inductor.list_mode_options(mode))
 
 
 def _recomputed(kind: type[nn.Module], recomputed: Recompute) -> Callable[..., Any]:

@@ -18,11 +18,13 @@ from torch.utils.checkpoint import (
 )
 
 from musubi.memory.blocks import blocks, unwrap, wrap
+from musubi.nn import attention_parts
 from musubi.plugin.traits import Traits
 
 NAME = "recompute"
 # Attention over a text of a few hundred tokens is cheap: its output is not worth its memory.
 _FEW_KEYS = 4
+_IN_PARTS = attention_parts.OPERATOR
 
 
 def apply(module: nn.Module, traits: Traits, *, keep_attention: bool = False) -> int:
@@ -74,7 +76,8 @@ def _keeping_attention(block: nn.Module, inner: Any, *args: Any, **kwargs: Any) 
 
 def _choose(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     if operator in _attention_operators() and len(args) > 1:
-        queries, keys = args[0].shape[-2], args[1].shape[-2]
+        tokens = 1 if operator is _IN_PARTS else -2
+        queries, keys = args[0].shape[tokens], args[1].shape[tokens]
         if keys * _FEW_KEYS >= queries:
             return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
@@ -91,4 +94,4 @@ def _attention_operators() -> frozenset[Any]:
         "_scaled_dot_product_fused_attention_overrideable",
     )
     found = (getattr(torch.ops.aten, name, None) for name in names)
-    return frozenset(packet.default for packet in found if packet is not None)
+    return frozenset([_IN_PARTS, *(packet.default for packet in found if packet is not None)])

@@ -6,7 +6,7 @@ Axes: B batch, L tokens, H heads, D head size. Back ends are imported when they 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from musubi.errors import ConfigError, MissingPackageError, did_you_mean
+from musubi.nn.attention_parts import attention_in_parts, in_parts_there
 
+# Gradients of attention over a few keys, such as a text's, need little.
+_FEW_KEYS = 4
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -23,6 +26,7 @@ class _Choice:
     backend: str
     kernel: Kernel
     split: bool
+    parts: int = 1
 
 
 def attention(
@@ -97,12 +101,26 @@ def use(backend: str = "sdpa", split: bool = False) -> _Used:
     return _Used(before)
 
 
+def in_parts(parts: int) -> _Used:
+    """From here on, or for the length of a `with` block, backward passes take the heads in `parts`.
+
+    It is about PyTorch's own attention over many keys; other back ends are left as they are.
+    """
+    global _chosen  # noqa: PLW0603
+    before = _chosen
+    _chosen = replace(_chosen, parts=parts)
+    return _Used(before)
+
+
 def chosen() -> tuple[str, bool]:
     """The back end in use, and whether batches are split."""
     return _chosen.backend, _chosen.split
 
 
 def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    many = k.shape[1] * _FEW_KEYS >= q.shape[1]
+    if _chosen.parts > 1 and many and torch.is_grad_enabled() and in_parts_there(q):
+        return attention_in_parts(q, k, v, _chosen.parts)
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return out.transpose(1, 2)
 

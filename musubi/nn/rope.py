@@ -79,9 +79,16 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
         sin: Likewise.
     """
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    if x.itemsize == 2 and not fusing():
-        # One product of complex numbers instead of four, a sum, a difference and a copy; compiled,
-        # these are one kernel, and complex numbers none.
+    if fusing():
+        # Each number with its neighbour: one kernel. Of two halves that are put together a compiler
+        # writes all in float32 first.
+        wide = x.float()
+        turned = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        cos = torch.stack((cos, cos), -1).flatten(-2)
+        sin = torch.stack((-sin, sin), -1).flatten(-2)
+        return (wide * cos + turned * sin).to(x.dtype)
+    if x.itemsize == 2:
+        # One product of complex numbers instead of four, a sum, a difference and a copy.
         pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)

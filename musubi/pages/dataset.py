@@ -14,7 +14,7 @@ from musubi.config.cache import CachePreviewConfig
 from musubi.data import clips, preview
 from musubi.data.clips import ClipPlan
 from musubi.data.survey import Surveyed, threads_by_default
-from musubi.errors import RunError, system_reason
+from musubi.errors import RunError, counted, system_reason
 from musubi.pages import document, pictures
 from musubi.pages.embed import TOO_MUCH
 from musubi.plugin import Architecture, Clip, Report
@@ -47,11 +47,13 @@ def run(config: CachePreviewConfig, architecture: Architecture, report: Report) 
     data: dict[str, Any] = {
         "view": "dataset",
         "name": Path(config.dataset_config).name,
-        "about": f"{total} clips as {architecture.title} will be trained on them: cut out, at "
+        "about": f"{counted(total, 'clip')} as {architecture.title} will be trained on them: cut out, at "
         f"{rate:g} frames per second.",
         "made": time.time(),
         "datasets": datasets,
-        "thinned": f"{shown.left_out} clips are {TOO_MUCH}." if shown.left_out else "",
+        "thinned": f"{counted(shown.left_out, 'clip')} not shown: {TOO_MUCH}."
+        if shown.left_out
+        else "",
     }
     try:
         document.write(page, f"{data['name']} - musubi", data)
@@ -59,7 +61,7 @@ def run(config: CachePreviewConfig, architecture: Architecture, report: Report) 
         raise RunError(
             f"{page} cannot be written: {system_reason(error)}.", fix="Give another --output."
         ) from error
-    report.note(f"{total} clips are shown in {page}.")
+    report.note(f"Wrote {page}, which shows {counted(total, 'clip')}.")
 
 
 class _Shown:
@@ -116,7 +118,10 @@ def _dataset(
     rate: float,
 ) -> dict[str, Any]:
     entry = one.entry
-    about = [f"{len(one.plans)} clips from {one.used} files", f"batch size {entry.batch_size}"]
+    about = [
+        f"{counted(len(one.plans), 'clip')} from {one.used} files",
+        f"batch size {entry.batch_size}",
+    ]
     if entry.num_repeats > 1:
         about.append(f"{entry.num_repeats} repeats")
     counts = Counter(_bucket(plan) for plan in one.plans)

@@ -12,7 +12,7 @@ from musubi import registry
 from musubi.config.commands import typed
 from musubi.config.fields import flags
 from musubi.config.pages import GalleryConfig
-from musubi.errors import ConfigError, DataError, MusubiError, RunError, system_reason
+from musubi.errors import ConfigError, DataError, MusubiError, RunError, counted, system_reason
 from musubi.pages import document, samples
 from musubi.pages.embed import TOO_MUCH, Embedder
 from musubi.plugin import Report
@@ -70,9 +70,9 @@ def run(config: GalleryConfig, report: Report) -> None:
     }
     said = []
     if len(found) > len(taken):
-        said.append(f"{len(found) - len(taken)} older files are not shown (--most).")
+        said.append(f"Not shown: {counted(len(found) - len(taken), 'older file')} (--most).")
     if embed.left_out:
-        said.append(f"{embed.left_out} are linked alone: {TOO_MUCH}.")
+        said.append(f"Linked and not shown: {counted(embed.left_out, 'file')}, {TOO_MUCH}.")
     data["thinned"] = " ".join(said)
     try:
         document.write(page, f"{data['name']} - musubi gallery", data)
@@ -80,7 +80,7 @@ def run(config: GalleryConfig, report: Report) -> None:
         raise RunError(
             f"{page} cannot be written: {system_reason(error)}.", fix="Give another --output."
         ) from error
-    report.note(f"{len(items)} clips are shown in {page}.")
+    report.note(f"Wrote {page}, which shows {counted(len(items), 'clip')}.")
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from musubi.errors import counted
 from musubi.pages import document
 from musubi.pages.account import Account
 from musubi.pages.embed import Embedder
@@ -147,7 +148,8 @@ def write(run: RunFolder, embed: Embedder | None = None) -> Path:
     data = run.data(embed)
     if embed.left_out:
         data["thinned"] = (
-            f"{embed.left_out} older samples are linked and not shown, to keep this page small."
+            f"Linked and not shown, to keep this page small: "
+            f"{counted(embed.left_out, 'older sample')}."
         )
     path = run.folder / REPORT
     document.write(path, run.name, data)

@@ -13,7 +13,7 @@ from musubi.cache.survey import settings_of
 from musubi.config.dataset import DatasetEntry, DatasetFile, read_dataset_config
 from musubi.config.options import Options, own_options
 from musubi.data.survey import survey
-from musubi.errors import ConfigError
+from musubi.errors import ConfigError, counted
 from musubi.plugin import Architecture, Report, Task
 
 
@@ -84,7 +84,7 @@ def _counted(
         if entry not in there:
             found = _recorded(entry, architecture, task)
             report.note(
-                f"{entry.place} is gone: the sizes of {found.total()} records in "
+                f"{entry.place} is gone: the sizes of {counted(found.total(), 'record')} in "
                 f"{entry.cache_directory} are planned for."
             )
             yield entry, found

@@ -211,6 +211,7 @@ def given(config: PlanConfig, dit: Component, *, trains: bool) -> Policy:
         offload_activations=False,
         offload_8bit=False,
         ffn_chunks=1,
+        attention_chunks=1,
         compile=bool(config.compile),
     )
 
@@ -256,6 +257,8 @@ def decided(config: PlanConfig, policy: Policy) -> dict[str, Any]:
         fixed |= {"offload_activations": True, "offload_8bit": policy.offload_8bit}
     if policy.ffn_chunks > 1:
         fixed["ffn_chunks"] = policy.ffn_chunks
+    if policy.attention_chunks > 1:
+        fixed["attention_chunks"] = policy.attention_chunks
     if policy.compile or config.compile is not None:
         fixed["compile"] = policy.compile
     return fixed

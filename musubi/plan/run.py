@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from musubi.config.plan import PlanConfig
-from musubi.errors import ConfigError
+from musubi.errors import ConfigError, counted
 from musubi.estimate import cards
 from musubi.estimate.cards import Card
 from musubi.plan import advice, sizes, words
@@ -99,13 +99,13 @@ def _tell(
     report.table(f"{title(about)}, with {flags}", HEADS, table(found))
     rest = len(about.buckets) - SHOWN
     if rest > 0:
-        report.note(f"{rest} smaller bucket{'s' if rest > 1 else ''} need less.")
+        report.note(f"{counted(rest, 'smaller bucket')} {'needs' if rest == 1 else 'need'} less.")
     most = max(found, key=lambda phase: phase.estimate.device)
     size = f" at {most.bucket}" if most.bucket is not None else ""
     report.note(
         f"The most is needed for {most.name}{size}: {gib(most.estimate.device)} GiB, so a card with "
-        f"{gib(needed(most.estimate))} GiB free. It is made of "
-        + ", ".join(f"{what} {gib(n)}" for what, n in most.estimate.parts.items())
+        f"{gib(needed(most.estimate))} GiB free. These GiB are: "
+        + ", ".join(f"{gib(n)} for {what}" for what, n in most.estimate.parts.items())
         + "."
     )
     if config.vram is None and (hint := _for_text(most, about, encoders, None)):

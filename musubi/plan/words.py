@@ -42,6 +42,8 @@ def flags(policy: Policy, component: Component, *, trains: bool) -> list[str]:
                 said.append("--recompute none")
     if policy.ffn_chunks > 1:
         said.append(f"--ffn_slices {policy.ffn_chunks}")
+    if policy.attention_chunks > 1 and trains:
+        said.append(f"--attention_slices {policy.attention_chunks}")
     if policy.compile:
         said.append("--compile")
     return said

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from musubi.errors import CheckpointError
+from musubi.errors import CheckpointError, counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ class KeyMap:
             absent = [t for i, t in enumerate(rule.theirs) if i not in parts[ours]]
             if absent:
                 raise CheckpointError(
-                    f"{ours!r} is made of {len(rule.theirs)} tensors, and the file lacks {absent[0]!r}.",
+                    f"{ours!r} is made of {counted(len(rule.theirs), 'tensor')}, and the file lacks {absent[0]!r}.",
                     fix="The file is incomplete; download it again.",
                 )
             order = tuple(parts[ours][i] for i in range(len(rule.theirs)))

@@ -25,6 +25,7 @@ class Policy:
         offload_activations: What the blocks keep for the backward pass waits in host memory.
         offload_8bit: It waits in int8, with a scale for each 128 numbers: half the memory.
         ffn_chunks: In how many slices along the tokens feed-forward layers are computed.
+        attention_chunks: In how many parts the backward pass of attention takes the heads.
         compile: Each block is compiled: element-wise chains become one kernel.
     """
 
@@ -35,4 +36,5 @@ class Policy:
     offload_activations: bool = False
     offload_8bit: bool = False
     ffn_chunks: int = 1
+    attention_chunks: int = 1
     compile: bool = False

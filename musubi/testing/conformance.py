@@ -424,6 +424,7 @@ def everything(subject: Subject) -> Policy:
         streamed=every_block(subject),
         offload_activations=True,
         ffn_chunks=2,
+        attention_chunks=2,
         compile=True,
     )
 

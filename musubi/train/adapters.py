@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from musubi.config.train import TrainConfig
-from musubi.errors import ConfigError
+from musubi.errors import ConfigError, counted
 from musubi.lora.adapter import Adapters
 from musubi.lora.files import LoraFile, laid_out, read_lora, write_lora
 from musubi.lora.forward import Drops
@@ -74,7 +75,7 @@ class Lora:
         rank = "of its file" if self.rank is None else str(self.rank)
         what = _TITLES.get(self.kind, self.kind)
         size = "" if self.kind == "full" else f" of rank {rank}"
-        return f"a {what}{size} on {modules} modules, {count:,} parameters"
+        return f"a {what}{size} on {counted(modules, 'module')}, {count:,} parameters"
 
     def identity(self) -> dict[str, Any]:
         kind = "difference" if self.kind == "full" else self.kind  # the whole DiT is called full
@@ -113,6 +114,9 @@ class Lora:
         with torch.no_grad():
             for name, value in tensors.items():
                 own[name].copy_(value)
+
+    def base(self) -> AbstractContextManager[None]:
+        return self.adapters.set_aside()
 
     def mode(self, training: bool) -> None:
         self.adapters.train(training)
@@ -174,7 +178,9 @@ def create(
         if file is not None:
             fresh = made.load(file.deltas)
             if fresh:
-                report.note(f"{len(fresh)} modules are not in {file.path} and start fresh.")
+                report.note(
+                    f"Not in {file.path}: {counted(len(fresh), 'module')}, which start at zero."
+                )
     for line in made.notes:
         report.note(line)
     dit.requires_grad_(False)
@@ -200,8 +206,8 @@ def _of_file(dit: nn.Module, file: LoraFile, wanted: Asked, report: Report) -> A
     if len(fit) < len(file.deltas):
         other = next(n for n in file.deltas if n not in fit)
         report.warn(
-            f"{len(file.deltas) - len(fit)} changes of {file.path} are not of linear layers, such as "
-            f"that of {other!r}; they are left out. Give the file to --base_weights as well to keep them."
+            f"Left out {counted(len(file.deltas) - len(fit), 'change')} of {file.path} to layers that are not "
+            f"linear, such as {other!r}. To keep such changes, give the file to --base_weights as well."
         )
     drops = Drops(wanted.dropout or 0.0, wanted.rank_dropout or 0.0, wanted.module_dropout or 0.0)
     return Adapters.from_deltas(dit, fit, drops=drops)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from musubi.cache.match import TrainingSet, open_training_set
 from musubi.config.dataset import DatasetFile, read_dataset_config
 from musubi.config.options import own_options, paths, tokenizers
 from musubi.config.train import TrainConfig
-from musubi.data.batches import epoch_order
+from musubi.data.batches import epoch_order, visits_of
 from musubi.errors import ConfigError, DataError
 from musubi.plugin import Architecture, Report, Task
 from musubi.train.loader import split
@@ -29,6 +29,7 @@ class Dataset:
         training: Indices of the items that are trained on.
         held: Indices of those that are held back.
         digest: Of everything the order of batches depends on.
+        shares: Number of a dataset → its visits in an epoch, where repeats alone do not say it.
     """
 
     file: DatasetFile
@@ -36,13 +37,16 @@ class Dataset:
     training: Sequence[int]
     held: Sequence[int]
     digest: str
+    shares: Mapping[int, int] = field(default_factory=dict)
 
     def batches(self, seed: int) -> Callable[[int], list[list[int]]]:
         """Epoch, from 1 → its batches; a function of the seed, the epoch and the data alone."""
         items = [self.records.items[i] for i in self.training]
 
         def of(epoch: int) -> list[list[int]]:
-            order = epoch_order(items, seed=seed, epoch=epoch, digest=self.digest)
+            order = epoch_order(
+                items, seed=seed, epoch=epoch, digest=self.digest, visits=self.shares
+            )
             return [[self.training[i] for i in batch] for batch in order]
 
         return of
@@ -50,7 +54,9 @@ class Dataset:
     @property
     def visits(self) -> int:
         """Items of an epoch, repeats counted."""
-        return sum(self.records.items[i].repeats for i in self.training)
+        items = [self.records.items[i] for i in self.training]
+        plain = sum(item.repeats for item in items if item.dataset not in self.shares)
+        return plain + sum(self.shares.values())
 
 
 def prepare(
@@ -98,7 +104,7 @@ def prepare(
         pin=pin,
         told=told,
     )
-    return divide(records, file, config)
+    return divide(replace(records, of_class=config.diff_output_preservation), file, config)
 
 
 def check_data(config: TrainConfig, file: DatasetFile) -> None:
@@ -113,6 +119,18 @@ def check_data(config: TrainConfig, file: DatasetFile) -> None:
         raise ConfigError(
             f"--unmasked_weight means nothing: no dataset of {file.path} has masks.",
             fix="Give mask_directory or alpha_mask in the dataset file, or leave it out.",
+        )
+    regularized = any(entry.is_reg for entry in file.datasets)
+    for name in ("prior_preservation", "prior_loss_weight"):
+        if getattr(config, name) not in (None, False) and not regularized:
+            raise ConfigError(
+                f"--{name} means nothing: no dataset of {file.path} has is_reg = true.",
+                fix="Add a dataset with is_reg = true, or leave it out.",
+            )
+    if config.diff_output_preservation and not any(e.rules.instead for e in file.datasets):
+        raise ConfigError(
+            f"--diff_output_preservation means nothing: no dataset of {file.path} has a class_word.",
+            fix="Give trigger_word and class_word in the dataset file, or leave it out.",
         )
 
 
@@ -129,7 +147,11 @@ def divide(records: TrainingSet, file: DatasetFile, config: TrainConfig) -> Data
         for dataset in sorted({item.dataset for item in records.items}):
             records.empty_text(dataset)
     digest = records.digest + (f"/{config.validation_split:g}" if held else "")
-    return Dataset(file=file, records=records, training=training, held=held, digest=digest)
+    shares = visits_of([records.items[i] for i in training], file.datasets)
+    digest += f"/{sorted(shares.items())}" if shares else ""
+    return Dataset(
+        file=file, records=records, training=training, held=held, digest=digest, shares=shares
+    )
 
 
 def summary(dataset: Dataset, steps_per_epoch: int) -> Mapping[str, object]:

@@ -47,7 +47,11 @@ class RecordSource(Protocol):
     """The records that are trained on; `musubi.cache.match.TrainingSet` is one."""
 
     def load(
-        self, indices: Sequence[int], *, without_caption: Sequence[bool] | None = None
+        self,
+        indices: Sequence[int],
+        *,
+        without_caption: Sequence[bool] | None = None,
+        draws: Sequence[int] | None = None,
     ) -> Batch:
         """A batch on the CPU."""
         ...
@@ -193,7 +197,9 @@ class Loader:
         if self.dropout:
             seed = derive(self.seed, "caption", job.number, job.micro.number)
             drop = without_caption(self.dropout, len(job.micro.indices), seed)
-        yield self.source.load(job.micro.indices, without_caption=drop)
+        place = (job.number, job.micro.number)
+        draws = [derive(self.seed, "variant", *place, n) for n in range(len(job.micro.indices))]
+        yield self.source.load(job.micro.indices, without_caption=drop, draws=draws)
 
 
 def split(keys: Sequence[str], amount: float) -> tuple[list[int], list[int]]:

@@ -72,7 +72,9 @@ class Resumed:
         if seed is None:
             seed = processes.shared(secrets.randbelow(2**32), accelerator)
         if config.seed is not None and seed != config.seed:
-            report.warn(f"The seed stays {seed} as in the state, not {config.seed}.")
+            report.warn(
+                f"--seed {config.seed} is not used: a run that goes on keeps {seed}, which its state says."
+            )
         return config.model_copy(update={"seed": seed})
 
     def take_up(

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from musubi.config.optimization import ScheduleOptions, literals
-from musubi.errors import ConfigError, did_you_mean
+from musubi.errors import ConfigError, counted, did_you_mean
 from musubi.train import optim
 
 NAMES = (
@@ -173,7 +173,7 @@ def _after_warmup(name: str, options: ScheduleOptions, warmup: int, total: int) 
         decay = steps(options.lr_decay_steps, total, "lr_decay_steps")
         if decay > rest:
             raise ConfigError(
-                f"--lr_warmup_steps {warmup} and --lr_decay_steps {decay} exceed the {total} steps of the run.",
+                f"--lr_warmup_steps {warmup} and --lr_decay_steps {decay} exceed the {counted(total, 'step')} of the run.",
                 fix="Make them smaller.",
             )
         stable = rest - decay

@@ -13,7 +13,7 @@ from musubi.config.optimization import literals
 from musubi.config.options import own_options
 from musubi.config.task import Choice
 from musubi.config.train import TrainConfig
-from musubi.errors import ConfigError
+from musubi.errors import ConfigError, counted
 from musubi.flow.experts import Experts
 from musubi.lora.merge import Merging
 from musubi.lora.metadata import DENOISER
@@ -163,6 +163,7 @@ class Setup:
             autocast=denoisers.autocast(self.accelerator, next(iter(loaded.values())), self.report),
             seed=seed,
             shifts=architecture.shifts,
+            base=trainable.base,
         )
         position = self.resumed.take_up(
             config, self._identity(trainable), trainable, update, data, self.report
@@ -242,7 +243,8 @@ class Setup:
         unused = [] if self.merging is None else list(self.merging.unused)
         if unused:
             self.report.warn(
-                f"{len(unused)} layers of --base_weights are not in the DiT, such as {unused[0]!r}."
+                f"Not used of --base_weights: {counted(len(unused), 'layer')} that the DiT does not have, such "
+                f"as {unused[0]!r}."
             )
 
     def _gallery(self, choice: Choice, nets: Nets) -> preview.Gallery | None:

@@ -279,11 +279,16 @@ def apply(state: State, trainable: Trainable, update: Update, folder: Path) -> N
 def changed(state: State, settings: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
     """Sentences about settings that a state decides and that were asked for otherwise."""
     return [
-        f"{key} stays {state.settings[key]!r} as in the state, not {settings.get(key)!r}; "
-        "start a new run with --network_weights to change it."
+        f"--{key} {_shown(settings.get(key))} is not used: a run that goes on keeps "
+        f"{_shown(state.settings[key])}, which its state says. To change --{key}, start a new run with "
+        "--network_weights."
         for key in keys
         if key in state.settings and state.settings[key] != settings.get(key)
     ]
+
+
+def _shown(value: Any) -> str:
+    return "(not given)" if value is None else str(value)
 
 
 def _facts(folder: Path) -> dict[str, Any]:

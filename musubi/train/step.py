@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from musubi.cache.batch import CLASS_CAPTIONS, HAS_CLASS, REGULARIZATION
 from musubi.config.losses import LossType
 from musubi.config.optimization import TimestepOptions
 from musubi.flow import losses, times
@@ -36,6 +37,7 @@ class FlowMatchingLoss:
         autocast: Makes the context that a network runs in.
         seed: Of the run.
         shifts: Names of `--timestep_sampling` of the architecture's own → what each means.
+        base: Makes the context in which the networks answer as they did before they were trained.
     """
 
     runtime: Runtime
@@ -47,6 +49,7 @@ class FlowMatchingLoss:
     autocast: Callable[[], AbstractContextManager[Any]]
     seed: int
     shifts: Mapping[str, Shift] = field(default_factory=dict)
+    base: Callable[[], AbstractContextManager[None]] | None = None
 
     @classmethod
     def of_one(
@@ -78,14 +81,34 @@ class FlowMatchingLoss:
         Noise and noise levels are a function of the seed, the step and the number alone; so is the
         state that the global generators are left in, which dropout draws from.
         """
+        regularization = bool(batch.get(REGULARIZATION))
+        keeps = regularization and self.options.prior_preservation
+        found = self._drawn(batch, step, number, keeps=keeps).mean()
+        share = self.options.prior_loss_weight
+        return found * share if regularization and share is not None else found
+
+    def preserving_loss(self, batch: Batch, step: int, number: int) -> torch.Tensor | None:
+        """How far what the class word means has moved, at the noise of `training_loss`; None where no item
+        of the batch has a caption with the class word.
+        """
+        captions = batch.get(CLASS_CAPTIONS)
+        if captions is None:
+            return None
+        found = self._drawn({**batch, **captions}, step, number, keeps=True)
+        counts = torch.tensor(batch[HAS_CLASS], dtype=found.dtype).to(found.device)
+        share = self.options.diff_output_preservation_multiplier
+        return (found * counts).mean() * (1.0 if share is None else share)
+
+    def _drawn(self, batch: Batch, step: int, number: int, *, keeps: bool) -> torch.Tensor:
+        """The loss of each item, weighted by its noise level."""
         torch.manual_seed(seeds.derive(self.seed, "dropout", step, number))
         generator = seeds.generator(self.device, self.seed, "noise", step, number)
         levels = torch.Generator().manual_seed(seeds.derive(self.seed, "times", step, number))
         moved = move(batch, self.device)
         given = self._condition(moved)
         t = self.times(given.latents, levels)
-        found = self._losses(moved, given, t, generator, self.options.loss_type)
-        return (found * weight_at(self.options, t)).mean()
+        found = self._losses(moved, given, t, generator, self.options.loss_type, keeps=keeps)
+        return found * weight_at(self.options, t)
 
     @torch.no_grad()
     def losses_at(self, batch: Batch, t: float, *place: int | str) -> torch.Tensor:
@@ -117,21 +140,37 @@ class FlowMatchingLoss:
         return given
 
     def _losses(
-        self, batch: Batch, given: Any, t: torch.Tensor, generator: torch.Generator, kind: LossType
+        self,
+        batch: Batch,
+        given: Any,
+        t: torch.Tensor,
+        generator: torch.Generator,
+        kind: LossType,
+        *,
+        keeps: bool = False,
     ) -> torch.Tensor:
         x0 = given.latents.float()
         noise = torch.randn(x0.shape, generator=generator, device=self.device)
+        x, target = times.mix(x0, noise, t), times.velocity(x0, noise)
+        if keeps:
+            target = self._of_base(batch, x, t, given)
         with self.autocast():
-            found = self._predicted(batch, times.mix(x0, noise, t), t, given)
+            found = self._predicted(batch, x, t, given)
         c = losses.huber_c(self.options.huber_schedule or "constant", t, **self.options.huber)
-        error = losses.distance(
-            found.float() - times.velocity(x0, noise), kind, c.reshape(-1, *[1] * (x0.ndim - 1))
-        )
+        error = losses.distance(found.float() - target, kind, c.reshape(-1, *[1] * (x0.ndim - 1)))
         weight = self._weight(batch, given)
         if weight is None:
             return error.flatten(1).mean(1)
         weight = weight.float().expand_as(error)  # the mean over what counts
         return (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1e-6)
+
+    @torch.no_grad()
+    def _of_base(self, batch: Batch, x: torch.Tensor, t: torch.Tensor, given: Any) -> torch.Tensor:
+        """What the networks predicted before they were trained."""
+        if self.base is None:
+            raise TypeError("what is trained has no base to be held to")
+        with self.base(), self.autocast():
+            return self._predicted(batch, x, t, given).float()
 
     def _weight(self, batch: Batch, given: Any) -> torch.Tensor | None:
         """How much each number counts, as the architecture says, times what the masks say."""
@@ -242,7 +281,7 @@ def without_caption(rate: float, n: int, seed: int) -> list[bool]:
 
 
 def move(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """The batch on the device, but for masks; copies from pinned memory do not wait."""
+    """The batch on the device, but for masks, and without what is the engine's alone; copies from pinned memory do not wait."""
 
     def moved(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -251,4 +290,9 @@ def move(batch: Batch, device: torch.device) -> dict[str, Any]:
             return type(value)(moved(v) for v in value)
         return value
 
-    return {name: value if is_mask(name) else moved(value) for name, value in batch.items()}
+    own = (REGULARIZATION, CLASS_CAPTIONS, HAS_CLASS)
+    return {
+        name: value if is_mask(name) else moved(value)
+        for name, value in batch.items()
+        if name not in own
+    }

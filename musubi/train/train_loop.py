@@ -207,6 +207,10 @@ class Run:
             loss = self.objective.training_loss(batch, number, micro.number) / step.total
             self.update.backward(loss)
             losses[f"micro {micro.number}"] = loss.detach()
+            kept = self.objective.preserving_loss(batch, number, micro.number)
+            if kept is not None:  # its graph is made when that of the loss is gone
+                self.update.backward(kept / step.total)
+                losses[f"micro {micro.number}"] += kept.detach() / step.total
         loss = sum(losses.values(), torch.zeros((), device=self.objective.device))
         rate = self._rate()
         words = (float(self._asked()), float(tokens), float(self._minutes_are_over()))

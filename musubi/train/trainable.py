@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +42,10 @@ class Trainable(Protocol):
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put back what `tensors` gave."""
+        ...
+
+    def base(self) -> AbstractContextManager[None]:
+        """Inside, the network answers as it did before it was trained."""
         ...
 
     def mode(self, training: bool) -> None:
@@ -97,6 +102,9 @@ class FullModel:
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         _copy(dict(self.dit.named_parameters()), tensors)
+
+    def base(self) -> AbstractContextManager[None]:
+        raise TypeError("the whole network is trained, and no base is left")
 
     def mode(self, training: bool) -> None:
         self.dit.train(training)
@@ -159,6 +167,13 @@ class Several:
         for name, part in self.parts.items():
             start = f"{name}/"
             part.load({k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)})
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for part in self.parts.values():
+                stack.enter_context(part.base())
+            yield
 
     def mode(self, training: bool) -> None:
         for part in self.parts.values():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from musubi import registry
-from musubi.errors import CheckpointError, ConfigError, line_of
+from musubi.errors import CheckpointError, ConfigError, counted, line_of
 from musubi.plugin.architecture import Component
 from musubi.plugin.keys import KeyMap, TensorSource
 from musubi.untrusted import parse_json, read_text
@@ -187,9 +187,7 @@ def _misfit(component: Component, weights: Weights) -> str:
         return f"the {nearest.name} layout fits it best, of which it lacks {lacking[0]!r}"
     layouts = ", ".join(d.name for d in component.dialects)
     examples = ", ".join(repr(name) for name in weights.names[:3])
-    return (
-        f"none of the layouts ({layouts}) fits the {len(weights.names)} tensors, such as {examples}"
-    )
+    return f"none of the layouts ({layouts}) fits the {counted(len(weights.names), 'tensor')}, such as {examples}"
 
 
 def _whose(component: Component) -> str:

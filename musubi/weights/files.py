@@ -232,6 +232,8 @@ def _stranger(first: bytes) -> str:
         return ": it is a web page, so the download went wrong"
     if first.startswith(b"GGUF"):
         return ": it is a GGUF file, a form that is not read here"
+    if re.match(rb"\s*(#|\[{1,2}[\w.-]+\]|[\w.-]+\s*=)", first):
+        return ": it is a TOML file of settings"
     if first.lstrip()[:1] in (b"{", b"["):
         return ": it is JSON text"
     return ""

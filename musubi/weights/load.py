@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from musubi.errors import CheckpointError
+from musubi.errors import CheckpointError, counted
 from musubi.plugin.architecture import Component
 from musubi.plugin.traits import named
 from musubi.weights.assemble import Assembler, Transform
@@ -145,14 +145,18 @@ def _check_names(component: Component, contents: Inspection, module_map: ModuleM
         return
     facts = []
     if missing:
-        facts.append(f"lacks {len(missing)} of {len(module_map)} tensors ({_examples(missing)})")
+        facts.append(
+            f"lacks {len(missing)} of {counted(len(module_map), 'tensor')} ({_examples(missing)})"
+        )
     if unknown:
-        facts.append(f"has {_count(unknown)} that the {component.name} does not know")
+        facts.append(
+            f"has {counted(len(unknown), 'tensor')} that the {component.name} does not know"
+        )
         facts[-1] += f" ({_examples(unknown)})"
     raise CheckpointError(
         f"{contents.path}, read as a {component.name} in the {contents.dialect.name} layout, "
         f"{' and '.join(facts)}.",
-        fix="The file is incomplete or of another model; download it again or give another file.",
+        fix=f"Give --{component.option} another file: this one is {_reason(missing, unknown)}.",
     )
 
 
@@ -215,8 +219,11 @@ def _finished(
     return module.eval().requires_grad_(False)
 
 
-def _count(names: list[str]) -> str:
-    return "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
+def _reason(missing: list[str], unknown: list[str]) -> str:
+    """What a file is that lacks tensors, or has unknown ones, or both."""
+    if not unknown:
+        return "incomplete, or of another model"
+    return "of another model" if missing else "of another model, or of a newer version of this one"
 
 
 def _examples(names: list[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from musubi.errors import CheckpointError, nearest, system_fix, system_reason
+from musubi.errors import CheckpointError, counted, nearest, system_fix, system_reason
 from musubi.untrusted import TextError, parse_json, read_text
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
@@ -98,7 +98,7 @@ def _complete(path: Path) -> list[Path]:
     names = [
         f"{shard['stem']}-{n:05d}-of-{shard['count']}{shard['suffix']}" for n in range(1, count + 1)
     ]
-    return _present(path.parent, names, f"{path} is one of {count} shards")
+    return _present(path.parent, names, f"{path} is one of {counted(count, 'shard')}")
 
 
 def _of_index(path: Path) -> list[Path]:
@@ -112,7 +112,7 @@ def _of_index(path: Path) -> list[Path]:
             f"{path} is not the index of a sharded checkpoint: it has no readable 'weight_map'.",
             fix="Give the first shard or the folder instead.",
         ) from error
-    return _present(path.parent, names, f"{path} names {len(names)} shards")
+    return _present(path.parent, names, f"{path} names {counted(len(names), 'shard')}")
 
 
 def _present(folder: Path, names: Iterable[str], what: str) -> list[Path]:
@@ -140,7 +140,9 @@ def _absent(path: Path) -> CheckpointError:
 
 def _holding(folder: Path) -> str:
     names = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir())
-    return f"It holds {_some(names)}." if names else f"The folder {folder} is empty."
+    if not names:
+        return f"The folder {folder} is empty."
+    return f"The folder {folder} holds {_some(names)}."
 
 
 def _some(names: list[str], shown: int = 5) -> str:

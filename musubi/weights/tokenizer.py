@@ -32,7 +32,10 @@ def load_tokenizer(component: Component, explicit: Path | None, weights_path: Pa
     flag = f"--{component.name}_tokenizer"
     if explicit is not None:
         if not Path(explicit).exists():
-            raise ConfigError(f"There is no tokenizer {explicit}.", fix=f"Correct {flag}.")
+            raise ConfigError(
+                f"The tokenizer {explicit} of {flag} does not exist.",
+                fix=f"Give {flag} a folder with tokenizer.json and tokenizer_config.json.",
+            )
         return _opened(Path(explicit), flag)
     published = component.tokenizer
     if weights_path is not None:

@@ -30,11 +30,16 @@ CASES = {
     # small cards
     "17-frames-4gib": f"--frames 17 {_AWAY} --recompute attention --optimizer_offload",
     "81-frames-8gib": f"--frames 81 {_AWAY} --recompute attention --optimizer_offload "
-    "--offload_8bit --ffn_slices 4 --steps 2",
-    "81-frames-host": f"--frames 81 {_AWAY} --recompute blocks --offload_8bit --ffn_slices 4 "
-    "--steps 2",
+    "--offload_8bit --ffn_slices 4 --attention_slices 4 --steps 2",
+    "81-frames-host": f"--frames 81 {_AWAY} --recompute blocks --optimizer_offload --offload_8bit "
+    "--ffn_slices 4 --attention_slices 4 --steps 2",
     "720p": f"--width 1280 --height 720 --frames 81 {_AWAY} --recompute attention "
-    "--optimizer_offload --offload_8bit --ffn_slices 8 --steps 1",
+    "--optimizer_offload --offload_8bit --ffn_slices 8 --attention_slices 8 --steps 1",
+    # other networks, with --arch and --size
+    "61-frames-960": f"--width 960 --height 544 --frames 61 {_AWAY} --recompute attention "
+    "--offload_8bit --ffn_slices 4 --attention_slices 4 --steps 2",
+    "640": "--width 640 --height 640 --frames 33 --recompute attention --compile --steps 3",
+    "640-away": f"--width 640 --height 640 --frames 33 {_AWAY} --recompute attention --steps 3",
     "denoise": "--frames 81 --phase sample --int8_fast --blocks_to_swap 38 --compile --steps 2",
     "decode": "--frames 81 --phase decode --steps 2",
     "encode": "--frames 81 --phase encode --steps 2",

@@ -45,17 +45,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="of training")
     parser.add_argument("--infer_steps", type=int, default=4, help="of previews and generation")
     parser.add_argument("--cache", default="", help="more words for both cache commands")
+    parser.add_argument("--text", default="", help="more words for cache text")
     parser.add_argument("--train", default="", help="more words for train")
     parser.add_argument("--generate", default="", help="more words for generate")
     parser.add_argument("--folder", type=Path, help="where to write; /dev/shm if there is room")
+    parser.add_argument("--files", type=Path, help="checkpoints are here, or written here and kept")
+    parser.add_argument("--write", action="store_true", help="write checkpoints to --files alone")
     parser.add_argument("--json", type=Path, help="append figures here, one line a command")
     parser.add_argument("--only", help="one command, such as train; what it needs comes before")
     options = parser.parse_args()
     architecture = registry.find(options.arch)
     variant = find_variant(architecture, options.size)
+    if options.write:
+        write_files(options, variant, options.files)
+        return
     with tempfile.TemporaryDirectory(dir=options.folder or roomy(int(60e9))) as name:
         folder = Path(name)
-        files = write_files(options, variant, folder)
+        files = write_files(options, variant, options.files or folder)
         data = write_data(options, folder)
         for words in commands(options, files, data, folder):
             run(words, options)
@@ -71,13 +77,14 @@ def write_files(options: argparse.Namespace, variant: Variant, folder: Path) -> 
         dit = component.role == "dit"
         numbers = variant.numbers if dit else component.full
         entries = list(layout(component, numbers, options.dtype if dit else "bf16"))
-        file = folder / name / "model.safetensors"
-        file.parent.mkdir()
+        file = files[name] = folder / name / "model.safetensors"
+        if file.exists():
+            continue
+        file.parent.mkdir(parents=True)
         start = time.perf_counter()
         write(file, entries)
         if component.tokenizer is not None:
             write_tokenizer(file.parent / "tokenizer")
-        files[name] = file
         size, took = file.stat().st_size, time.perf_counter() - start
         print(f"{name}: {size / GB:.2f} GB, written in {took:.1f} s", flush=True)
     return files
@@ -129,7 +136,10 @@ def commands(
     lora = folder / "out" / "whole.safetensors"
     made = {
         "cache latents": [*data_words, *given("vae"), *shlex.split(options.cache)],
-        "cache text": [*data_words, *given("text"), *shlex.split(options.cache)],
+        "cache text": [
+            *(*data_words, *given("text")),
+            *(*shlex.split(options.cache), *shlex.split(options.text)),
+        ],
         "train": [
             *(*data_words, *given("dit", "vae", "text"), "--network_dim", "32"),
             *("--mixed_precision", "bf16", "--learning_rate", "1e-5", "--seed", "1"),

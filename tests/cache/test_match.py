@@ -146,7 +146,7 @@ def test_records_without_the_files_they_were_made_of(cached):
     shutil.rmtree(cached.folder / "videos")
     found = cached.open()
     assert len(found.items) == 6
-    assert any("is gone; its 4 records" in w for w in cached.report.warnings)
+    assert any("is gone. Of it 4 records" in w for w in cached.report.warnings)
     found.load([3, 5])
     before = cached.records()
     assert cached.latents().fresh == 6 and cached.text().fresh == 5
@@ -288,7 +288,7 @@ def test_training_tells_of_each_file_that_is_left_out_once(world):
         assert len([line for line in said.splitlines() if name in line]) == 1, said
     # without caching, opening the records is what tells
     open_training_set(dataset, ARCHITECTURE, ARCHITECTURE.task("t2v"), report=world.report)
-    assert "2 files are left out" in world.report.warnings[-1]
+    assert "2 files left out" in world.report.warnings[-1]
 
 
 def test_training_leaves_records_of_another_dtype_alone(world):

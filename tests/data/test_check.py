@@ -61,7 +61,7 @@ def test_every_file_is_accounted_for(files, dataset, wan):
     assert "1 | e.png | e.png is empty (0 bytes)" in said
     assert "1 | notes.md |" in said
     assert "1 | 64x48 | 1 | 0 | 3 | 6 | 2" in said
-    assert "2 steps an epoch" in said
+    assert "An epoch is 2 batches" in said
 
 
 def test_videos_with_their_rates_and_lengths(files, dataset, wan):
@@ -70,7 +70,7 @@ def test_videos_with_their_rates_and_lengths(files, dataset, wan):
     said = told(dataset("target_frames = [1, 5, 24]\n", kind="video"), wan)
     assert "24 to 21" in said
     assert "1 video at 32 fps converted to 16 fps" in said
-    assert "1 of 2 videos give no clip of 5 frames; the longest of them has 3 at 16 fps" in said
+    assert "1 of 2 videos gives no clip of 5 frames; the longest of these has 3 at 16 fps" in said
     assert "1 | 64x48 | 5 | 0 | 1 | 1 | 1" in said and "1 | 64x48 | 1 | 0 | 2 | 2 | 2" in said
 
 

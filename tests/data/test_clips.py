@@ -98,8 +98,21 @@ def test_conversions_are_told(files, wan):
     plans = [p for s in scan(entry).sources for p in clips.plan(s, entry, wan, wan.tasks[0])]
     said = clips.conversions(plans, entry, 16)
     assert len(said) == 2
-    assert said[0] == "1 video at 32 fps converted to 16 fps by time stamps."
+    assert said[0].startswith("1 video at 32 fps converted to 16 fps by time stamps.")
+    assert "musubi-tuner converts only with source_fps" in said[1]
     assert "varying" in said[1]
+
+
+def test_videos_that_lose_much_without_buckets_are_told(files, wan):
+    files.video("wide.mp4", 9)
+    files.video("tall.mp4", np.zeros((9, 64, 48, 3), np.uint8))
+    told = []
+    for enable in (False, True):
+        entry = files.entry("video", enable_bucket=enable)
+        plans = [p for s in scan(entry).sources for p in clips.plan(s, entry, wan, wan.tasks[0])]
+        told.append(" ".join(clips.conversions(plans, entry, 16)))
+    assert "1 video cropped to 64x48" in told[0] and "tall.mp4" in told[0]
+    assert "wide.mp4" not in told[0] and "cropped" not in told[1]
 
 
 def test_a_folder_of_images_as_a_video(files, made, numbers):

@@ -104,7 +104,7 @@ def test_interlaced_videos_are_named(files):
     info = probe_video(path)
     assert [r.split(",")[0] for r in info.remarks] == ["interlaced"]
     plan = clips.ClipPlan(
-        source=clips.Source(kind="video", path=path, stem="a", caption="b"),
+        source=clips.Source(kind="video", path=path, stem="a", captions=("b",)),
         bucket=(64, 48),
         size=(64, 48),
         video=info,
@@ -163,7 +163,7 @@ def test_one_frame_has_no_rate(files, name):
     assert (info.frames, info.fps) == (1, None)
     assert 0.03 < info.end <= 1
     plan = clips.ClipPlan(
-        source=clips.Source(kind="video", path=path, stem="a", caption="b"),
+        source=clips.Source(kind="video", path=path, stem="a", captions=("b",)),
         bucket=(64, 48),
         size=(64, 48),
         video=info,

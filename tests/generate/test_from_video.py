@@ -164,7 +164,7 @@ def test_guidance_is_skipped_for_a_part_of_the_steps_that_are_taken(
         (0.0, {}, r"strength of 0 .*above 0"),
         (1.5, {}, r"strength of 1\.5 .*up to 1"),
         (0.1, {}, r"strength of 0\.1 takes none of 4 steps.*--strength 0\.25"),
-        (0.8, {"frames": 9}, r"has 7 frames, and 9 are asked for.*--video_length 7"),
+        (0.8, {"frames": 9}, r"has 7 frames, and the video is to have 9.*--video_length 7"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_loaded(

@@ -62,7 +62,7 @@ def test_the_files_are_taken_by_the_other_commands(clips, tmp_path):
     assert [p["prompt"] for p in prompts][:2] == ['a cat - d runs on "grass"', "a cat"]
     assert len(prompts) == 3 and all(p["width"] % 16 == 0 for p in prompts)
     assert any("broken.mp4" in w for w in said.warnings)
-    assert any("no caption" in w and "b.mp4" in w for w in said.warnings)
+    assert any("No caption" in w and "b.mp4" in w for w in said.warnings)
 
 
 def test_the_commands_to_type_are_commands(clips):

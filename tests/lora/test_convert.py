@@ -102,7 +102,7 @@ def test_what_means_nothing_is_refused_unless_asked_for(pairs, tmp_path):
         tmp_path / "a.safetensors", tmp_path / "b.safetensors", "comfy", allow_lossy=True
     )
     (warning,) = report.warnings
-    assert "3 tensors match no layer" in warning and all(name in warning for name in stranger)
+    assert "3 tensors that match no layer" in warning and all(name in warning for name in stranger)
 
 
 def test_the_input_is_not_overwritten(pairs, tmp_path):

@@ -254,12 +254,12 @@ def test_blocks_of_several_stacks(tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("1,2,3", "3 numbers, and there are 2 blocks"),
+        ("1,2,3", "3 numbers, and the network has 2 blocks"),
         ("block.0=1", "no stack of blocks"),
         ("blocks.5=1", "has the blocks 0 to 1"),
         ("blocks.1-0=1", "has the blocks 0 to 1"),
         ("blocks.0=x", "not a number"),
-        ("blocks.0", "1 numbers"),
+        ("blocks.0", "1 number"),
         ("blocks.0=1,2", "not a block and a strength"),
     ],
 )

@@ -107,3 +107,64 @@ def test_masks_decide_what_is_learned_and_resume_exactly(world, capsys):
     capsys.readouterr()
     world.run(f"{TRAIN} --output_name no --unmasked_weight 0.5", ends=2)
     assert "--unmasked_weight means nothing" in capsys.readouterr().err
+
+
+def test_a_regularization_set_is_balanced_and_held_to_the_base(world, capsys):
+    world.write(("new", "num_repeats = 3"), ("known", "is_reg = true\nreg_ratio = 0.5"))
+    world.cache()
+    plain = world.resumes()
+    assert "items an epoch, repeats counted  9" in " ".join(capsys.readouterr().out.split("\n"))
+    held = world.resumes("--prior_preservation")
+    weighed = world.train("weighed", "--prior_preservation --prior_loss_weight 0.1")
+    assert not same(plain, held) and not same(held, weighed)
+
+
+def test_the_class_word_is_held_to_the_base(world):
+    world.write(("new", "trigger_word = 'zyx'\nclass_word = 'red'"))
+    world.cache()
+    assert len(list((world.folder / "cache0").glob("*_te.safetensors"))) == 4
+    plain = world.train("plain")
+    held = world.resumes("--diff_output_preservation")
+    more = world.train(
+        "more", "--diff_output_preservation --diff_output_preservation_multiplier 10"
+    )
+    assert not same(plain, held) and not same(held, more)
+
+
+def test_variants_of_captions_are_all_cached_and_drawn(world):
+    (world.folder / "new" / "0.txt").write_text("zyx, red, ball, small, round", encoding="utf-8")
+    world.write(("new", ""))
+    world.cache()
+    plain = world.train("plain")
+    rules = "shuffle_caption = true\nkeep_tokens = 1\ncaption_tag_dropout_rate = 0.3\ncaption_variants = 5"
+    world.write(("new", f"{rules}\ncaption_prefix = 'photo of'"))
+    world.cache()
+    assert len(list((world.folder / "cache0").glob("0~*_te.safetensors"))) == 4
+    assert not same(plain, world.resumes())
+
+
+def test_weights_share_an_epoch(world, capsys):
+    world.write(("new", "weight = 3"), ("known", "weight = 1"))
+    world.cache()
+    capsys.readouterr()
+    world.resumes()
+    assert "items an epoch, repeats counted  4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("datasets", "more", "sentence"),
+    [
+        ([("new", "")], "--prior_preservation", "no dataset of"),
+        ([("new", "")], "--diff_output_preservation", "has a class_word"),
+        ([("new", "")], "--diff_output_preservation_multiplier 2", "means nothing without"),
+        ([("new", "weight = 2"), ("known", "")], "", "Give each dataset a weight"),
+        ([("new", "is_reg = true")], "", "nothing but datasets with is_reg"),
+        ([("new", "reg_ratio = 2.0")], "", "reg_ratio means nothing"),
+        ([("new", "class_word = 'ball'")], "", "class_word means nothing without trigger_word"),
+        ([("new", "keep_tokens = 2")], "", "keep_tokens means nothing"),
+    ],
+)
+def test_contradictions_are_refused(world, capsys, datasets, more, sentence):
+    world.write(*datasets)
+    world.run(f"{TRAIN} --output_name no --max_train_steps 1 {more}", ends=2)
+    assert sentence in " ".join(capsys.readouterr().err.split())

@@ -40,7 +40,7 @@ def test_a_published_size_needs_no_file(plan):
     assert step["parts"]["weights"] > 1.3e9 * 2
     assert step["seconds"] > 0
     assert any("a training step | 832x480, 17 frames" in line for line in report.notes)
-    assert any("It is made of" in line for line in report.notes)
+    assert any("These GiB are: " in line for line in report.notes)
 
 
 def test_files_decide_sizes(plan, models):
@@ -165,7 +165,10 @@ def test_text_encoders_are_streamed_as_far_as_they_must(config):
         ({"width": 128, "height": 128, "frames": 10}, r"takes 4k\+1"),
         ({"card": "Voodoo 2"}, "No speed is known"),
         ({"vram": "lots"}, "no amount of memory"),
-        ({"size": "1.3B", "blocks_to_swap": 31}, "asks for 31 of blocks, and this network has 30"),
+        (
+            {"size": "1.3B", "blocks_to_swap": 31},
+            "would swap 31 blocks of 'blocks', and this network has 30",
+        ),
         ({"vram": "24GiB", "blocks_to_swap": 41, "size": "14B"}, "has 40"),
         ({"arch": "hunyuan_video", "blocks_to_swap": 60}, "this network has"),
         ({"full": True, "fp8_scaled": True}, "--fp8_scaled means nothing"),
@@ -209,7 +212,9 @@ def test_vram_completes_what_the_options_say(config):
 
 def test_vram_refuses_what_loading_would_refuse_later(config):
     asked = config(vram="12GiB", size="1.3B", blocks_to_swap=31)
-    with pytest.raises(ConfigError, match="asks for 31 of blocks, and this network has 30"):
+    with pytest.raises(
+        ConfigError, match="would swap 31 blocks of 'blocks', and this network has 30"
+    ):
         policy_for(asked, WAN, trains=True, buckets=[Bucket(64, 64, 1)], report=Quiet())
 
 

@@ -87,7 +87,11 @@ class Records:
         self.seen: list[tuple[int, ...]] = []
 
     def load(
-        self, indices: Sequence[int], *, without_caption: Sequence[bool] | None = None
+        self,
+        indices: Sequence[int],
+        *,
+        without_caption: Sequence[bool] | None = None,
+        draws: Sequence[int] | None = None,
     ) -> dict[str, Any]:
         self.seen.append(tuple(indices))
         text = self.texts[list(indices)].clone()
@@ -295,6 +299,10 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     save_file(Dit().state_dict(), dit)
     entry = SimpleNamespace(
         kind="image",
+        index=0,
+        weight=None,
+        is_reg=False,
+        reg_ratio=1.0,
         directory=tmp_path / "cats",
         place=tmp_path / "cats",
         jsonl_file=None,

@@ -167,8 +167,8 @@ def test_states_of_other_runs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="trains other modules than this run, such as 'b'"):
         state.check(found, {"rank": 4}, {"a": torch.ones(2), "b": torch.ones(2)}, tmp_path)
     assert state.changed(found, {"learning_rate": 2e-4}, ["learning_rate", "optimizer_type"]) == [
-        "learning_rate stays 0.0001 as in the state, not 0.0002; "
-        "start a new run with --network_weights to change it."
+        "--learning_rate 0.0002 is not used: a run that goes on keeps 0.0001, which its state says. "
+        "To change --learning_rate, start a new run with --network_weights."
     ]
 
 

@@ -91,7 +91,7 @@ def test_a_missing_file_names_the_nearest(tmp_path):
     save(tmp_path / "wan_2.1_vae.safetensors", TENSORS)
     error = _refused(tmp_path / "wan_21_vae.safetensors", "There is no file")
     assert "wan_2.1_vae.safetensors" in error.fix
-    _refused(tmp_path / "q", "It holds wan_2.1_vae.safetensors")
+    _refused(tmp_path / "q", "holds wan_2.1_vae.safetensors")
     _refused(tmp_path / "no" / "x.pt", r"The folder .*no does not exist either")
 
 
@@ -147,6 +147,8 @@ def test_a_header_that_lies(tmp_path):
         (b"<!DOCTYPE html><html>", "web page"),
         (b"GGUF\x03\x00\x00\x00", "GGUF"),
         (b'{"a": 1}', "JSON text"),
+        (b"[general]\nresolution = 5", "a TOML file of settings"),
+        (b"# mine\n[[datasets]]", "a TOML file of settings"),
         (b"\x00\x01\x02 whatever this may be", "is not a checkpoint"),
     ],
 )
@@ -247,7 +249,7 @@ def test_folders_prefer_safetensors_and_the_published_name(tmp_path):
 
 def test_folders_without_weights_or_with_too_many(tmp_path):
     (tmp_path / "readme.txt").write_text("x")
-    _refused(tmp_path, r"holds no weights. It holds readme.txt")
+    _refused(tmp_path, r"holds no weights.* holds readme.txt")
     save(tmp_path / "one.safetensors", TENSORS)
     _same(tmp_path)
     save(tmp_path / "two.safetensors", TENSORS)

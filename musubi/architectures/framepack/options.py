@@ -8,7 +8,7 @@ from typing import Any
 from musubi.architectures.framepack import layout
 from musubi.architectures.framepack.by_section import by_section, chosen
 from musubi.architectures.framepack.single import OneFrame, one_frame_from
-from musubi.errors import ConfigError
+from musubi.errors import ConfigError, counted
 from musubi.plugin import Recipe
 
 SECONDS = 5.0
@@ -139,8 +139,9 @@ def check_single(recipe: Recipe) -> None:
     single_of(recipe.options).indices(len(controls))
     if len(masks) > len(controls):
         raise ConfigError(
-            f"--control_image_mask_path has {len(masks)} masks for {len(controls)} control images.",
-            fix="Give at most one for each.",
+            f"--control_image_mask_path has {counted(len(masks), 'mask')} for "
+            f"{counted(len(controls), 'control image')}.",
+            fix="Give at most one mask for each control image.",
         )
 
 

@@ -18,7 +18,7 @@ from musubi.architectures.framepack.single import OneFrame
 from musubi.encoders.hunyuan_vae.network import SCALING, Pieces
 from musubi.encoders.hunyuan_vae.options import pieces_from
 from musubi.encoders.siglip.network import encode as encode_picture
-from musubi.errors import DataError
+from musubi.errors import DataError, counted
 from musubi.plugin import (
     Architecture,
     Clip,
@@ -166,7 +166,7 @@ class FramePackRuntime:
         count = layout.sections_in(len(clip.frames), window)
         if not count:
             raise DataError(
-                f"{clip.name} has {len(clip.frames)} frames, and a section of {window} latent frames "
+                f"{clip.name} has {counted(len(clip.frames), 'frame')}, and a section of {window} latent frames "
                 f"takes {layout.frames_of(1, window)}.",
                 fix="Give a longer clip; images are trained with --one_frame.",
             )
@@ -271,12 +271,12 @@ def _trained(clip: Clip, controls: int) -> OneFrame:
     wanted = 1 if given is None else len(given)
     if controls < wanted and not (given is None and controls == 0):
         raise DataError(
-            f"{clip.name} has {controls} control images, and fp_1f_clean_indices names {wanted}.",
+            f"{clip.name} has {counted(controls, 'control image')}, and fp_1f_clean_indices names {wanted}.",
             fix="Add control images, or name fewer indices.",
         )
     if given is None and controls > 1:
         raise DataError(
-            f"{clip.name} has {controls} control images, and nothing says where in time they are.",
+            f"{clip.name} has {counted(controls, 'control image')}, and nothing says where in time they are.",
             fix="Give fp_1f_clean_indices in the dataset file: [0, 10], say.",
         )
     return OneFrame(

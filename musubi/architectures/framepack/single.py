@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from musubi.errors import ConfigError, did_you_mean
+from musubi.errors import ConfigError, counted, did_you_mean
 
 FLAGS = ("no_2x", "no_4x", "no_post")
 VALUES = ("target_index", "control_index")
@@ -38,7 +38,8 @@ class OneFrame:
             return (0,) * max(count, 1)
         if len(self.controls) != max(count, 1):
             raise ConfigError(
-                f"control_index has {len(self.controls)} frame indices for {count} control images.",
+                f"control_index has {counted(len(self.controls), 'frame index', 'frame indices')} for "
+                f"{counted(count, 'control image')}.",
                 fix=f"Give one for each: control_index={';'.join('0' * max(count, 1))}, say.",
             )
         return self.controls

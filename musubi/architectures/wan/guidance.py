@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from musubi.architectures.wan.experts import BOUNDARY_I2V, BOUNDARY_T2V, boundary
-from musubi.errors import ConfigError
+from musubi.errors import ConfigError, counted
 from musubi.plugin import Conditioning, Moment, Recipe
 
 
@@ -87,7 +87,7 @@ def check_layers(recipe: Recipe, numbers: Mapping[str, Any]) -> None:
     missing = [n for n in (skip.layers if skip else ()) if not 0 <= n < count]
     if missing:
         raise ConfigError(
-            f"--slg_layers names block {missing[0]}, and this model has {count} blocks.",
+            f"--slg_layers names block {missing[0]}, and this model has {counted(count, 'block')}.",
             fix=f"Give numbers from 0 to {count - 1}.",
         )
 

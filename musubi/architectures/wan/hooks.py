@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from musubi.architectures.wan.guidance import check
-from musubi.errors import ConfigError
+from musubi.errors import ConfigError, counted
 from musubi.plugin import Recipe, Sampling
 
 LOW_RESOLUTION = ((832, 480), (480, 832))
@@ -95,7 +95,8 @@ def check_one_frame(recipe: Recipe) -> None:
     masks = recipe.options.get("control_image_mask_path") or []
     if len(masks) > count:
         raise ConfigError(
-            f"--control_image_mask_path names {len(masks)} masks for {count} control images.",
+            f"--control_image_mask_path names {counted(len(masks), 'mask')} for "
+            f"{counted(count, 'control image')}.",
             fix="Give one mask for each control image, in the same order.",
         )
     if recipe.frames != 1:
@@ -115,7 +116,7 @@ def check_control(recipe: Recipe) -> None:
     references = recipe.options.get("reference_image_path") or []
     if not isinstance(references, str) and len(references) > 1:
         raise ConfigError(
-            f"--reference_image_path names {len(references)} images, and Fun-Control takes one.",
+            f"--reference_image_path names {counted(len(references), 'image')}, and Fun-Control takes one.",
             fix="Give one reference image.",
         )
     if not (recipe.options.get("image_path") or recipe.options.get("reference_image_path")):

@@ -15,7 +15,7 @@ import torch
 from musubi.architectures.wan import pictures
 from musubi.architectures.wan.hooks import one_frame
 from musubi.encoders.clip_vision.network import encode as encode_pictures
-from musubi.errors import DataError
+from musubi.errors import DataError, counted
 from musubi.plugin import Clip, Networks, Record
 
 
@@ -225,7 +225,8 @@ def _places(clip: Clip, count: int) -> pictures.Layout:
     controls = list(controls) if controls is not None else [0]
     if len(controls) != count:
         raise DataError(
-            f"{clip.name} has {count} control images, and {source} names {len(controls)} places.",
+            f"{clip.name} has {counted(count, 'control image')}, and {source} names "
+            f"{counted(len(controls), 'place')}.",
             fix=f"Give as many numbers in {source} as there are control images.",
         )
     return pictures.layout(controls, target)

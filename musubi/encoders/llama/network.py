@@ -14,7 +14,7 @@ from torch import nn
 from musubi.encoders import hub_config
 from musubi.encoders.sizes import all_there, depth
 from musubi.encoders.tokens import check_ids, tokenized
-from musubi.errors import CheckpointError
+from musubi.errors import CheckpointError, counted
 from musubi.plugin import Shapes
 from musubi.weights.meta import cpu_device
 
@@ -200,7 +200,7 @@ def infer(shapes: Shapes, config: Mapping[str, Any] | None = None) -> dict[str, 
     head = more.get("head_dim", HEAD)
     if layers <= UNUSED:
         raise CheckpointError(
-            f"This Llama has {layers} layers; hidden states are taken {UNUSED} before the end.",
+            f"This Llama has {counted(layers, 'layer')}; hidden states are taken {UNUSED} before the end.",
             fix=fix,
         )
     return {
