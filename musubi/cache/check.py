@@ -91,7 +91,7 @@ def _judged(
         seen = origin_of_text(seen_by_text(source, wanted["text"].task))
         reasons = (
             judge_text(
-                text_head(source.stem + ending, cache_index, architecture),
+                text_head(source.stem, cache_index, architecture, ending),
                 text,
                 wanted["text"],
                 origin=seen,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from musubi.cache.header import RecordHeader
-from musubi.cache.store import Stored, is_whole, possible_stems, read_head
+from musubi.cache.store import Stored, is_text_name, is_whole, possible_stems, read_head
 from musubi.errors import DataError, system_reason
 from musubi.plugin.architecture import Architecture
 from musubi.plugin.report import Report
@@ -66,16 +66,14 @@ def read_index(
         whole: Whether to read the records whole and compare them with their digests, which takes as
             long as the disk needs.
     """
-    endings = {
-        "media": f"_{architecture.suffix}.safetensors",
-        "text": f"_{architecture.suffix}_te.safetensors",
-    }
+    ending = f"_{architecture.suffix}.safetensors"
     found: dict[str, list[str]] = {"media": [], "text": []}
     if directory.is_dir():
         for name in sorted(os.listdir(directory)):  # noqa: PTH208 - names are all that is needed
-            for kind, ending in endings.items():
-                if name.endswith(ending):
-                    found[kind].append(name)
+            if name.endswith(ending):
+                found["media"].append(name)
+            elif is_text_name(name, architecture.suffix):
+                found["text"].append(name)
     heads = {
         "media": _heads(directory, found["media"] if media else [], architecture),
         "text": _heads(directory, found["text"] if text else [], architecture),

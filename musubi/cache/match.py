@@ -197,7 +197,7 @@ class _Opening:
                 renew(cache_index, verdict.names, origin)
             seen = origin_of_text(seen_by_text(source, text.task))
             heads = {
-                e: text_head(source.stem + e, cache_index, self.architecture) for e in source.texts
+                e: text_head(source.stem, cache_index, self.architecture, e) for e in source.texts
             }
             reasons = (
                 judge_text(heads[e], said, text, origin=seen) for e, said in source.texts.items()
@@ -248,7 +248,7 @@ class _Opening:
         text: Stored | None,
         endings: Collection[str] = ("",),
     ) -> None:
-        """Add the items of one source; `endings` stand behind its stem in the names of text records."""
+        """Add the items of one source; `endings` tell its text records apart."""
         assert text is not None and text.header is not None
         for name in names:
             head = cache_index.media[name]
@@ -263,7 +263,7 @@ class _Opening:
                 key=f"{entry.index}/{name}",
                 directory=cache_index.directory,
                 media_name=name,
-                texts={e: text_name(header.stem + e, self.architecture.suffix) for e in endings},
+                texts={e: text_name(header.stem, self.architecture.suffix, e) for e in endings},
                 regularization=entry.is_reg,
                 bucket=(*header.bucket, header.length, *shapes),
                 batch_size=entry.batch_size,

@@ -74,13 +74,28 @@ def media_name(
     return f"{stem}{middle}_{size[0]:04d}x{size[1]:04d}_{suffix}.safetensors"
 
 
-def text_name(stem: str, suffix: str) -> str:
+def text_name(stem: str, suffix: str, ending: str = "") -> str:
     """The file name of a text record.
 
-    >>> text_name("cat", "toy")
-    'cat_toy_te.safetensors'
+    Args:
+        stem: The source's name without its last extension.
+        suffix: The architecture's.
+        ending: Which of its captions: see `Source.texts`. It stands behind all else, where no stem
+            reaches: beside `cat.png` there may be a `cat~1.png`.
+
+    >>> text_name("cat", "toy"), text_name("cat", "toy", "~1")
+    ('cat_toy_te.safetensors', 'cat_toy_te~1.safetensors')
     """
-    return f"{stem}_{suffix}_te.safetensors"
+    return f"{stem}_{suffix}_te{ending}.safetensors"
+
+
+def is_text_name(name: str, suffix: str) -> bool:
+    """Whether a file has the name of a text record.
+
+    >>> is_text_name("cat_toy_te~1.safetensors", "toy"), is_text_name("cat_toy.safetensors", "toy")
+    (True, False)
+    """
+    return re.search(rf"_{re.escape(suffix)}_te(~\d+c?)?\.safetensors\Z", name) is not None
 
 
 def empty_caption_name(suffix: str) -> str:

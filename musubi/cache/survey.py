@@ -241,9 +241,11 @@ def judge_text(
     return made_otherwise(head.header, wanted, fields)
 
 
-def text_head(stem: str, cache_index: CacheIndex, architecture: Architecture) -> Stored | None:
-    """The head of the text record of the source with that stem."""
-    return cache_index.text.get(text_name(stem, architecture.suffix))
+def text_head(
+    stem: str, cache_index: CacheIndex, architecture: Architecture, ending: str = ""
+) -> Stored | None:
+    """The head of the text record of the source with that stem: of its first caption, or another."""
+    return cache_index.text.get(text_name(stem, architecture.suffix, ending))
 
 
 def renew(cache_index: CacheIndex, names: tuple[str, ...], origin: Origin) -> None:

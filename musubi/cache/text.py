@@ -163,7 +163,7 @@ class _TextRun:
             for source, ending, text in (
                 (s, *pair) for s in found.sources for pair in s.texts.items()
             ):
-                name = text_name(source.stem + ending, caching.architecture.suffix)
+                name = text_name(source.stem, caching.architecture.suffix, ending)
                 if name in place.named:
                     continue
                 place.named.add(name)
@@ -171,7 +171,7 @@ class _TextRun:
                 caption = _Caption(
                     path=cache_index.path(name),
                     source=source.path.name,
-                    stem=source.stem + ending,
+                    stem=source.stem,
                     text=text,
                     head=cache_index.text.get(name),
                     place=place,

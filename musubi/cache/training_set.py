@@ -28,7 +28,7 @@ class TrainingItem:
         key: Unique in the training set and the same on every machine: dataset number, file name.
         directory: Where both records lie.
         media_name: File name of the media record.
-        texts: File names of the text records by what stands behind the stem: see `Source.texts`.
+        texts: File names of the text records by what tells its captions apart: see `Source.texts`.
         regularization: It shows what the model knows and should keep.
         bucket: Items of one dataset with equal buckets can be stacked: width, height and frames in
             pixels, then the shapes of the tensors.

@@ -15,7 +15,9 @@ _LORA = "LoRA"
 class LoraMergeConfig(Options):
     """`musubi lora merge`."""
 
-    lora_weight: list[str] = option(..., "LoRA files, of any common form.", group=_LORA)
+    lora_weight: list[str] = option(
+        ..., "LoRA files, of any common form.", group=_LORA, metavar="PATH"
+    )
     lora_multiplier: list[float] | None = option(
         None, "Strength of each, in the same order; 1.0 where missing.", group=_LORA
     )

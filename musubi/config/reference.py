@@ -19,6 +19,7 @@ Every option is a flag (`--learning_rate 1e-4`) and a key of the file given by `
 (`learning_rate = 1e-4`), in whatever section.
 `-` and `_` are the same.
 A list takes several words (`--x a b`) and may be repeated (`--x a --x b`).
+In a list of files, `*`, `?` and `[ab]` stand for what matches, sorted by name, in every shell.
 A plain flag takes none; `--no_x` turns it off again.
 Flags win over the file, the file over the defaults.
 Every command takes `--config`, `--debug` and `--help`, and those that need an architecture `--arch`.

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from musubi.config.fields import Flag, flags, names, shown
 from musubi.config.options import Options, Retired
+from musubi.config.wildcards import PATHS, expanded
 from musubi.errors import ConfigError, did_you_mean, nearest
 from musubi.plugin.architecture import Architecture
 from musubi.untrusted import TextError, parse_toml, read_text, reason
@@ -149,14 +150,27 @@ def resolve(
     """
     known = flags(model)
     values = {} if file is None else _from_file(file, known, retired, elsewhere, notes or Notes())
+    values = _with_wildcards({**values, **given}, known, set(given), file)
     try:
-        return model.model_validate({**values, **given})
+        return model.model_validate(values)
     except ValidationError as error:
         found: dict[Any, list[ErrorDetails]] = {}
         for one in error.errors():
             found.setdefault(one["loc"][:1], []).append(one)
         said = [_explain(errors, known, set(given), file) for errors in found.values()]
         raise said[0] if len(said) == 1 else ConfigError("\n".join(map(str, said))) from error
+
+
+def _with_wildcards(
+    values: Mapping[str, Any], known: Mapping[str, Flag], given: set[str], file: ConfigFile | None
+) -> dict[str, Any]:
+    """The values, with wildcards expanded where an option takes any number of paths."""
+    found = dict(values)
+    for name, flag in known.items():
+        if flag.words == -1 and flag.metavar in PATHS and isinstance(values.get(name), list):
+            where = f"--{name}" if file is None or name in given else f"{name!r} in {file.path}"
+            found[name] = expanded(values[name], where)
+    return found
 
 
 def unknown(

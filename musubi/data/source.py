@@ -42,7 +42,7 @@ class Source:
 
     @property
     def texts(self) -> dict[str, str]:
-        """What is encoded of it: what stands behind the stem in the record's name, → the text."""
+        """What is encoded of it: what tells the names of its records apart, → the text."""
         found = {caption_ending(i): text for i, text in enumerate(self.captions)}
         return found | {
             caption_ending(i, of_class=True): text
@@ -57,7 +57,7 @@ class Source:
 
 
 def caption_ending(number: int, *, of_class: bool = False) -> str:
-    """What stands behind the stem in the names of text records; nothing for an item's first caption.
+    """What stands last in the names of text records; nothing for an item's first caption.
 
     >>> caption_ending(0), caption_ending(2), caption_ending(0, of_class=True)
     ('', '~2', '~0c')

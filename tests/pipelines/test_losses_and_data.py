@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from musubi import registry
@@ -122,7 +123,7 @@ def test_a_regularization_set_is_balanced_and_held_to_the_base(world, capsys):
 def test_the_class_word_is_held_to_the_base(world):
     world.write(("new", "trigger_word = 'zyx'\nclass_word = 'red'"))
     world.cache()
-    assert len(list((world.folder / "cache0").glob("*_te.safetensors"))) == 4
+    assert len(list((world.folder / "cache0").glob("*_te*.safetensors"))) == 4
     plain = world.train("plain")
     held = world.resumes("--diff_output_preservation")
     more = world.train(
@@ -139,8 +140,30 @@ def test_variants_of_captions_are_all_cached_and_drawn(world):
     rules = "shuffle_caption = true\nkeep_tokens = 1\ncaption_tag_dropout_rate = 0.3\ncaption_variants = 5"
     world.write(("new", f"{rules}\ncaption_prefix = 'photo of'"))
     world.cache()
-    assert len(list((world.folder / "cache0").glob("0~*_te.safetensors"))) == 4
+    assert len(list((world.folder / "cache0").glob("0_*_te~*.safetensors"))) == 4
     assert not same(plain, world.resumes())
+
+
+def test_a_file_named_like_a_variant_keeps_its_own_record(world):
+    folder = world.folder / "new"
+    (folder / "0.txt").write_text("one\nother", encoding="utf-8")
+    for name in ("0~1", "0_wan_te~1"):
+        media.write_image(
+            folder / f"{name}.png", media.frame(32, 32, colour="red", shape="ball", at=0.5)
+        )
+        (folder / f"{name}.txt").write_text(f"caption of {name}", encoding="utf-8")
+    world.write(("new", "captions_by_line = true"))
+    world.cache()
+    said = []
+    for path in (world.folder / "cache0").glob("*_te*.safetensors"):
+        with safe_open(path, framework="pt") as record:
+            said.append(record.metadata().get("caption1"))
+    assert sorted(filter(None, said)) == sorted(
+        ["one", "other", "caption of 0~1", "caption of 0_wan_te~1", "a zyx ball"]
+    )
+    first = world.train("all")
+    world.cache()  # nothing is taken for a leftover
+    assert same(first, world.train("again"))
 
 
 def test_weights_share_an_epoch(world, capsys):
