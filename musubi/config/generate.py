@@ -325,7 +325,9 @@ def _check_lora(config: GenerateConfig) -> None:
                 f"--{name} has {counted(count, 'value')} for {counted(files, 'LoRA file')} of --lora_weight.",
                 fix="Give at most one for each file.",
             )
-    if config.save_merged_model is not None and not files:
+    # The files of further denoisers have options of their own, which the architecture adds.
+    named = [n for n in type(config).model_fields if n.startswith("lora_weight")]
+    if config.save_merged_model is not None and not any(getattr(config, n) for n in named):
         raise ConfigError(
             "--save_merged_model has nothing to merge.", fix="Give --lora_weight FILE."
         )

@@ -11,14 +11,14 @@ from torch import nn
 
 from musubi.config.generate import GenerateConfig
 from musubi.config.lora import LoraMergeConfig
-from musubi.config.options import expert_ending, for_architecture, spared
+from musubi.config.options import expert_ending, for_architecture, further_denoisers, spared
 from musubi.errors import ConfigError, counted
 from musubi.lora.adapter import Adapters
 from musubi.lora.blocks import weighted
 from musubi.lora.delta import Delta, Difference, Pair, Replacement
 from musubi.lora.files import LoraFile, read_lora
 from musubi.lora.kinds import Decomposed
-from musubi.lora.merge import merging_transform
+from musubi.lora.merge import check_denoiser, merging_transform
 from musubi.lora.merge import run as run_merge
 from musubi.lora.metadata import DENOISER
 from musubi.lora.names import WEIGHT
@@ -63,7 +63,13 @@ def choose(
     chosen: list[ChosenLora] = []
     for i, name in enumerate(getattr(config, f"lora_weight{ending}") or ()):
         whole = read_lora(Path(name), architecture, shapes)
-        _check_denoiser(whole, name, architecture, denoiser, ending)
+        check_denoiser(
+            whole,
+            denoiser,
+            place=f"--lora_weight{ending}",
+            fix=f"Give it to --lora_weight{_ending_of(whole, architecture)}, and this one the file of "
+            f"the {denoiser}.",
+        )
         for line in filter(None, (whole.complaint(), *whole.notes)):
             report.warn(line)
         file = whole.selected(_at(config.include_patterns, i), _at(config.exclude_patterns, i))
@@ -79,19 +85,11 @@ def choose(
     return chosen
 
 
-def _check_denoiser(
-    file: LoraFile, name: str, architecture: Architecture, denoiser: str, ending: str
-) -> None:
-    """Refuse a file that says it was trained for another of several denoisers."""
-    trained = file.metadata.get(DENOISER, denoiser)
-    if trained == denoiser:
-        return
+def _ending_of(file: LoraFile, architecture: Architecture) -> str:
+    """Of the options for the denoiser that a file names."""
+    trained = file.metadata.get(DENOISER)
     component = next((c for c in architecture.components if c.name == trained), None)
-    other = "" if component is None else expert_ending(architecture, component)
-    raise ConfigError(
-        f"{name} was trained for the {trained}, and --lora_weight{ending} is for the {denoiser}.",
-        fix=f"Give it to --lora_weight{other}, and this one the file of the {denoiser}.",
-    )
+    return "" if component is None else expert_ending(architecture, component)
 
 
 def merging(chosen: Sequence[ChosenLora]) -> Transform:
@@ -136,6 +134,17 @@ def save_merged(config: GenerateConfig, architecture: Architecture, report: Repo
     """Write the DiT with the LoRAs merged: what `musubi lora merge` does."""
     model = for_architecture(LoraMergeConfig, architecture, "lora merge")
     asked = {name: getattr(config, name, None) for name in model.model_fields}
+    for other in further_denoisers(architecture):
+        ending = expert_ending(architecture, other)
+        if asked.get("lora_weight") is None and asked.get(other.option) is not None:
+            for name in ("lora_weight", "lora_multiplier"):
+                asked[name] = getattr(config, f"{name}{ending}")
+        elif getattr(config, f"lora_weight{ending}") is not None:
+            raise ConfigError(
+                f"--save_merged_model writes one checkpoint, and --lora_weight{ending} is for another.",
+                fix=f"Merge twice: once with --{other.option} and --lora_weight{ending}, without "
+                f"--{architecture.dit.option} and --lora_weight.",
+            )
     given = {name: value for name, value in asked.items() if value is not None}
     run_merge(cast(LoraMergeConfig, model(**given)), architecture, report)
 

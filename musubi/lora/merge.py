@@ -13,9 +13,10 @@ from musubi.errors import ConfigError, RunError, counted
 from musubi.lora.blocks import weighted
 from musubi.lora.delta import Delta
 from musubi.lora.files import LoraFile, read_lora
+from musubi.lora.metadata import DENOISER
 from musubi.lora.recast import Recast
 from musubi.lora.tensors import OurTensors
-from musubi.plugin import Architecture, Report, TensorSource
+from musubi.plugin import Architecture, Component, Report, TensorSource
 from musubi.weights.contents import Inspection, examine, locate
 from musubi.weights.dtypes import FP8, dtype_name
 from musubi.weights.files import Weights, open_weights
@@ -98,12 +99,7 @@ def run(config: LoraMergeConfig, architecture: Architecture, report: Report) -> 
         CheckpointError: A file cannot be used.
         RunError: The result cannot be stored.
     """
-    component = architecture.dit
-    given = paths(config, architecture).get(component.name)
-    if given is None:
-        raise ConfigError(
-            "There is no checkpoint to merge into.", fix=f"Give --{component.option} PATH."
-        )
+    component, given = _checkpoint(config, architecture)
     target = Path(config.save_merged_model)
     path = locate(component, given)
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -113,7 +109,7 @@ def run(config: LoraMergeConfig, architecture: Architecture, report: Report) -> 
             raise ConfigError(
                 f"{target} is the checkpoint that is merged into.", fix="Write to another file."
             )
-        merging = _merging(config, architecture, contents, report)
+        merging = _merging(config, architecture, component, contents, report)
         recast = None
         if config.save_precision is not None:
             recast = Recast.plan(weights, contents, component.traits, config.save_precision)
@@ -126,14 +122,64 @@ def run(config: LoraMergeConfig, architecture: Architecture, report: Report) -> 
     report.note(f"Merged {counted(len(config.lora_weight), 'LoRA file')} into {target}.")
 
 
+def _checkpoint(config: LoraMergeConfig, architecture: Architecture) -> tuple[Component, Path]:
+    """The denoiser that is merged into, of those that the architecture may have, and its file."""
+    denoisers = [c for c in architecture.components if c.role == "dit"]
+    known = paths(config, architecture)
+    given = [c for c in denoisers if c.name in known]
+    if not given:
+        raise ConfigError(
+            "There is no checkpoint to merge into.", fix=f"Give --{architecture.dit.option} PATH."
+        )
+    if len(given) > 1:
+        one, other = given[:2]
+        raise ConfigError(
+            f"--{one.option} and --{other.option} are two checkpoints, and one is written.",
+            fix=f"Merge twice: once with --{one.option} and its LoRA files, once with "
+            f"--{other.option} and those for it.",
+        )
+    return given[0], known[given[0].name]
+
+
+def check_denoiser(file: LoraFile, denoiser: str, *, place: str, fix: str) -> None:
+    """Refuse a file that says it was trained for another of several denoisers.
+
+    Args:
+        file: What was read.
+        denoiser: Where its changes would go.
+        place: The option that sends them there.
+        fix: What to type instead; `{other}` is the denoiser that the file names.
+
+    Raises:
+        ConfigError: It was trained for another one.
+    """
+    trained = file.metadata.get(DENOISER, denoiser)
+    if trained != denoiser:
+        raise ConfigError(
+            f"{file.path} was trained for the {trained}, and {place} is for the {denoiser}.",
+            fix=fix.format(other=trained),
+        )
+
+
 def _merging(
-    config: LoraMergeConfig, architecture: Architecture, contents: Inspection, report: Report
+    config: LoraMergeConfig,
+    architecture: Architecture,
+    component: Component,
+    contents: Inspection,
+    report: Report,
 ) -> Merging:
     multipliers = list(config.lora_multiplier or ())
     multipliers += [1.0] * (len(config.lora_weight) - len(multipliers))
     files = []
     for i, (name, multiplier) in enumerate(zip(config.lora_weight, multipliers, strict=True)):
         file = read_lora(name, architecture, contents.shapes)
+        check_denoiser(
+            file,
+            component.name,
+            place=f"--{component.option}",
+            fix=f"Give --{{other}} a checkpoint in the place of --{component.option}, or the file of "
+            f"the {component.name}.",
+        )
         for line in filter(None, (file.complaint(), *file.notes)):
             report.warn(line)
         file = weighted(file, _at(config.lora_block_weights, i), architecture, contents.shapes)
