@@ -1,4 +1,4 @@
-"""The processes of a run, through accelerate; alone when there is but one."""
+"""The processes of a run, through accelerate; there may be only one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
-# Minutes: one process draws the previews while the others wait, and a set of long videos takes hours.
+# In minutes. One process makes the previews while the others wait, and long videos can take hours.
 _WHILE_DRAWING = 24 * 60
 
 
@@ -28,8 +28,8 @@ class Processes:
 
     Args:
         rank: Of this process.
-        world: How many.
-        total: Sums a tensor over them.
+        world: How many processes there are.
+        total: Sums a tensor over the processes.
         wait: Waits for all of them.
     """
 
@@ -43,7 +43,7 @@ def start(config: TrainConfig, trackers: list[str], logs: os.PathLike[str]) -> A
     """Start accelerate; without its launcher there is one process.
 
     Raises:
-        ConfigError: The device cannot do the precision that was asked for.
+        ConfigError: The device does not support the requested precision.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
@@ -70,7 +70,8 @@ def start(config: TrainConfig, trackers: list[str], logs: os.PathLike[str]) -> A
         ) from error
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and accelerator.num_processes == 1:
-        # Each would train alone, and all would write the same files.
+        # Without accelerate's launcher each process would train alone, and all would write the same
+        # files.
         raise ConfigError(
             f"The launcher started {launched} processes, and accelerate cannot join them here.",
             fix="On a CPU, set the environment variable ACCELERATE_USE_CPU=true.",
@@ -96,7 +97,7 @@ def processes(accelerator: Accelerator) -> Processes:
 
 
 def shared(value: T, accelerator: Accelerator) -> T:
-    """The main process's value, on all of them."""
+    """The main process's value, sent to all processes."""
     if accelerator.num_processes == 1:
         return value
     from accelerate.utils import broadcast_object_list
@@ -106,13 +107,13 @@ def shared(value: T, accelerator: Accelerator) -> T:
 
 @contextlib.contextmanager
 def first_alone(accelerator: Accelerator) -> Iterator[None]:
-    """The main process first, then the others: what it writes they find."""
+    """The main process runs the body first, then the others, which find the files that it wrote."""
     with accelerator.main_process_first():
         yield
 
 
 def forget() -> None:
-    """Let another run of this Python process choose its own precision."""
+    """Reset accelerate's state, so that another run in this Python process can choose its own precision."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()
