@@ -34,10 +34,11 @@ Rescued = Callable[[Literal["sample", "decode"], Recipe], AbstractContextManager
 
 @dataclass(frozen=True)
 class PreviewPrompt:
-    """One preview, and whether its prompt has a seed (the file name then has the seed too)."""
+    """One preview, its number, and whether its prompt has a seed (the file name then has the seed too)."""
 
     recipe: Recipe
     seeded: bool
+    index: int
 
 
 def read_prompts(
@@ -68,7 +69,7 @@ def read_prompts(
             report,
             size_of=size_of,
         )
-        prompts.append(PreviewPrompt(recipe, seeded))
+        prompts.append(PreviewPrompt(recipe, seeded, index))
     return prompts
 
 
@@ -79,9 +80,9 @@ def open_gallery(
     nets: Nets,
     *,
     names: Names,
-    device: torch.device,
     policy: Policy,
     report: Report,
+    share: slice = slice(None),
 ) -> Gallery:
     """Prepare previews: encode the prompts.
 
@@ -91,9 +92,9 @@ def open_gallery(
         choice: The task.
         nets: The networks around the denoiser.
         names: Of the run's files.
-        device: Where they run.
         policy: The memory policy of the denoiser.
         report: Told of what failed.
+        share: Which of the prompts this process draws.
 
     Raises:
         ConfigError: A file that previews need is not given, or a prompt cannot be generated.
@@ -107,8 +108,8 @@ def open_gallery(
         options,
         seed=config.seed or 0,
         report=report,
-    )
-    pipeline = Pipeline(architecture, choice.task, options, nets, device=device, report=report)
+    )[share]
+    pipeline = Pipeline(architecture, choice.task, options, nets, device=nets.device, report=report)
     pipeline.prepare([prompt.recipe for prompt in prompts])
     pipeline.park = True  # the text encoders are freed; the VAE, which is small, is kept
     return Gallery(
@@ -175,18 +176,18 @@ class Gallery:
     def draw(self, *, step: int, epoch: int | None) -> None:
         """Generate every preview. If one fails, the failure is reported, and the next one is made."""
         moment = f"e{epoch:06d}" if epoch is not None else f"{step:06d}"
-        for index, prompt in enumerate(self.prompts):
+        for prompt in self.prompts:
             try:
-                path = self._draw(index, prompt, moment)
+                path = self._draw(prompt, moment)
             except Exception as error:  # a preview must never harm training
                 self._failed(prompt, step, error)
             else:
                 self.report.note(f"Preview {path}.")
 
-    def _draw(self, index: int, prompt: PreviewPrompt, moment: str) -> Path:
+    def _draw(self, prompt: PreviewPrompt, moment: str) -> Path:
         recipe = prompt.recipe
         time = datetime.now().strftime("%Y%m%d%H%M%S")
-        stem = f"{self.name}_{moment}_{index:02d}_{time}"
+        stem = f"{self.name}_{moment}_{prompt.index:02d}_{time}"
         stem += f"_{recipe.seed}" if prompt.seeded else ""
         with self.explained("sample", recipe):
             latents = self.pipeline.latents(recipe)
