@@ -1,4 +1,4 @@
-"""`musubi train`: puts a run together, and starts it."""
+"""`musubi train`: sets up a run, and starts it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from musubi.config.train import TrainConfig
 from musubi.errors import MusubiError, RunError, StoppedError, system_fix, system_reason
 from musubi.nn import attention
 from musubi.pages.live import LivePage, served
+from musubi.pages.run import REPORT
 from musubi.plugin import Architecture, Quiet, Report
 from musubi.stopping import go_on_with
 from musubi.train import log, processes, rate_sweep, state, timesteps
@@ -87,6 +88,8 @@ def _run(
                     ready.train()
                 for remark in ready.trainable.remarks():
                     said.warn(remark)
+                if names.final().exists():
+                    said.note(f"Done: {names.final()}. Its page: {names.own / REPORT}.")
             finally:
                 setup.finish()
 
@@ -103,7 +106,7 @@ def _find_rate(setup: Setup, names: Names, report: Report) -> None:
 
 @contextmanager
 def _shown(page: LivePage | None) -> Iterator[None]:
-    """Inside, the page of the run is kept current; at the end it says how the run ended."""
+    """Inside this context, the page of the run is kept up to date. At the end it shows how the run ended."""
     if page is None:
         yield
         return
@@ -138,7 +141,7 @@ def _make_folder(names: Names) -> None:
 
 
 def _write_config(config: TrainConfig, architecture: Architecture, names: Names) -> None:
-    """The resolved settings, so that `--config …/config.toml --resume auto` goes on."""
+    """Write all settings to config.toml, so that `--config …/config.toml --resume auto` resumes the run."""
     kept = config.model_copy(update=dict.fromkeys((*log.SECRETS, "resume")))
     kept = kept.model_copy(update={"resume_from_huggingface": False})
     try:
