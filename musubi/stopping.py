@@ -40,6 +40,7 @@ class _Asked:
         """Know nothing yet."""
         self.number: int | None = None
         self.ending = False  # from here on, further signals are not heard
+        self.failing = False  # the same, and what is told is a failure
         self.way_on: str | None = None
         self.deferred: Deferred | None = None
         self.told = threading.Event()
@@ -81,6 +82,11 @@ def way_on() -> str | None:
 def told() -> None:
     """Note that the user has been told of the end."""
     _asked.told.set()
+
+
+def fail() -> None:
+    """From here on the command fails by itself: signals that come late do not turn that into a stop."""
+    _asked.failing = True
 
 
 def deferring() -> bool:
@@ -146,7 +152,7 @@ class Watch:
                 end.close()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if _asked.ending:
+        if _asked.ending or _asked.failing:
             return
         _asked.number = number
         if number == getattr(signal, "SIGHUP", None):
@@ -173,7 +179,7 @@ class Watch:
                 return
             if not byte:
                 return
-            if byte[0] not in self._before:
+            if byte[0] not in self._before or _asked.failing:
                 continue
             heard += 1
             if _asked.deferred is not None and heard == 1:

@@ -53,7 +53,6 @@ class CachingRun:
         dtypes: Component name to the dtype it computes in now.
         options: The architecture's options that shape records, and their values now.
         report: Is told.
-        batch_size: Most clips of one encoder call.
         workers: Threads that read and decode.
         skip_existing: Encode nothing whose record exists.
         keep: Keep records that the dataset does not name.
@@ -69,7 +68,6 @@ class CachingRun:
     report: Report
     dtypes: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    batch_size: int = 1
     workers: int = 1
     skip_existing: bool = False
     keep: bool = False

@@ -58,7 +58,7 @@ def cache_latents(
     request = _request(config, architecture, task, report)
     asked = {"vae": config.vae_dtype, "image": config.image_encoder_dtype}
     dtypes = {c.name: asked.get(c.role) for c in architecture.components}
-    return _run("media", replace(request, dtypes=dtypes, batch_size=config.batch_size or 1))
+    return _run("media", replace(request, dtypes=dtypes))
 
 
 def cache_text(config: CacheTextConfig, architecture: Architecture, report: Report) -> Summary:
@@ -145,7 +145,6 @@ class _Request:
     workers: int
     dtypes: Mapping[str, str | None] = field(default_factory=dict)
     policies: Mapping[str, Policy] = field(default_factory=dict)
-    batch_size: int = 1
     skip_existing: bool = False
     keep: bool = False
     strict: bool = False
@@ -221,7 +220,6 @@ def _run(kind: Kind, request: _Request) -> Summary:
         report=request.report,
         dtypes=dtypes,
         options=options,
-        batch_size=request.batch_size,
         workers=request.workers,
         skip_existing=request.skip_existing,
         keep=request.keep,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 3
 """How often a source is encoded whose files change meanwhile."""
-
-_PENDING = 4
-"""Batches' worth of clips that may wait for others of their size before a short batch is encoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +109,6 @@ class _MediaRun:
                     self.changed.add(id(one))
 
         total = sum(len(one.plans) for one in work)
-        waiting: dict[Any, list[_Decoded]] = {}
         with (
             caching.report.progress("Encoding clips", total, unit="clip") as bar,
             WriteBehind() as writer,
@@ -121,7 +117,7 @@ class _MediaRun:
                     work,
                     decode,
                     workers=caching.workers,
-                    ahead=max(2, caching.batch_size),
+                    ahead=2,
                     stalled=self.list.stalled,
                 )
             ) as decoded,
@@ -132,77 +128,54 @@ class _MediaRun:
                     if id(one) not in self.changed:
                         self.list.failed(one, found)
                     continue
-                group = waiting.setdefault(_shape(found.clip), [])
-                group.append(found)
-                if len(group) < caching.batch_size:
-                    if sum(map(len, waiting.values())) < _PENDING * caching.batch_size:
-                        continue
-                    group = max(waiting.values(), key=len)
-                self.send(waiting.pop(_shape(group[0].clip)))
-            for group in waiting.values():
-                self.send(group)
+                self.send(found)
 
-    def send(self, batch: Sequence[_Decoded]) -> None:
-        """Encode clips of one size, and queue their records for writing."""
-        task = self.caching.wanted.task
-        for one, records in zip(batch, self.encoded(batch), strict=True):
-            if isinstance(records, Exception):
-                self.list.failed(one.work, records, one.clip.name)
-                continue
-            try:
-                records = weighted(one.clip, records, task)
-                for record in records:
-                    check_record(record, self.list.fields, one.clip.name)
-                if len(records) != 1 and not (
-                    self.list.sectioned and one.work.source.kind == "video"
-                ):
-                    raise RunError(
-                        f"{one.clip.name}: the architecture gave {counted(len(records), 'record')} for one clip, "
-                        "and its schema does not say that clips are cut into sections."
-                    )
-            except DataError as error:
-                self.list.failed(one.work, error, one.clip.name)
-                continue
+    def send(self, one: _Decoded) -> None:
+        """Encode a clip, and queue its records for writing."""
+        try:
+            records = weighted(one.clip, self.encoded(one), self.caching.wanted.task)
+            for record in records:
+                check_record(record, self.list.fields, one.clip.name)
+            sectioned = self.list.sectioned and one.work.source.kind == "video"
+            if len(records) != 1 and not sectioned:
+                raise RunError(
+                    f"{one.clip.name}: the architecture gave {counted(len(records), 'record')} for one clip, "
+                    "and its schema does not say that clips are cut into sections."
+                )
+        except DataError as error:
+            self.list.failed(one.work, error, one.clip.name)
+        else:
             for part, record in enumerate(records):
                 self.write(one, record, part, len(records))
-        self.bar.advance(len(batch))
+        self.bar.advance(1)
 
-    def encoded(self, batch: Sequence[_Decoded]) -> list[tuple[Record, ...] | Exception]:
-        """One tuple of records for each clip, on the CPU, or what went wrong with it.
+    def encoded(self, one: _Decoded) -> tuple[Record, ...]:
+        """The records of a clip, on the CPU.
 
-        When memory runs out or one of several clips is refused, halves are tried.
+        Clips are encoded one by one: in the company of others, the last bits would be others.
+
+        Raises:
+            DataError: What the network raises for this clip.
+            DeviceFullError: The device is too small for it.
         """
         caching = self.caching
         try:
             with torch.no_grad():
-                found = caching.runtime.encode_media(caching.nets, [one.clip for one in batch])
-                return [
-                    tuple({k: t.detach().cpu() for k, t in record.items()} for record in records)
-                    for records in found
-                ]
+                (records,) = caching.runtime.encode_media(caching.nets, [one.clip])
+                return tuple({k: t.detach().cpu() for k, t in r.items()} for r in records)
         except torch.OutOfMemoryError as error:
-            if len(batch) == 1:
-                plan = batch[0].plan
-                vae = encoders_of(caching.architecture, caching.wanted.task, "media")[0]
-                raise DeviceFullError(
-                    f"{batch[0].clip.name}: the device has too little memory to encode it.",
-                    fix="Lower the resolution or the frames in the dataset file, or use the options "
-                    "that save memory in `musubi cache latents --help`.",
-                    component=vae.name,
-                    size=(*plan.bucket, plan.length),
-                ) from error
-        except DataError as error:
-            if len(batch) == 1:
-                return [error]
+            vae = encoders_of(caching.architecture, caching.wanted.task, "media")[0]
+            raise DeviceFullError(
+                f"{one.clip.name}: the device has too little memory to encode it.",
+                fix="Lower the resolution or the frames in the dataset file, or use the options "
+                "that save memory in `musubi cache latents --help`.",
+                component=vae.name,
+                size=(*one.plan.bucket, one.plan.length),
+            ) from error
         except MusubiError:
             raise
         except Exception as error:  # what a network raises for one clip is that one's
-            if len(batch) == 1:
-                return [DataError(f"{batch[0].clip.name} cannot be encoded: {line_of(error)}")]
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        middle = len(batch) // 2
-        return self.encoded(batch[:middle]) + self.encoded(batch[middle:])
+            raise DataError(f"{one.clip.name} cannot be encoded: {line_of(error)}") from error
 
     def write(self, one: _Decoded, record: Record, part: int, parts: int) -> None:
         """Queue one record for writing."""
@@ -243,16 +216,3 @@ class _MediaRun:
 
     bar: Progress
     writer: WriteBehind
-
-
-def _shape(clip: Clip) -> Any:
-    """Clips that are equal here can be encoded in one call."""
-    return repr(
-        (
-            clip.frames.shape,
-            clip.length,
-            [(name, [frames.shape for frames in given]) for name, given in clip.inputs.items()],
-            None if clip.mask is None else clip.mask.shape,
-            sorted(clip.options.items()),
-        )
-    )

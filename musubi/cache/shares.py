@@ -25,7 +25,6 @@ class Shares:
     def __init__(self, caching: CachingRun, name: str) -> None:
         self.me = caching.me
         self.report = caching.report
-        self.least = caching.batch_size
         self.name = name
         self._claims: dict[Path, Claims] = {}
 
@@ -68,7 +67,7 @@ class Shares:
                 claims=lambda item: (claims[path(item).parent], f"{self.name}/{path(item).name}"),
                 done=told,
                 me=self.me,
-                least=self.least,
+                least=1,
             ):
                 yield portion
                 bar.advance(len(portion))

@@ -64,9 +64,6 @@ class CacheLatentsConfig(EncodingOptions):
         "dtype of the image encoder: bf16, fp16, fp32; its own default when not given.",
         group=_ENCODING,
     )
-    batch_size: int | None = option(
-        None, "Most clips of one size encoded at once; 1 when not given.", group=_ENCODING, ge=1
-    )
 
 
 class CacheTextConfig(EncoderMemoryOptions, EncodingOptions):
@@ -112,7 +109,7 @@ class CachePreviewConfig(DatasetOptions):
 RETIRED: tuple[Retired, ...] = (
     Retired(
         "batch_size",
-        "captions are encoded one by one, so that a record depends on its caption alone.",
+        "clips and captions are encoded one by one, so that a record depends on nothing else.",
     ),
     Retired(
         "debug_mode",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from musubi.config.generate import GenerateConfig
-from musubi.config.options import own_options
+from musubi.config.options import for_architecture, own_options
 from musubi.config.plan import PlanConfig
 from musubi.config.prompts import PREVIEW
 from musubi.config.task import Choice
@@ -78,7 +80,9 @@ def build_recipe(
     """
     task, shape = choice.task, choice.task.shape
     asked = {key: value for key, value in given.items() if value is not None}
-    own = _over(choice.sampling.options, options, _own(architecture, asked))
+    said = _own(architecture, asked)
+    _check_values(architecture, said)
+    own = _over(choice.sampling.options, options, said)
     width = asked.get("width", choice.sampling.size[0])
     height = asked.get("height", choice.sampling.size[1])
     defaults = choice.sampling_at(width, height)
@@ -290,6 +294,25 @@ def _own(architecture: Architecture, asked: Mapping[str, Any]) -> dict[str, Any]
                 f"{architecture.title} takes no {key} in a prompt.", fix=did_you_mean(key, known)
             )
     return own
+
+
+def _check_values(architecture: Architecture, said: Mapping[str, Any]) -> None:
+    """Hold what a prompt sets to the bounds and the choices of the flag of that name."""
+    model = for_architecture(GenerateConfig, architecture, "generate")
+    for name, value in said.items():
+        field = model.model_fields.get(name)
+        if field is None:
+            continue
+        kind: Any = field.annotation
+        for limit in field.metadata:
+            kind = Annotated[kind, limit]
+        try:
+            TypeAdapter(kind).validate_python(value)
+        except ValidationError as error:
+            told = error.errors()[0]["msg"].removeprefix("Input should be ")
+            raise ConfigError(
+                f"A prompt cannot have {name} {value!r:.60}.", fix=f"It must be {told}."
+            ) from error
 
 
 def _of_task(

@@ -134,6 +134,7 @@ class TrainConfig(
         _check_attention(self)
         _check_lora(self)
         _check_names(self)
+        _check_rates(self)
         check_losses(self)
         low, high = self.min_timestep or 0, 1000 if self.max_timestep is None else self.max_timestep
         if low >= high:
@@ -239,6 +240,18 @@ def _check_lora(config: TrainConfig) -> None:
         more += ["rank_stabilized"] if config.rank_stabilized else []
         more += ["network_init"] if config.network_init != "default" else []
         check_full(config, *names, *more, "scale_weight_norms")
+
+
+def _check_rates(config: TrainConfig) -> None:
+    """Refuse two learning rates for an optimizer that finds one for all, and fails at its first step."""
+    kind = config.optimizer_type.lower().rpartition(".")[2]
+    plus = any(pair.startswith("loraplus_lr_ratio") for pair in config.network_args or ())
+    if plus and (kind == "prodigy" or kind.startswith("dadapt")):
+        raise ConfigError(
+            f"--optimizer_type {config.optimizer_type} finds one learning rate for all, and "
+            "--network_args loraplus_lr_ratio asks for two.",
+            fix="Leave out loraplus_lr_ratio, or use another optimizer, such as adamw.",
+        )
 
 
 def _check_names(config: TrainConfig) -> None:

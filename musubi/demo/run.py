@@ -80,7 +80,7 @@ class Demo:
     def teach(self) -> None:
         """Every command, one after the other."""
         data = ["--dataset_config", self.data.as_posix()]
-        self._musubi("cache latents", *data, "--batch_size", "4")
+        self._musubi("cache latents", *data)
         self._musubi("cache text", *data)
         self._musubi("generate", *self._generation("before"))
         self._musubi("train", *data, *self._training())

@@ -34,7 +34,7 @@ from musubi.weights.load import Inspection
 
 
 @dataclass(frozen=True)
-class Request:
+class NamedRecipe:
     """A recipe, and what it is called when it fails."""
 
     recipe: Recipe
@@ -80,7 +80,7 @@ class Generation:
         """What prompt lines may say."""
         return prompts.grammar(self.architecture)
 
-    def requests(self, asked: Mapping[str, Any], name: str) -> list[Request]:
+    def requests(self, asked: Mapping[str, Any], name: str) -> list[NamedRecipe]:
         """What the command line says, with `asked` laid over it: one for each of `--num_videos`.
 
         Raises:
@@ -110,7 +110,7 @@ class Generation:
             )
         seeds = range(recipe.seed, recipe.seed + count)
         made = [
-            Request(replace(recipe, seed=seed), f"{name}, seed {seed}" if count > 1 else name)
+            NamedRecipe(replace(recipe, seed=seed), f"{name}, seed {seed}" if count > 1 else name)
             for seed in seeds
         ]
         if asked.get("seed", given.get("seed")) in (None, -1):
@@ -131,7 +131,7 @@ class Generation:
         if not entries:
             raise ConfigError(f"{path} holds no prompt.", fix="Write one prompt a line.")
         failures = Failures(self.report, len(entries) * self.config.num_videos)
-        wanted: list[Request] = []
+        wanted: list[NamedRecipe] = []
         for name, read in entries:
             try:
                 wanted += self.requests(read(), name)
@@ -185,7 +185,7 @@ class Generation:
         failures.tell()
 
     def make(
-        self, wanted: Sequence[Request], failures: Failures, *, alone: bool | None = None
+        self, wanted: Sequence[NamedRecipe], failures: Failures, *, alone: bool | None = None
     ) -> None:
         """Encode all, denoise all, decode and write all: each as soon as memory allows.
 
@@ -206,7 +206,7 @@ class Generation:
                 self.report.note(_announce(one.recipe, i, len(ready)))
                 with failures.of(one.name, alone=alone):
                     recipe, path = self._denoise(one.recipe)
-                    made.append((Request(recipe, one.name), path))
+                    made.append((NamedRecipe(recipe, one.name), path))
                 if made and self._fits_beside(one.recipe, last=i == len(ready) - 1):
                     self._finish_beside(made, failures)
             self.pipeline.free()
@@ -230,8 +230,8 @@ class Generation:
         return explained(self.config, self.architecture, where, policy=self.policy)
 
     def _prepared(
-        self, wanted: Sequence[Request], failures: Failures, alone: bool
-    ) -> list[Request]:
+        self, wanted: Sequence[NamedRecipe], failures: Failures, alone: bool
+    ) -> list[NamedRecipe]:
         """Those whose texts and pictures could be encoded."""
         of = {id(one.recipe): one for one in wanted}
 
@@ -243,13 +243,15 @@ class Generation:
             ready = self.pipeline.prepare([one.recipe for one in wanted], None if alone else failed)
         return [of[id(recipe)] for recipe in ready]
 
-    def _left(self, wanted: Sequence[Request]) -> tuple[list[Request], list[tuple[Request, Path]]]:
+    def _left(
+        self, wanted: Sequence[NamedRecipe]
+    ) -> tuple[list[NamedRecipe], list[tuple[NamedRecipe, Path]]]:
         """What has still to be denoised, and what has only to be decoded: its latents are there."""
         if not self.config.continue_video:
             return list(wanted), []
         there, output = FinishedVideos(self.folder), self.config.output_type
-        left: list[Request] = []
-        denoised: list[tuple[Request, Path]] = []
+        left: list[NamedRecipe] = []
+        denoised: list[tuple[NamedRecipe, Path]] = []
         for one in wanted:
             any_seed = self._any_seed(one.recipe)
             found = there.take(one.recipe, self.facts, output, any_seed=any_seed)
@@ -260,7 +262,7 @@ class Generation:
             else:
                 path = self.folder / f"{found.name}{LATENTS}"
                 self.report.note(f"{path} is there already, and is decoded.")
-                denoised.append((Request(found.recipe, one.name), path))
+                denoised.append((NamedRecipe(found.recipe, one.name), path))
         return left, denoised
 
     def _any_seed(self, recipe: Recipe) -> bool:
@@ -326,7 +328,7 @@ class Generation:
             )
         return self._beside[size]
 
-    def _finish_beside(self, made: list[tuple[Request, Path]], failures: Failures) -> None:
+    def _finish_beside(self, made: list[tuple[NamedRecipe, Path]], failures: Failures) -> None:
         while made:
             one, path = made[0]
             recipe = one.recipe

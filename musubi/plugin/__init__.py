@@ -1,6 +1,6 @@
-"""What an architecture says and does: plain data and protocols, free of torch.
+"""The plugin surface: data and protocols that describe an architecture. No import of torch.
 
-Read `architecture.py` (what it says about itself), then `runtime.py` (the six verbs it performs).
+Read `architecture.py` (an architecture's description), then `runtime.py` (its six methods).
 """
 
 from musubi.plugin.architecture import (

@@ -1,4 +1,4 @@
-"""What an architecture says about itself: one frozen value that imports no torch."""
+"""The description of an architecture: one frozen value that imports no torch."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Publication:
     """A file that people download.
 
     Args:
-        component: The component it is for.
-        file: Its path inside the repository.
+        component: Name of the component that the file is for.
+        file: Path of the file inside the repository.
         repo: `owner/name` on the Hugging Face hub.
         size: In GB (10^9 bytes).
-        licence: SPDX name, or the name its publisher uses.
-        variants: The variants it belongs to; empty means all.
+        licence: SPDX name, or the name that the publisher uses.
+        variants: The variants that use the file; empty means all.
     """
 
     component: str
@@ -44,7 +44,7 @@ class Publication:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """Where a text encoder's tokenizer is published, for when no path is given."""
+    """Where a text encoder's tokenizer is published; used when the user gives no path."""
 
     repo: str
     subfolder: str = ""
@@ -55,31 +55,35 @@ class Component:
     """One network that is loaded from its own file.
 
     Args:
-        name: Also its flag, where it has none of its own: "dit", "vae", "t5", "text_encoder1".
-        flag: Components of which a task uses one at a time may share a flag: two autoencoders that
-            are both `--vae`.
-        role: What it is for.
+        name: "dit", "vae", "t5", "text_encoder1". Also the name of the flag, unless `flag` is set.
+        flag: The flag that gives the file. Components may share a flag if no task uses more than
+            one of them: two autoencoders that are both `--vae`.
+        role: What the network is for.
         help: One sentence for `--help`.
         build: `(**numbers) -> nn.Module`. Called under `torch.device("meta")`; its parameter and
-            persistent buffer names are *our* names. A module that needs more than its file
-            (position tables, say) defines `finish()`, called once its tensors are in place. One
-            that needs less (there are layers whose output is not used) defines `trim()`, called
-            before anything is read: what it drops is left in the file.
-        infer: `(shapes) -> numbers`, from our names to what `build` takes, or a `CheckpointError`
-            that says what is amiss; what the file is instead is found out for it.
-        reads_config: `infer` is also given what the `config.json` beside the weights says, or None:
-            `(shapes, config) -> numbers`.
-        dialects: The layouts it is published in, tried in order.
-        foreign_keys: A tensor that only files of another kind have, which no installed architecture
-            reads → what such a file is. It is refused, and the message says what it looks like.
-        traits: What policies may do to it.
-        dtype: The name of the dtype it runs in when nobody says otherwise; "file" keeps the file's.
-        tokenizer: For text encoders.
-        optional: Full-match patterns of our names that a file may lack or have beside what is built.
-        fp8: The flag that stores it in 8 bits, for what is not a DiT: "fp8_t5".
-        tiny: Numbers for a toy of a few hundred thousand parameters, for tests and the demo.
-        full: Numbers of the published file, where there is one size: for plans without files. The
-            DiT's are those of the variants.
+            persistent buffer names are *our* names. A module that needs more than its file holds
+            (position tables, say) defines `finish()`, which is called once the tensors are in
+            place. A module that needs less (some layers' output is not used) defines `trim()`,
+            which is called before anything is read; the tensors of layers that `trim()` removes are
+            not read.
+        infer: `(shapes) -> numbers`: from the shapes of the tensors, by our names, to the arguments
+            of `build`. It raises a `CheckpointError` that says what is wrong; the engine adds what
+            the file looks like instead.
+        reads_config: `infer` also gets the content of the `config.json` beside the weights, or None
+            if there is no such file: `(shapes, config) -> numbers`.
+        dialects: The name layouts that the file is published in, tried in order.
+        foreign_keys: Name of a tensor → what a file with that tensor is. For kinds of files that no
+            installed architecture reads: such a file is refused, and the message says what it is.
+        traits: What memory policies may do to the network.
+        dtype: Name of the default dtype that the network runs in; "file" keeps the file's dtype.
+        tokenizer: The tokenizer of a text encoder.
+        optional: Full-match patterns of tensor names (ours) that a file may lack, or may have in
+            addition to those of the built network.
+        fp8: The flag that stores the network in 8 bits, for networks that are no DiT: "fp8_t5".
+        tiny: Arguments of `build` for a toy network of a few hundred thousand parameters, used by
+            tests and by the demo.
+        full: Arguments of `build` for the published file, if there is one size; used to plan
+            without files. A DiT has its sizes in `Variant.numbers` instead.
     """
 
     name: str
@@ -101,27 +105,27 @@ class Component:
 
     @property
     def option(self) -> str:
-        """The name of the option that gives its file."""
+        """The name of the option that gives the component's file."""
         return self.flag or self.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a task is sampled when nobody says otherwise.
+    """A task's default settings for generation.
 
     Args:
         steps: Number of denoising steps.
-        flow_shift: The shift k of s' = k s / (1 + (k - 1) s); None: `Task.sigmas` finds it.
+        flow_shift: The shift k of s' = k s / (1 + (k - 1) s); None: `Task.sigmas` computes it.
         guidance_scale: Classifier-free guidance; 1 means none.
         frames: Video length in frames.
-        solver: The name of a solver, as a person writes it.
-        solvers: Those that were tried with this task.
-        solver_names: What a person writes → its name in `musubi.flow.solvers`, where the two differ.
-        negative_prompt: Used when the user gives none.
+        solver: The name of a solver, as users write it.
+        solvers: The solvers that were tested with this task.
+        solver_names: What users write → the name in `musubi.flow.solvers`, for names that differ.
+        negative_prompt: The negative prompt that is used when the user gives none.
         size: Width and height.
-        mag_ratios: For MagCache: the norm of what the blocks add, at each of some steps over the one
-            before; empty: not measured.
-        options: Values of the architecture's own options, where the user gives none.
+        mag_ratios: For MagCache: at each measured step, the norm of the blocks' residual divided by
+            that of the step before. Empty: not measured.
+        options: Defaults of the architecture's own options for this task.
     """
 
     steps: int
@@ -139,11 +143,11 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Shift:
-    """A shift of noise levels that depends on the number of tokens: its logarithm is linear in it.
+    """A shift of noise levels whose logarithm is linear in the number of tokens.
 
     Args:
-        low: A number of tokens, and the logarithm of the shift there.
-        high: Another one.
+        low: One point of the line: a number of tokens, and the logarithm of the shift there.
+        high: Another point of the line.
     """
 
     low: tuple[float, float]
@@ -152,43 +156,46 @@ class Shift:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One thing an architecture can be asked to do.
+    """One kind of generation that an architecture can do.
 
-    The hooks at the end have defaults; each is called with what stands in brackets.
+    The last fields are optional functions (hooks); each description shows the arguments in
+    brackets.
 
     Args:
         name: "t2v", "i2v", "control".
-        title: One line.
-        inputs: What a prompt or a dataset item brings beside its text.
+        title: A description of one line.
+        inputs: Pictures and videos that a prompt or a dataset item gives in addition to its text.
         components: Names of the components that caching and generation load, denoisers excluded.
-        denoisers: Names of the components of role "dit". Several are experts, each for a part of
-            the noise levels.
-        requires: Numbers (of a denoiser's `infer`) that a checkpoint for this task must show.
-        schema: What its records hold.
-        sampling: Its defaults.
-        geometry: Of its latents; the architecture's when None. A task that an architecture hands
-            out always has it.
-        tiny: Numbers of its denoisers' toy, laid over `Component.tiny` and `requires`.
-        example: Options of the architecture with which this task is tried by the conformance suite,
-            where the defaults do not do.
+        denoisers: Names of the components of role "dit". If there are several, each is an expert
+            for a part of the noise levels.
+        requires: Values that a denoiser's `infer` must return for a checkpoint of this task.
+        schema: What the task's cache records hold.
+        sampling: Default settings for generation.
+        geometry: The shape of the task's latents; None takes the architecture's.
+            `Architecture.task` and `Architecture.tasks` fill it in, so it is never None there.
+        tiny: Arguments of `build` for toy denoisers of this task; they override `Component.tiny`
+            and `requires`.
+        example: Values of the architecture's options that the conformance suite uses for this task,
+            if the defaults do not work there.
         adjust: `(sampling, width, height) -> Sampling`, when defaults depend on the size.
         usable_frames: `(available, options) -> int`: how many of `available` frames a clip uses,
             0 when too few. None: the largest `period * k + 1`.
-        frames: `(options) -> int`: how many frames a recipe makes, where options other than the
-            length decide it; the length that was asked for, or None, is among them as "frames".
-        always_encodes: Generation makes a media record also where no input was given.
-        check: `(recipe) -> None`: raises a `MusubiError` for what cannot be made, before anything
-            is loaded.
-        check_network: `(recipe, numbers) -> None`: the same with the numbers of the denoiser's file at
-            hand; called for each denoiser when generating.
-        texts: `(recipe) -> {name: text}`: what is encoded, where that is more than "prompt" and,
-            under guidance, "negative". A section names the text that guides it.
-        guidance: `(call, positive, negative, recipe, moment) -> velocity`; None: classifier-free.
-            `call` takes a conditioning, `moment` is the `Moment` of the step.
-        sigmas: `(recipe, tokens) -> noise levels`, one more than the steps, falling to 0; None:
-            those of the solver, shifted.
-        intervals: `(options) -> ((low, high), ...)`: for each denoiser, the noise levels that are
-            its own; one at `low` is, one at `high` is not, unless `high` is 1. None: all levels.
+        frames: `(options) -> int`: how many frames a recipe makes, if other options than the length
+            decide that. `options["frames"]` is the requested length, or None.
+        always_encodes: Generation makes a media record even if no input was given.
+        check: `(recipe) -> None`: raises a `MusubiError` for a recipe that cannot be generated. It
+            is called before anything is loaded.
+        check_network: `(recipe, numbers) -> None`: like `check`, but also gets what `infer` found
+            in the denoiser's file. Called once for each denoiser when generating.
+        texts: `(recipe) -> {name: text}`: the texts to encode, if there are more than "prompt" and
+            (with guidance) "negative". A `Section` says by name which text it uses.
+        guidance: `(call, positive, negative, recipe, moment) -> velocity`; None: classifier-free
+            guidance. `call` runs the denoiser with a conditioning; `moment` is the `Moment` of the
+            step.
+        sigmas: `(recipe, tokens) -> noise levels`: one more than the number of steps, falling to 0.
+            None: the solver's noise levels, shifted by `flow_shift`.
+        intervals: `(options) -> ((low, high), ...)`: for each denoiser, the noise levels that it
+            handles: from `low`, to below `high` (or to 1 if `high` is 1). None: all levels.
     """
 
     name: str
@@ -215,7 +222,7 @@ class Task:
 
     @property
     def shape(self) -> Geometry:
-        """Its geometry, which a task that an architecture hands out always has."""
+        """The task's geometry."""
         if self.geometry is None:
             raise TypeError(
                 f"the task {self.name!r} belongs to no architecture, and has no geometry"
@@ -223,11 +230,11 @@ class Task:
         return self.geometry
 
     def input(self, name: str) -> Input | None:
-        """The input of that name."""
+        """The input with this name, or None."""
         return next((one for one in self.inputs if one.name == name), None)
 
     def denoiser_intervals(self, options: Mapping[str, Any]) -> tuple[tuple[float, float], ...]:
-        """For each of `denoisers`, the lowest and the highest noise level that is its own."""
+        """For each of `denoisers`, the lowest and the highest noise level that it handles."""
         if self.intervals is None:
             return ((0.0, 1.0),) * len(self.denoisers)
         return tuple(self.intervals(options))
@@ -239,9 +246,10 @@ class Variant:
 
     Args:
         name: "t2v-14B".
-        task: The task it performs.
-        numbers: What `infer` finds in the published file; also builds the full-size network.
-        sampling: Defaults that differ from the task's.
+        task: Name of the task.
+        numbers: What `infer` finds in the published file: the arguments of `build` for the full
+            size.
+        sampling: Default settings for generation, if they differ from the task's.
         presets: Measured memory settings.
     """
 
@@ -254,21 +262,22 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Everything an architecture says about itself; found through the entry point that names it.
+    """The whole description of an architecture. It is found through an entry point of its name.
 
     Args:
         name: The value of `--arch`, and `ss_base_model_version` in LoRA files.
-        title: For people.
-        components: Its networks. At least one has the role "dit".
+        title: The name that users see.
+        components: The architecture's networks. At least one has the role "dit".
         tasks: The first is the default.
         variants: Published sizes.
-        runtime: `(task, options) -> Runtime`: `Task` and a mapping of this architecture's options.
+        runtime: `(task, options) -> Runtime`, given a `Task` and a mapping of this architecture's
+            options.
         suffix: The short name in cache file names; no underscore.
-        geometry: Of the latents, for the tasks that do not say otherwise.
-        options: Flags of its own, beside one path flag for each component.
-        dataset_options: Keys of its own in the dataset file.
-        shifts: Names of `--timestep_sampling` of its own → the shift that each means.
-        publications: The files people download.
+        geometry: The shape of the latents, for tasks without a geometry of their own.
+        options: The architecture's own flags, in addition to one path flag for each component.
+        dataset_options: The architecture's own keys in the dataset file.
+        shifts: The architecture's own values of `--timestep_sampling` → the shift that each means.
+        publications: The files that people download.
         modelspec: `modelspec.architecture` without "/lora", and `modelspec.implementation`.
         network_modules: Values of the old `--network_module` that mean this architecture.
     """
@@ -294,12 +303,12 @@ class Architecture:
 
     @property
     def dit(self) -> Component:
-        """The first denoiser: the layout that LoRA files and merged checkpoints of all have."""
+        """The first denoiser. LoRA files and merged checkpoints of all denoisers have its layout."""
         return next(c for c in self.components if c.role == "dit")
 
     @property
     def inputs(self) -> tuple[Input, ...]:
-        """The inputs of all tasks, each flag once."""
+        """The inputs of all tasks; an input that several tasks share appears once."""
         found = {(i.flag or i.name): i for task in reversed(self.tasks) for i in task.inputs}
         return tuple(reversed(found.values()))
 

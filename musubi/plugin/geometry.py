@@ -1,4 +1,4 @@
-"""The shape of a model's latents, and which videos it can make: plain numbers."""
+"""The shape of a model's latents, and the video sizes that follow from it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Latents of one task: their size, and what follows from it.
+    """The size of one task's latents, and the video sizes and lengths that follow from it.
 
     Args:
         channels: Channels of the latents.
-        stride: Pixels per latent cell: time, height, width. The first frame has a cell of its own.
+        stride: Pixels per latent cell: time, height, width. The first frame has its own cell in
+            time.
         patch: Latent cells per token: time, height, width.
         frame_rate: Frames per second that the model was trained at.
-        multiple: Sides are multiples of this, in pixels; None: of a token's side.
-        ratio_first: A video takes a picture's proportions by whichever rounding keeps them best and
-            stays within the area; else both sides are cut alike.
+        multiple: Width and height must be multiples of this, in pixels; None: of the side of a
+            token.
+        ratio_first: How a video takes the proportions of a picture. True: round the sides so that
+            the proportions are kept best within the area. False: round both sides down in the same
+            way.
     """
 
     channels: int
@@ -28,7 +31,7 @@ class Geometry:
 
     @property
     def side(self) -> int:
-        """What the sides of a video are multiples of, in pixels.
+        """The number of pixels that width and height must be multiples of.
 
         >>> Geometry(channels=16, stride=(4, 8, 8)).side
         16
@@ -39,7 +42,7 @@ class Geometry:
 
     @property
     def period(self) -> int:
-        """Clips have `period * k + 1` frames."""
+        """The stride in time: clips have `period * k + 1` frames."""
         return self.stride[0]
 
     def fitting_frames(self, frames: int) -> int:
@@ -51,7 +54,7 @@ class Geometry:
         return (frames - 1) // self.period * self.period + 1 if frames > 0 else 0
 
     def fitting_side(self, side: float) -> int:
-        """The nearest side that is possible, in pixels."""
+        """The nearest allowed width or height, in pixels."""
         return max(round(side / self.side), 1) * self.side
 
     def latent_shape(self, width: int, height: int, frames: int) -> tuple[int, int, int, int]:
@@ -68,7 +71,7 @@ class Geometry:
         )
 
     def tokens(self, frames: int, height: int, width: int) -> int:
-        """How many tokens latents of that size are.
+        """How many tokens latents of this size give.
 
         >>> Geometry(channels=16, stride=(4, 8, 8)).tokens(21, 60, 104)
         32760
@@ -82,8 +85,9 @@ class Geometry:
     def same_area(self, size: tuple[int, int], of: tuple[int, int]) -> tuple[int, int]:
         """Width and height of about the area of `size`, in the proportions of a picture `of` that size.
 
-        Each side is cut to whole latent cells and then to whole tokens, as the released code of models
-        that make videos from images does; with `ratio_first` one side first, as that of others does.
+        Each side is rounded down to whole latent cells and then to whole tokens, as the released
+        code of image-to-video models does. With `ratio_first` one side is rounded first, and the
+        other follows from it, as the released code of other models does.
 
         >>> Geometry(channels=16, stride=(4, 8, 8)).same_area((832, 480), of=(1000, 1000))
         (624, 624)
@@ -99,10 +103,11 @@ class Geometry:
         )
 
     def _nearest_ratio(self, area: int, ratio: float) -> tuple[int, int]:
-        """Width and height within an area: one side is cut, and the other fills what is left of it.
+        """Width and height within an area, in about the given proportions.
 
-        Of the two sizes that this gives, the one whose proportions are nearer; the one whose height
-        was cut first where both are as near.
+        One side is rounded down, and the other takes as much of the area as is left. This gives two
+        sizes; the result is the one whose proportions are nearer to `ratio`. If both are equally
+        near, it is the one whose height was rounded first.
         """
         across = self.stride[2] * self.patch[2]
         down = self.stride[1] * self.patch[1]

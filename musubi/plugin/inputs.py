@@ -1,4 +1,4 @@
-"""What a prompt or a dataset item may bring beside its text: declared once, never named by the engine."""
+"""Pictures and videos that a prompt or a dataset item may have in addition to its text."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ from musubi.plugin.lazy import Lazy
 class Input:
     """Pictures or videos that a task takes.
 
-    From this follow a flag of `generate`, a letter of prompt lines, keys of prompt files and of
-    datasets, what is checked before anything is loaded, and what records are compared with.
+    The engine derives from it: a flag of `generate`, a letter of prompt lines, keys of prompt files
+    and of datasets, the checks before anything is loaded, and the comparison with cache records.
 
     Args:
-        name: What the runtime finds it under in `Clip.inputs`: "image", "end_image", "control".
+        name: The key in `Clip.inputs`: "image", "end_image", "control".
         kind: "image": one frame each; "video": frames of a video file, or of a folder of images in
             the order of their names; "mask": one grey channel, of an image or of a video.
         help: One sentence for `--help`.
-        flag: The option of `generate`, with underscores: "image_path". None has no such option.
-        letter: In prompt lines: "i" for `--i cat.png`.
-        aliases: Other keys of prompt files in TOML and JSON that mean the flag.
-        column: The key in the lines of a dataset's JSONL file; where `many`, numbered keys
-            (`control_path_0`, `control_path_1`) as well. None: lines bring none.
+        flag: The option of `generate`, with underscores: "image_path". None: there is no option.
+        letter: The letter in prompt lines: "i" for `--i cat.png`.
+        aliases: Other names of the flag in prompt files in TOML and JSON.
+        column: The key in the lines of a dataset's JSONL file; with `many`, numbered keys
+            (`control_path_0`, `control_path_1`) too. None: there is no such key.
         directory: The key of `[[datasets]]` that names a directory of files with the same names as
             the clips. None: there is no such key.
-        many: Any number of them, in order.
-        required: Generating and training do nothing without it. Where a dataset cannot name it
-            (no `column`, no `directory`) the clip itself has it, as the first frame, say.
-        beside: The name of the input that it belongs to, without which it means nothing.
-        fit: "bucket": resized to cover the size of the clip, and cropped to it; "area": as it is,
-            and when generating the video takes its proportions, at the area that was asked for;
-            "as_is": as it is.
-        leads: A plain option of the architecture: when it is given, what is made takes the
-            proportions of this picture, at the area that was asked for, whatever `fit` says.
-        alpha: Keep the transparency of images that have some, as a fourth channel.
-        hold: A video that is too short stands still at its last frame; else it is refused.
-        seen_by_text: The text encoder sees it too, as it is: its digest is part of the text
-            record's. It needs a `column` or a `directory`.
-        paths: `(text) -> list of paths`, where the flag's value is more than a path.
+        many: The user may give any number of pictures or videos, in order.
+        required: Generation and training need this input. If a dataset cannot name it (no `column`,
+            no `directory`), it is taken from the clip itself, for example as the first frame.
+        beside: The name of another input that must be given too: this input means nothing alone.
+        fit: "bucket": the input is resized to cover the size of the clip, and cropped to it.
+            "area": the input is unchanged, and a generated video takes its proportions, at the
+            requested area. "as_is": the input is unchanged.
+        leads: A flag of the architecture. If the flag is given, the generated video takes the
+            proportions of this picture, at the requested area, whatever `fit` says.
+        alpha: Keep the transparency of images as a fourth channel.
+        hold: True: the last frame of a video that is too short is repeated. False: a video that is
+            too short is refused.
+        seen_by_text: The text encoder gets the unchanged input too, so the digest of the text
+            record includes the digest of the input. Needs a `column` or a `directory`.
+        paths: `(text) -> list of paths`, for flags whose value is more than one path.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Input:
 
     @property
     def in_datasets(self) -> bool:
-        """Whether a dataset can name it."""
+        """Whether a dataset can name this input."""
         return self.column is not None or self.directory is not None
 
 
@@ -74,4 +75,4 @@ LOSS_MASK = Input(
     column="mask_path",
     directory="mask_directory",
 )
-"""What every task takes in training, and the engine alone reads: see `Clip.mask`."""
+"""An input that every task takes in training and that only the engine reads: see `Clip.mask`."""

@@ -1,7 +1,7 @@
-"""Checkpoint dialects: the names that a file uses, and ours, both ways by the same rules.
+"""Checkpoint dialects: rules between a file's tensor names and ours, used in both directions.
 
-A rule is a pair of templates. `{n}` (any word) stands for one dotted part, `{rest}` for everything
-that is left, so a rule read from right to left is its own inverse.
+A rule is a pair of templates. `{n}` (any word) stands for one part between dots, `{rest}` for
+everything that is left. So the same rule works in both directions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Rename:
 
 @dataclass(frozen=True, kw_only=True)
 class Swap:
-    """Their name becomes ours, and the two halves of axis 0 change places (shift and scale)."""
+    """Their name becomes ours, and the two halves of axis 0 are swapped (shift and scale)."""
 
     theirs: str
     ours: str
@@ -33,10 +33,10 @@ class Swap:
 
 @dataclass(frozen=True, kw_only=True)
 class Squeeze:
-    """Their name becomes ours, and axes of length 1 go: a convolution that is a matrix.
+    """Their name becomes ours, and axes of length 1 are removed: a convolution that is a matrix.
 
-    `ones` says how many: 3 for a 1x1x1 convolution. They are the last axes, or, with `leading`, the
-    first: a table of positions that has an axis for the batch.
+    `ones` is the number of such axes: 3 for a 1x1x1 convolution. They are the last axes, or, with
+    `leading`, the first ones (a table of positions with a batch axis, say).
     """
 
     theirs: str
@@ -47,9 +47,9 @@ class Squeeze:
 
 @dataclass(frozen=True, kw_only=True)
 class Fuse:
-    """Several of theirs, joined along axis 0 in this order, are one of ours.
+    """Several of their tensors, joined along axis 0 in this order, are one of ours.
 
-    `ratio` gives the relative lengths of the parts, for taking ours apart again.
+    `ratio` gives the relative lengths of the parts; it is needed to split our tensor again.
     """
 
     theirs: tuple[str, ...]
@@ -68,17 +68,17 @@ Operation = Literal["copy", "swap", "squeeze", "unsqueeze", "concat", "split"]
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSource:
-    """Where one tensor comes from.
+    """How one tensor is made from tensors of a file.
 
     Args:
-        names: The tensors it is made of.
-        operation: `copy`; `swap` the halves of axis 0; `squeeze` away `ones` axes of length 1, or
-            `unsqueeze`: put them back; `concat` along axis 0; or `split`: take part number `part`
-            of axis 0 cut in the proportions `ratio`.
+        names: The source tensors.
+        operation: `copy`; `swap` the halves of axis 0; `squeeze`: remove `ones` axes of length 1;
+            `unsqueeze`: put them back; `concat` along axis 0; or `split`: cut axis 0 in the
+            proportions `ratio`, and take part number `part`.
         ratio: Relative lengths for `concat` and `split`.
         part: Which part, for `split`.
         ones: How many axes of length 1, for `squeeze` and `unsqueeze`.
-        leading: They are the first axes instead of the last.
+        leading: For `squeeze` and `unsqueeze`: the axes are the first ones instead of the last.
     """
 
     names: tuple[str, ...]
@@ -95,10 +95,10 @@ class KeyMap:
 
     Args:
         name: What people call it: "official", "comfyui", "diffusers".
-        marker: Templates of names; a file speaks this dialect when each occurs in it.
-        rules: Tried in order; the first that matches is used; a name that none matches is kept.
-        prefix: Stripped when reading and put on when writing; names without it are ignored.
-        drop: Templates of names that mean nothing to us (an embedded tokenizer, say).
+        marker: Templates of names; a file has this dialect if each template matches a name in it.
+        rules: The first rule that matches a name is used. A name that no rule matches is kept.
+        prefix: Removed when reading, and added when writing. Names without the prefix are ignored.
+        drop: Templates of names to ignore (an embedded tokenizer, say).
     """
 
     name: str
@@ -108,19 +108,20 @@ class KeyMap:
     drop: tuple[str, ...] = ()
 
     def recognises(self, names: Iterable[str]) -> bool:
-        """Whether a file with these names speaks this dialect."""
+        """Whether a file with these names has this dialect."""
         return not self.lacking(names)
 
     def lacking(self, names: Iterable[str]) -> tuple[str, ...]:
-        """The markers that do not occur among these names."""
+        """The markers that match none of these names."""
         stripped = list(self._strip(names).values())
         return tuple(m for m in self.marker if all(_match(m, n) is None for n in stripped))
 
     def reading(self, names: Iterable[str]) -> dict[str, TensorSource]:
-        """Our name → where it comes from in a file with these `names`.
+        """Our name → how that tensor is made from a file with these `names`.
 
         Raises:
-            CheckpointError: Two of theirs map onto one of ours, or a part of a fused one is absent.
+            CheckpointError: Two of their names become the same name of ours, or a part of a fused
+                tensor is absent.
         """
         found: dict[str, TensorSource] = {}
         parts: dict[str, dict[int, str]] = {}
@@ -153,7 +154,7 @@ class KeyMap:
         return found
 
     def writing(self, names: Iterable[str]) -> dict[str, TensorSource]:
-        """Their name → where it comes from among our `names`: the inverse of `reading`."""
+        """Their name → how that tensor is made from ours: the inverse of `reading`."""
         out: dict[str, TensorSource] = {}
         for name in names:
             for theirs, source in self._write_one(name):
@@ -197,7 +198,7 @@ class KeyMap:
 
 
 def _whole(name: str, rule: Rename | Swap | Squeeze | None, *, reading: bool) -> TensorSource:
-    """The source of a tensor that is made of one whole other."""
+    """The source of a tensor that is made of one other tensor."""
     if isinstance(rule, Swap):
         return TensorSource(names=(name,), operation="swap")
     if isinstance(rule, Squeeze):
@@ -209,7 +210,7 @@ def _whole(name: str, rule: Rename | Swap | Squeeze | None, *, reading: bool) ->
 
 
 def renamed(pairs: dict[str, str], *, theirs: str = "", ours: str = "") -> tuple[Rename, ...]:
-    """Rules for layers that differ by name: weight, bias and whatever else a layer holds.
+    """Rules for layers that differ by name alone. They cover every tensor of a layer.
 
     >>> renamed({"to_q": "q"}, theirs="attn.", ours="attention.")
     (Rename(theirs='attn.to_q.{rest}', ours='attention.q.{rest}'),)

@@ -1,4 +1,4 @@
-"""The address of something that is imported on first use, so that plain data stays plain."""
+"""An import that is delayed until first use, so that descriptions import no torch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Lazy:
-    """The address of something to import on first use: `package.module:name`."""
+    """The address of an object that is imported on first use: `package.module:name`."""
 
     address: str
 
     def load(self) -> Any:
-        """Import and return it."""
+        """Import the object and return it."""
         module, _, name = self.address.partition(":")
         return getattr(importlib.import_module(module), name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Import it and call it."""
+        """Import the object and call it."""
         return self.load()(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""One option that an architecture adds to a command; the engine's own are in `musubi.config`."""
+"""One option that an architecture adds to a command. The engine's options are in `musubi.config`."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ Command = Literal["cache latents", "cache text", "train", "generate", "lora merg
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """A flag, a TOML key, a help line and a row of the reference at once.
+    """One option: its flag, its TOML key, its help line and its row in docs/options.md.
 
     Args:
-        name: With underscores: `vae_cache_cpu`.
+        name: The name with underscores: `vae_cache_cpu`.
         type: `bool`, `int`, `float`, `str`, or `list[...]` of one of them; `bool` is a plain flag.
-        default: The value when nobody says anything; None means "not given".
+        default: The value when the option is not given; None means "not given".
         help: One sentence.
-        commands: The commands that take it.
-        choices: The allowed values, when they are few.
-        affects_cache: It changes what is cached: records made with another value are stale when caching.
-            Training takes records as they are, unless it is told another value; what "generate" has
-            as well is about previews there.
-        lora_exclude: For a plain flag of "generate" and "lora merge": the layers that it keeps from LoRA
-            files, as a full-match pattern of their dotted names.
-        letter: In prompt lines: "of" for `--of target_index=1`; None: a line cannot say it.
-        preview_letter: The letter in the prompts of training's previews, where it is another one;
-            "" when they cannot say it.
-        aliases: Other keys of prompt files in TOML and JSON that mean it.
-        written: Its value is a metadata key of what `generate` writes, as older tools have it.
-        saves: For the VAE: the value with which it needs less memory; the options that save the
-            most come first.
-        needs: Another option, without which this one changes nothing; as `config.options.option` says.
-        task: For a plain flag or a text: task → the task that is meant once the option is given.
+        commands: The commands that take the option.
+        choices: The allowed values; None: any value of the type.
+        affects_cache: The option changes what is cached: for the cache commands, records made with
+            another value are stale. Training takes records as they are, unless its own value of the
+            option is another one. For an option that "generate" has too, the value in training is
+            for previews.
+        lora_exclude: For a plain flag of "generate" and "lora merge": a full-match pattern of
+            dotted layer names. With the flag, LoRA files do not change these layers.
+        letter: The letter in prompt lines: "of" for `--of target_index=1`; None: there is none.
+        preview_letter: The letter in the prompts of training's previews, if it differs; "": there
+            is none.
+        aliases: Other names of the option in prompt files in TOML and JSON.
+        written: `generate` writes the value as a metadata key, as older tools do.
+        saves: For options of the VAE: the value that needs less memory. Options that save the most
+            come first.
+        needs: Another option, without which this one changes nothing; see `config.options.option`.
+        task: For a plain flag or a text: task → the task that is used instead if the option is
+            given.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What may be done to one network's memory: a plain value, chosen by flags or by the planner."""
+"""How one network uses memory: a plain value, chosen by flags or by the planner."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ class Policy:
     """How a network's weights and activations are kept.
 
     Args:
-        storage: "native" as they are loaded; "fp8" cast to e4m3; "fp8_scaled" in e4m3, and
-            "int8" in int8, with a float32 scale for each row. All hold only what `Traits.quantize` names.
-        quantized_matmul: Multiply 8-bit weights in 8 bits where the chip can; else each is expanded to the
-            compute dtype for its product.
-        streamed: For each stack of `Traits.stacks`, how many of its last blocks live in host
-            memory and visit the device when they are needed. Missing stacks stream none.
-        recompute: What a training step computes again in its backward pass: nothing; all of a
-            block but its attention outputs; or all of a block.
-        offload_activations: What the blocks keep for the backward pass waits in host memory.
-        offload_8bit: It waits in int8, with a scale for each 128 numbers: half the memory.
+        storage: How weights are stored: "native": as they are loaded; "fp8": cast to e4m3;
+            "fp8_scaled" and "int8": in e4m3 or int8, with a float32 scale for each row. The last
+            three apply only to the parameters that `Traits.quantize` names.
+        quantized_matmul: Multiply 8-bit weights in 8 bits if the device can. If not, each weight is
+            expanded to the compute dtype before it is multiplied.
+        streamed: For each stack of `Traits.stacks`, how many of its last blocks are kept in host
+            memory and copied to the device when they are needed. A stack that is missing here keeps
+            all its blocks on the device.
+        recompute: What a training step computes again in its backward pass: nothing; a whole block
+            except its attention outputs; or a whole block.
+        offload_activations: Keep the blocks' saved activations in host memory until the backward
+            pass.
+        offload_8bit: Keep these activations in int8, with a scale for each 128 numbers: half the
+            memory.
         ffn_chunks: In how many slices along the tokens feed-forward layers are computed.
         attention_chunks: In how many parts the backward pass of attention takes the heads.
-        compile: Each block is compiled: element-wise chains become one kernel.
+        compile: Compile each block, so that chains of element-wise operations become one kernel.
     """
 
     storage: Storage = "native"

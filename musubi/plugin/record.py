@@ -1,4 +1,4 @@
-"""What one cache record holds: named tensors, declared once, checked when written and when read."""
+"""What one cache record holds: declared tensors, which are checked when written and when read."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ class Field:
     """One tensor of a record.
 
     Args:
-        name: As the runtime's verbs name it: "latents", "t5", "llm_mask".
-        dims: Letters of its axes, without a batch axis: "CFHW" for latents, "LD" for text.
-            A fixed axis may be given as a number in `sizes`.
-        sizes: Axis letter to its fixed length.
-        varlen: Batches hand over a list of tensors instead of a stack. An axis may have length 0.
+        name: The name that the runtime's methods use: "latents", "t5", "llm_mask".
+        dims: One letter for each axis, without a batch axis: "CFHW" for latents, "LD" for text. The
+            length of a fixed axis is in `sizes`.
+        sizes: Letter of an axis → its fixed length.
+        varlen: A batch holds a list of tensors instead of one stacked tensor. An axis may have
+            length 0.
         many: Any number of tensors, each of its own size: a record holds `name_0`, `name_1`, …, and
-            batches hand over a list of them for each item.
-        whole: It holds whole numbers, such as indices of frames.
-        optional: The record may lack it.
-        usual: Axis letter to a length that is common, or to the name of the DiT's number that it
-            equals; for made-up records, from which memory and time are estimated.
+            a batch holds a list of them for each item.
+        whole: The tensor holds whole numbers, such as indices of frames.
+        optional: A record may lack the tensor.
+        usual: Letter of an axis → a common length, or the name of the DiT's number that equals the
+            length. It is used for made-up records, from which memory and time are estimated.
     """
 
     name: str
@@ -35,17 +36,17 @@ class Field:
 
     @property
     def is_latents(self) -> bool:
-        """Whether its file key carries the latent's frames, height and width."""
+        """Whether the tensor's key in the file includes the latents' frames, height and width."""
         return self.name.startswith("latents")
 
     @property
     def is_mask(self) -> bool:
-        """Whether it says which parts of others are real."""
+        """Whether the tensor is a mask: it marks which parts of other tensors are real, not padding."""
         return is_mask(self.name)
 
 
 def numbered(name: str) -> tuple[str, int] | None:
-    """A name and the number behind it: how one of `many` tensors is called.
+    """Split the name of one of `many` tensors into the field's name and the number.
 
     >>> numbered("latents_control_1"), numbered("latents")
     (('latents_control', 1), None)
@@ -55,23 +56,24 @@ def numbered(name: str) -> tuple[str, int] | None:
 
 
 def is_mask(name: str) -> bool:
-    """Whether a field of that name says which parts of others are real, by ones and zeros.
+    """Whether a field of this name is a mask:
 
-    Its file key carries no dtype, and in batches it stays on the host, where lengths are needed.
+    ones where other tensors are real, zeros for padding. A mask's key in the file has no dtype. In
+    batches a mask stays on the host, where its length is needed.
     """
     return name.endswith("_mask")
 
 
 LOSS_WEIGHT = Field(name="loss_weight", dims="FHW", optional=True)
-"""Of every task's media record: how much each latent cell counts in the loss, 0 to 1; see `Clip.mask`."""
+"""A field of every task's media record: how much each latent cell counts in the loss, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
     """The fields of a task's media record and text record, and the layout's version.
 
-    Raise `version` when the meaning of a field changes: all older records become stale.
-    `sectioned` says that a video clip becomes one record a section, numbered in its file name.
+    Raise `version` when the meaning of a field changes: all older records become stale. With
+    `sectioned`, a video clip becomes one record for each section; the file name has the number.
     """
 
     media: tuple[Field, ...]
@@ -81,17 +83,17 @@ class Schema:
 
     @property
     def fields(self) -> tuple[Field, ...]:
-        """All of them."""
+        """The fields of both records."""
         return (*self.media, *self.text)
 
     @property
     def kept(self) -> tuple[Field, ...]:
-        """What a media record can hold: its fields, and what the engine keeps beside them."""
+        """What a media record can hold: the task's fields, and the field that the engine adds."""
         return (*self.media, LOSS_WEIGHT)
 
 
 def declared(fields: Iterable[Field], name: str) -> Field | None:
-    """The field that a tensor of that name in a record belongs to."""
+    """The field that a tensor of this name belongs to; None if there is none."""
     counted = numbered(name)
     for one in fields:
         if one.name == name and not one.many:
@@ -102,7 +104,7 @@ def declared(fields: Iterable[Field], name: str) -> Field | None:
 
 
 def lacking(fields: Iterable[Field], names: Iterable[str]) -> list[str]:
-    """The fields that are not optional, and of which a record with these `names` has no tensor."""
+    """The required fields that a record with these tensor `names` lacks."""
     held = set(names)
     stems = {counted[0] for name in held if (counted := numbered(name)) is not None}
     return [f.name for f in fields if not f.optional and f.name not in (stems if f.many else held)]

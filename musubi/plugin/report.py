@@ -1,4 +1,4 @@
-"""How the rooms speak to the user without printing: the CLI passes a `Report` in."""
+"""How code shows messages to the user without printing: the CLI passes in a `Report`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class Progress(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
     def advance(self, n: int = 1, **figures: float | str) -> None:
-        """Move by `n`; `figures` (loss, items/s) are shown behind the bar."""
+        """Move the bar by `n` steps; `figures` (loss, items/s) are shown after the bar."""
 
 
 class Report(Protocol):
-    """What a command may say. Only `musubi.cli.report` prints."""
+    """Messages, tables and progress of a command. Only `musubi.cli.report` prints."""
 
     def note(self, text: str) -> None:
         """One line of information."""
 
     def warn(self, text: str) -> None:
-        """One line about something the user should look at; said once for each text."""
+        """One line about something that the user should look at. The same text is shown only once."""
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """A small table."""
@@ -31,7 +31,7 @@ class Report(Protocol):
     def progress(
         self, title: str, total: int | None, *, done: int = 0, unit: str = "it"
     ) -> Progress:
-        """A bar of `total` steps, `done` of which were done before."""
+        """A progress bar of `total` steps; it starts at `done`."""
         ...
 
 
@@ -47,7 +47,7 @@ class _QuietProgress:
 
 
 class Quiet:
-    """A report that shows nothing and remembers what was said: for tests and for other ranks."""
+    """A report that shows nothing and keeps the messages: for tests, and for all ranks but the first."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []

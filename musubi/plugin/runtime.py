@@ -1,4 +1,4 @@
-"""What an architecture does: six verbs. The engine does the rest.
+"""What an architecture does: six methods. The engine does the rest.
 
 Axes are written B (batch), C (channels), F (frames), H, W, L (tokens), D (features).
 """
@@ -23,11 +23,12 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What a text encoder is given.
+    """The input of a text encoder.
 
     Args:
         text: The caption or prompt.
-        pictures: Of the inputs that it sees: name → uint8, each F H W 3 or F H W 4, as they are.
+        pictures: The inputs that the text encoder sees: name → pictures, uint8, each F H W 3 or F H
+            W 4, not resized.
     """
 
     text: str
@@ -40,16 +41,16 @@ class Clip:
 
     Args:
         name: For messages: the file and where in it.
-        frames: uint8, F H W 3, RGB: what the model should learn. No frames when generating, but
-            still with the height and the width of what is made.
-        length: Frames of the whole clip.
-        inputs: What was given beside it, by the name of the input: uint8, each F H W C with 3
-            channels, 4 where an image has transparency, 1 for masks.
-        target: Whether the frames are what the model should learn; false when generating, where
+        frames: uint8, F H W 3, RGB: what the model should learn. When generating, F is 0, but H and
+            W are those of the video that is made.
+        length: How many frames the whole clip has.
+        inputs: Name of an input → the pictures or videos given for it: uint8, each F H W C with 3
+            channels, 4 if an image has transparency, 1 for masks.
+        target: True in training: the frames are what the model should learn. False when generating:
             the record needs only what conditions the model.
         options: The architecture's own keys of the dataset file, or, when generating, its options.
-        mask: Where the loss counts, uint8, F H W 1, with 1 frame or those of the clip; None: all
-            over. The engine brings it to the latents' cells, and keeps it in the record.
+        mask: Where the loss counts, uint8, F H W 1, with 1 frame or as many as the clip has; None:
+            everywhere. The engine resizes the mask to the latents, and stores it in the record.
     """
 
     name: str
@@ -61,20 +62,20 @@ class Clip:
     mask: np.ndarray | None = None
 
     def input(self, name: str) -> np.ndarray | None:
-        """The first that was given of an input: F H W C; None when there is none."""
+        """The first picture or video of an input: F H W C; None if the input was not given."""
         given = self.inputs.get(name, ())
         return given[0] if given else None
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the DiT is told beside x and t, and, in training, what it should find.
+    """What the DiT gets in addition to x and t, and, in training, the clean latents.
 
     Args:
-        inputs: Whatever this architecture's `predict` reads.
+        inputs: What this architecture's `predict` reads, by name.
         latents: The clean latents x0 in the model's scale, B C F H W, when the batch has any.
-        weight: How much each latent cell counts in the loss: broadcasts to the latents; the loss is
-            the mean over what counts. None: all alike.
+        weight: How much each latent cell counts in the loss, broadcast to the latents; the loss is
+            the weighted mean. None: all cells count the same.
     """
 
     inputs: Mapping[str, Any]
@@ -82,16 +83,16 @@ class Conditioning:
     weight: torch.Tensor | None = None
 
     def plus(self, **inputs: Any) -> Conditioning:
-        """The same with some inputs added or replaced."""
+        """A copy with some inputs added or replaced."""
         return replace(self, inputs={**self.inputs, **inputs})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One video to make, with every number decided; written into what is made.
+    """All settings of one video to generate. They are also written into the video file.
 
-    `options` holds the architecture's own: paths of inputs, settings of its hooks. `flow_shift` is
-    None where the task finds its noise levels itself.
+    `options` holds the architecture's own options: paths of inputs, settings of its hooks.
+    `flow_shift` is None if the task computes its noise levels itself.
     """
 
     prompt: str
@@ -111,11 +112,11 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """Where a denoising run is.
+    """The position in a denoising loop.
 
     Args:
-        step: Number of the step, from 0.
-        steps: How many there are.
+        step: Number of the step, counted from 0.
+        steps: How many steps there are.
         t: The noise level, from 0 (clean) to 1.
     """
 
@@ -126,18 +127,18 @@ class Moment:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One run of the solver inside a rollout.
+    """One denoising loop inside a rollout.
 
     Args:
         noise: The starting point, B C F H W, float32.
-        inputs: Laid over the inputs of both the positive and the negative conditioning.
-        clean: Latents to start from instead, shaped like `noise`, in the model's scale: the engine
-            mixes the noise into them, up to the level of the first step that is taken.
-        strength: With `clean`, the part of the steps that is taken, the last ones; above 0, and 1
-            takes all of them and so leaves nothing of `clean`.
-        text: Which of the task's texts guides it.
-        so_far: The latents of the video as far as it is made; the engine keeps a video of them
-            while the section is solved. None: there is nothing yet to show.
+        inputs: Inputs that override those of the positive and of the negative conditioning.
+        clean: Latents to start from, shaped like `noise`, in the model's scale. The engine adds the
+            noise to them, at the noise level of the first step that is made.
+        strength: With `clean`, the share of the steps that is made; these are the last steps. Above
+            0; with 1 all steps are made, and nothing of `clean` is left.
+        text: Name of the text (see `Task.texts`) that this section uses.
+        so_far: The latents of the video made so far. The engine saves a video of them while it
+            works on this section. None: there is nothing to show yet.
     """
 
     noise: torch.Tensor
@@ -149,16 +150,16 @@ class Section:
 
 
 class Networks(Protocol):
-    """The networks a command has files for; each is loaded when first asked for."""
+    """The networks that a command has files for. Each is loaded on first use."""
 
     device: torch.device
 
     def __getitem__(self, name: str) -> nn.Module:
-        """The component of that name, in place on `device`, in evaluation mode."""
+        """The network of this component, on `device`, in evaluation mode."""
         ...
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is a file for it."""
+        """Whether there is a file for this component."""
         ...
 
     def tokenizer(self, name: str) -> Any:
@@ -166,12 +167,12 @@ class Networks(Protocol):
         ...
 
     def free(self, name: str) -> None:
-        """Drop the network; it loads again when asked for."""
+        """Drop the network from memory; it is loaded again on the next use."""
         ...
 
 
 class Runtime(Protocol):
-    """The six verbs. One instance serves one command: it is made for a task and its options."""
+    """The six methods. There is one instance for each command, made for a task and its options."""
 
     def __init__(
         self, architecture: Architecture, task: Task, options: Mapping[str, Any]
@@ -180,26 +181,26 @@ class Runtime(Protocol):
     def encode_text(
         self, nets: Networks, component: str, prompts: Sequence[Prompt]
     ) -> list[Record]:
-        """Prompts → one record each, with the fields that this text encoder gives.
+        """Encode prompts: one record for each, with the fields that this text encoder fills.
 
-        Called once for each text component of the task; the engine joins the records, and frees
-        each encoder before it asks for the next. No padding is stored where the schema says varlen.
-        A prompt's record must not depend on its neighbours in the call.
+        Called once for each text component of the task. The engine joins the records, and frees
+        each encoder before it loads the next. If the schema says varlen, no padding is stored. A
+        prompt's record must not depend on the other prompts in the call.
         """
         ...
 
     def encode_media(self, nets: Networks, clips: Sequence[Clip]) -> list[tuple[Record, ...]]:
-        """Clips of one size → for each its records: mostly one; several when a clip is trained in
-        sections. A clip's records must not depend on its neighbours in the call.
+        """Encode clips of one size. Each clip gives one record, or several if clips are trained in
+        sections. A clip's records must not depend on the other clips in the call.
         """
         ...
 
     def condition(self, batch: Mapping[str, Any]) -> Conditioning:
-        """A batch of records (stacked tensors with a batch axis; lists where a field is varlen;
-        for each item a list where it is `many`), already on the device, → what `predict` needs, and
-        the clean latents when the batch has latents.
+        """Turn a batch of records into what `predict` needs, and the clean latents if there are any.
 
-        Masks are on the host: reading a length from the device would hold up every step.
+        The batch is on the device. A field is a stacked tensor with a batch axis; a list of tensors
+        if the field is varlen; a list of lists if the field is `many`. Masks are on the host:
+        reading a length from the device would make every step wait.
         """
         ...
 
@@ -212,15 +213,15 @@ class Runtime(Protocol):
     def rollout(
         self, recipe: Recipe, given: Conditioning, device: torch.device
     ) -> Generator[Section, torch.Tensor, torch.Tensor]:
-        """Yield each section to solve, receive its latents, return the latents of the whole."""
+        """Yield each section to denoise, receive its latents, and return the latents of the whole video."""
         ...
 
     def decode(
         self, nets: Networks, latents: torch.Tensor, recipe: Recipe | None = None
     ) -> Iterator[torch.Tensor]:
-        """Latents B C F H W → frames in [0, 1], float32, B 3 F H W, in one piece or in several in
-        the order of time, so that a long video need not be in memory. `recipe` is what they were
-        made by, where that is known. The latents may be on the host: what is decoded at once is
-        moved to `nets.device` here, so that the rest need not be there.
+        """Decode latents B C F H W to frames in [0, 1], float32, B 3 F H W. The frames come in one
+        piece, or in several pieces in the order of time, so that a long video need not fit in
+        memory. `recipe` is the recipe of the latents, if known. The latents may be on the host:
+        this method moves only the part that it decodes to `nets.device`.
         """
         ...

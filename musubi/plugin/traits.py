@@ -1,4 +1,4 @@
-"""What a network declares about its modules, so that memory and LoRA need not know its class."""
+"""What a network declares about its modules, so that memory and LoRA code need not know its class."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def named(name: str, patterns: Iterable[str]) -> bool:
-    """Whether one of the patterns matches the whole name."""
+    """Whether a pattern matches the whole name."""
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
@@ -19,8 +19,9 @@ class LoraTargets:
 
     Args:
         include: A layer is a target when one of these matches its whole name.
-        exclude: And none of these does; a user's include patterns bring a layer back.
-        groups: Named subsets a user may choose, such as "attention" or "mlp".
+        exclude: A layer is no target when one of these matches its whole name, unless a user's
+            include patterns match it.
+        groups: Named groups of layers that a user may choose, such as "attention" or "mlp".
     """
 
     include: tuple[str, ...]
@@ -39,18 +40,18 @@ class Preset:
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """The facts a policy needs about one network.
+    """What a memory policy must know about one network.
 
     Args:
-        stacks: Dotted paths of the `ModuleList`s whose blocks run once each, in order. These are
-            what can be recomputed, streamed and compiled. A block takes tensors and returns
-            tensors, and keeps no state between calls.
-        fp32: Patterns of parameter names (full match) that stay in float32 whatever was asked.
-        quantize: Patterns of parameter names (full match) that 8-bit storage may hold.
-        per_token: Patterns of module names (full match) that take tokens B L D and look at each
-            alone: feed-forward layers, which can be computed in slices.
-        swap: How many blocks of each stack `--blocks_to_swap N` means, where there are several;
-            None: all of the first.
+        stacks: Dotted paths of the `ModuleList`s whose blocks run once each, in order. These blocks
+            can be recomputed, streamed and compiled. A block takes tensors, returns tensors, and
+            keeps no state between calls.
+        fp32: Patterns of names of parameters (full match) that always stay in float32.
+        quantize: Patterns of names of parameters (full match) that may be stored in 8 bits.
+        per_token: Patterns of names of modules (full match) that take tokens B L D and compute each
+            token by itself: feed-forward layers, which can be computed in slices.
+        swap: How many blocks of each stack `--blocks_to_swap N` means, if there are several stacks;
+            None: N blocks of the first stack.
         lora: The layers that take an adapter, or None when the network is never adapted.
     """
 

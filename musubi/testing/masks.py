@@ -18,7 +18,7 @@ from musubi.testing.subject import Subject
 from musubi.train.step import FlowMatchingLoss
 
 
-class _Asked:
+class _KeptPrediction:
     """A runtime whose predictions are kept, cut off from the network."""
 
     def __init__(self, runtime: Runtime) -> None:
@@ -39,7 +39,7 @@ def masks_reach_the_loss(subject: Subject, task: Task) -> None:
     frames, height, width = clip.frames.shape[:3]
     mask = np.zeros((frames, height, width, 1), np.uint8)
     mask[:, :, : width // 2] = 255
-    runtime: Any = _Asked(subject.runtime(task))
+    runtime: Any = _KeptPrediction(subject.runtime(task))
     with torch.no_grad():
         (parts,) = subject.runtime(task).encode_media(subject.nets, [clip])
     text = {k: v for k, v in subject.records(task, 1)[0].items() if k not in parts[0]}

@@ -43,8 +43,13 @@ def run(config: TrainConfig, architecture: Architecture, report: Report) -> None
     accelerator = processes.start(config, trackers, _log_folder(config, names))
     try:
         _run(config, architecture, names, accelerator, trackers, report)
-    finally:
+    except BaseException:
+        if accelerator.num_processes == 1:  # to take leave of others that are gone would hang
+            accelerator.end_training()
+        raise
+    else:
         accelerator.end_training()
+    finally:
         processes.forget()
 
 

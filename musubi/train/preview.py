@@ -34,10 +34,11 @@ Rescued = Callable[[Literal["sample", "decode"], Recipe], AbstractContextManager
 
 @dataclass(frozen=True)
 class PreviewPrompt:
-    """One preview, and whether its prompt named a seed, which then stands in the file name."""
+    """One preview, whether its prompt named a seed, which then stands in the file name, and its number."""
 
     recipe: Recipe
     seeded: bool
+    index: int
 
 
 def read_prompts(
@@ -66,7 +67,7 @@ def read_prompts(
             report,
             size_of=size_of,
         )
-        prompts.append(PreviewPrompt(recipe, seeded))
+        prompts.append(PreviewPrompt(recipe, seeded, index))
     return prompts
 
 
@@ -77,9 +78,9 @@ def open_gallery(
     nets: Nets,
     *,
     names: Names,
-    device: torch.device,
     policy: Policy,
     report: Report,
+    share: slice = slice(None),
 ) -> Gallery:
     """Previews, their prompts encoded.
 
@@ -89,9 +90,9 @@ def open_gallery(
         choice: The task.
         nets: The networks around the denoiser.
         names: Of the run's files.
-        device: Where they run.
         policy: Of the denoiser's memory.
         report: Told of what failed.
+        share: Which of the prompts this process draws.
 
     Raises:
         ConfigError: A file that previews need is not given, or a prompt cannot be made.
@@ -105,8 +106,8 @@ def open_gallery(
         options,
         seed=config.seed or 0,
         report=report,
-    )
-    pipeline = Pipeline(architecture, choice.task, options, nets, device=device, report=report)
+    )[share]
+    pipeline = Pipeline(architecture, choice.task, options, nets, device=nets.device, report=report)
     pipeline.prepare([prompt.recipe for prompt in prompts])
     pipeline.park = True  # the text encoders are gone; the VAE, which is small, stays at hand
     return Gallery(
@@ -172,18 +173,18 @@ class Gallery:
     def draw(self, *, step: int, epoch: int | None) -> None:
         """Draw every prompt. What fails is reported, and the next one is tried."""
         moment = f"e{epoch:06d}" if epoch is not None else f"{step:06d}"
-        for index, prompt in enumerate(self.prompts):
+        for prompt in self.prompts:
             try:
-                path = self._draw(index, prompt, moment)
+                path = self._draw(prompt, moment)
             except Exception as error:  # a preview must never harm training
                 self._failed(prompt, step, error)
             else:
                 self.report.note(f"Preview {path}.")
 
-    def _draw(self, index: int, prompt: PreviewPrompt, moment: str) -> Path:
+    def _draw(self, prompt: PreviewPrompt, moment: str) -> Path:
         recipe = prompt.recipe
         time = datetime.now().strftime("%Y%m%d%H%M%S")
-        stem = f"{self.name}_{moment}_{index:02d}_{time}"
+        stem = f"{self.name}_{moment}_{prompt.index:02d}_{time}"
         stem += f"_{recipe.seed}" if prompt.seeded else ""
         with self.explained("sample", recipe):
             latents = self.pipeline.latents(recipe)

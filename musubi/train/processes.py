@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Minutes: one process draws the previews while the others wait, and a set of long videos takes hours.
 _WHILE_DRAWING = 24 * 60
+# Seconds after a signal; launchers end a process by force 30 seconds after theirs.
+_PATIENCE = 12.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +32,23 @@ class Processes:
     Args:
         rank: Of this process.
         world: How many.
-        total: Sums a tensor over them.
+        total: Sums a tensor over them, in place.
+        step_total: The same for what a step sums, which is given up when this process is asked to stop
+            and the others do not come.
         wait: Waits for all of them.
+        gather: What each of them gives, by rank.
     """
 
     rank: int = 0
     world: int = 1
     total: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+    step_total: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
     wait: Callable[[], None] = lambda: None
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
+
+
+class ProcessLostError(Exception):
+    """Another process of the run has ended, and will not take part in what all have to do."""
 
 
 def start(config: TrainConfig, trackers: list[str], logs: os.PathLike[str]) -> Accelerator:
@@ -78,21 +90,63 @@ def start(config: TrainConfig, trackers: list[str], logs: os.PathLike[str]) -> A
     return accelerator
 
 
-def processes(accelerator: Accelerator) -> Processes:
-    """What the loop needs of accelerate."""
+def processes(accelerator: Accelerator, stopping: Callable[[], bool] = lambda: False) -> Processes:
+    """What the loop needs of accelerate.
+
+    Args:
+        accelerator: The processes.
+        stopping: Whether a signal asks this process to stop. Launchers send one when another process
+            has ended.
+    """
     if accelerator.num_processes == 1:
         return Processes()
 
     def total(tensor: torch.Tensor) -> torch.Tensor:
-        torch.distributed.all_reduce(tensor)
+        _await(torch.distributed.all_reduce(tensor, async_op=True), lambda: False)
         return tensor
+
+    def step_total(tensor: torch.Tensor) -> torch.Tensor:
+        _await(torch.distributed.all_reduce(tensor, async_op=True), stopping)
+        return tensor
+
+    def wait() -> None:
+        total(torch.zeros(1, device=accelerator.device))
+
+    def gather(value: Any) -> list[Any]:
+        wait()  # ends when a process is lost, which what follows would not
+        found: list[Any] = [None] * accelerator.num_processes
+        torch.distributed.all_gather_object(found, value)
+        return found
 
     return Processes(
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         total=total,
-        wait=accelerator.wait_for_everyone,
+        step_total=step_total,
+        wait=wait,
+        gather=gather,
     )
+
+
+def _await(work: Any, stopping: Callable[[], bool]) -> None:
+    """Wait for what all processes do together, without hanging when one of them is gone.
+
+    Raises:
+        ProcessLostError: The connection was closed, or this process was asked to stop and nothing came.
+    """
+    began: float | None = None
+    pause = 0.0
+    try:
+        while not work.is_completed():
+            if stopping():
+                began = time.monotonic() if began is None else began
+                if time.monotonic() - began > _PATIENCE:
+                    raise ProcessLostError
+            time.sleep(pause)
+            pause = min(pause + 1e-5, 1e-3)
+        work.wait()
+    except RuntimeError as error:  # what the backends raise; their words differ
+        raise ProcessLostError from error
 
 
 def shared(value: T, accelerator: Accelerator) -> T:

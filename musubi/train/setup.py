@@ -13,7 +13,7 @@ from musubi.config.optimization import literals
 from musubi.config.options import own_options
 from musubi.config.task import Choice
 from musubi.config.train import TrainConfig
-from musubi.errors import counted
+from musubi.errors import ConfigError, counted
 from musubi.flow.experts import Experts
 from musubi.lora.merge import Merging
 from musubi.lora.metadata import DENOISER
@@ -88,6 +88,7 @@ class Setup:
         self.accelerator = accelerator
         self.report = report
         self.stop = stop
+        self.group = processes.processes(accelerator, lambda: stop.requested)
         self.started = time.time()
         self.upload: Upload | None = None
         self.merging: Merging | None = None
@@ -108,10 +109,7 @@ class Setup:
         seed = config.seed or 0
         seeds.seed_everything(seed)
         choice = denoisers.choose(config, architecture)
-        with (
-            processes.first_alone(self.accelerator),
-            caching.explained(config, architecture, choice.task, "train"),
-        ):
+        with caching.explained(config, architecture, choice.task, "train"):
             data = dataset.prepare(
                 config,
                 architecture,
@@ -119,6 +117,12 @@ class Setup:
                 report=self.report,
                 pin=self.accelerator.device.type == "cuda",
                 device=self.accelerator.device,
+            )
+        if len(set(self.group.gather(data.digest))) > 1:
+            raise ConfigError(
+                "The processes of this run do not see the same records.",
+                fix="Give all of them the same dataset file and cache directories, on a disk that all "
+                "computers share.",
             )
         self.buckets = fit.buckets_of(data.records.items)
         self.largest = fit.largest_batch(data.records.items)
@@ -179,7 +183,7 @@ class Setup:
             metrics=log.Metrics(self.names.own / "metrics.jsonl"),
             track=lambda values, step: self.accelerator.log(dict(values), step=step),
             checkpoints=Checkpoints(self.names, config, lambda p: None, lambda p: None),
-            processes=processes.processes(self.accelerator),
+            processes=self.group,
             validation=self._validation(objective, data),
             previews=gallery,
             stop=self.stop,
@@ -245,7 +249,7 @@ class Setup:
 
     def _gallery(self, choice: Choice, nets: Nets) -> preview.Gallery | None:
         """Previews, their prompts encoded; before the DiT is loaded, so that both never meet."""
-        if self.config.sample_prompts is None or not self.accelerator.is_main_process:
+        if self.config.sample_prompts is None:
             return None
         return preview.open_gallery(
             self.config,
@@ -253,9 +257,9 @@ class Setup:
             choice,
             nets,
             names=self.names,
-            device=self.accelerator.device,
             policy=self.policy,
             report=self.report,
+            share=slice(self.group.rank, None, self.group.world),
         )
 
     # training
@@ -292,7 +296,7 @@ class Setup:
             config.optimizer_type, groups, lr=rate, arguments=self._optimizer_arguments()
         )
         optim.check_beside(config, optimizer, {p.dtype for p in trainable.parameters()})
-        group = processes.processes(self.accelerator)
+        group = self.group
         return Update(
             trainable.parameters(),
             optimizer,
@@ -300,7 +304,7 @@ class Setup:
             self.accelerator.scaler,
             config.max_grad_norm,
             group.world,
-            group.total,
+            group.step_total,
             mirror,
             Rounding(config.seed or 0) if config.stochastic_rounding else None,
             self._average(trainable),
@@ -317,7 +321,7 @@ class Setup:
     def _validation(self, objective: FlowMatchingLoss, data: Dataset) -> Validation | None:
         if not data.held:
             return None
-        config, group = self.config, processes.processes(self.accelerator)
+        config, group = self.config, self.group
         high = 1000 if config.max_timestep is None else config.max_timestep
         return Validation(
             objective,

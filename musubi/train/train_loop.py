@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
@@ -13,16 +14,17 @@ from typing import Any, Protocol
 
 import torch
 
+from musubi import stopping
 from musubi.config.train import TrainConfig
 from musubi.errors import RunError, StoppedError
 from musubi.pages import columns
-from musubi.plugin.report import Progress, Report
+from musubi.plugin.report import Progress, Quiet, Report
 from musubi.stopping import StopSignal
 from musubi.train import loader, log, optim, seeds
 from musubi.train.checkpoints import Checkpoints
 from musubi.train.loader import Loader, Micro, RecordSource, Step
 from musubi.train.log import Mark, Metrics, StepNumbers, Window
-from musubi.train.processes import Processes
+from musubi.train.processes import Processes, ProcessLostError
 from musubi.train.signals import Stop
 from musubi.train.state import Position
 from musubi.train.step import FlowMatchingLoss, tokens_of
@@ -31,6 +33,7 @@ from musubi.train.update import Update
 from musubi.train.validation import Validation
 
 SHOWN = 8  # items named in an error
+WHILE_SAVING = 10.0  # seconds that the first process is left to save the state
 
 
 class Previews(Protocol):
@@ -140,8 +143,14 @@ class Run:
 
         Raises:
             StoppedError: The user asked to stop; the state is saved.
-            RunError: A loss that is not finite, a disk that is full.
+            RunError: A loss that is not finite, a disk that is full, a process that is gone.
         """
+        try:
+            self._train()
+        except ProcessLostError as error:
+            self._go_alone(error)
+
+    def _train(self) -> None:
         done = self.position.step
         if self.processes.rank == 0:
             self.metrics.start(done)
@@ -171,8 +180,7 @@ class Run:
                 )
             )
             for epoch, step, loaded in steps:
-                self.position.epoch, self.position.size = epoch, len(self.batches(epoch))
-                self._step(step, loaded)
+                self._step(epoch, step, loaded)
                 if self.position.step >= self.total or self._ended_early():
                     break
 
@@ -190,7 +198,7 @@ class Run:
             seed=self.seed,
         )
 
-    def _step(self, step: Step, loaded: Iterator[tuple[Micro, Any]]) -> None:
+    def _step(self, epoch: int, step: Step, loaded: Iterator[tuple[Micro, Any]]) -> None:
         number = self.position.step + 1
         began, tokens = Mark(self.objective.device), 0
         losses: dict[str, torch.Tensor] = {}
@@ -209,7 +217,7 @@ class Run:
         asked, seen, saving = (torch.full_like(loss, word) for word in words)
         if self.processes.world > 1:
             together = torch.stack([loss, asked, seen, saving])
-            loss, asked, seen, saving = self.processes.total(together).unbind()
+            loss, asked, seen, saving = self.processes.step_total(together).unbind()
         norm = self.update.step()
         figures = {"loss": loss, "grad_norm": norm, "stop": asked, "tokens": seen}
         figures |= {"save": saving, **losses}
@@ -218,7 +226,8 @@ class Run:
             self.update.average.update()
         self._tell()
         figures_read = StepNumbers(figures, began)
-        epoch = self.position.epoch
+        # Only now: until here the state is that of the step before.
+        self.position.epoch, self.position.size = epoch, len(self.batches(epoch))
         self._pending = _Made(number, epoch, step, figures_read, rate, extra)
         self.position.step, self.position.batch = number, step.end
         self._after_step(step)
@@ -274,6 +283,25 @@ class Run:
             fix=f"Go on with: {self.checkpoints.names.command()}",
         )
 
+    def _go_alone(self, error: Exception) -> None:
+        """Save the state of the last step that all processes made, and end."""
+        step, names = self.position.step, self.checkpoints.names
+        what = (
+            f"Another process of this run has ended or does not answer; stopped after step {step}"
+        )
+        if self.processes.rank > 0:
+            if not self._asked():
+                time.sleep(WHILE_SAVING)  # a launcher ends all when one ends
+            raise RunError(f"{what}.", fix="What it said says why.") from error
+        with contextlib.suppress(RunError):  # figures of a step that failed everywhere
+            self._tell()
+        folder = self.checkpoints.save_state(step)
+        stopping.fail()
+        raise RunError(
+            f"{what}; the state is {folder}.",
+            fix=f"What the other one said says why. Go on with: {names.command()}",
+        ) from error
+
     # telling
 
     def _rate(self) -> float:
@@ -318,12 +346,18 @@ class Run:
     def _refuse(self, number: int, step: Step, read: Mapping[str, float]) -> None:
         bad = [m for m in step.micros if not math.isfinite(read.get(f"micro {m.number}", 0.0))]
         items = [self.names[i] for m in (bad or step.micros) for i in m.indices]
+        if self.processes.world > 1:  # the sums are everybody's, and so all come here
+            shares = self.processes.gather((bool(bad), items))
+            guilty = any(found for found, _ in shares)
+            items = [name for found, names in shares for name in names if found or not guilty]
+            if self.processes.rank > 0:
+                raise SystemExit(RunError.exit_code)
         shown = ", ".join(items[:SHOWN]) + (
             f" and {len(items) - SHOWN} more" if items[SHOWN:] else ""
         )
         what = "loss" if bad or not math.isfinite(read["loss"]) else "gradient"
         raise RunError(
-            f"The {what} of step {number} is not finite; its items: {shown or 'on another process'}. "
+            f"The {what} of step {number} is not finite; its items: {shown}. "
             "Nothing was saved after it.",
             fix="Look at these items, lower --learning_rate, or use --mixed_precision bf16; "
             "then go on from the last state or checkpoint.",
@@ -407,18 +441,26 @@ class Run:
         return by_epoch or by_step, by_epoch
 
     def _preview(self, *, when: bool, epoch: int | None) -> None:
-        """The first process draws; the others, which have nothing to draw with, wait for it."""
-        if not when or self.config.sample_prompts is None:
+        """Draw; several processes draw each its share, and the first one tells of all."""
+        if not when or self.previews is None:
             return
-        if self.previews is not None:
-            with self._aside():
-                try:
-                    self.previews.draw(step=self.position.step, epoch=epoch)
-                except StopSignal:
-                    self.report.note("The previews are left unfinished.")
-            if self.page is not None:
-                self.page.renew()
-        self.processes.wait()
+        quiet = self.report if isinstance(self.report, Quiet) else Quiet()
+        quiet.notes.clear()
+        quiet.warnings.clear()
+        with self._aside():
+            try:
+                self.previews.draw(step=self.position.step, epoch=epoch)
+            except StopSignal:
+                self.report.note("The previews are left unfinished.")
+        if self.processes.world > 1:
+            told = self.processes.gather((quiet.notes, quiet.warnings))
+            for notes, warnings in told[1:] if self.processes.rank == 0 else ():
+                for text in notes:
+                    self.report.note(text)
+                for text in warnings:
+                    self.report.warn(text)
+        if self.page is not None:
+            self.page.renew()
 
     def _aside(self) -> ExitStack:
         """Look at the network without a trace: evaluation mode, averaged weights, generators put back."""

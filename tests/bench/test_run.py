@@ -64,6 +64,7 @@ def test_settings_are_those_of_training(tmp_path: Path) -> None:
         "offload_activations": True,
         "offload_8bit": False,
         "ffn_chunks": 2,
+        "attention_chunks": 1,
         "compile": False,
     }
 

@@ -66,7 +66,7 @@ def write(folder: Path, items: int) -> Path:
         f"image_directory = '{place.as_posix()}'\ncache_directory = '{(folder / 'c').as_posix()}'\n",
         encoding="utf-8",
     )
-    words = ["--arch", "wan", "--dataset_config", str(data), "--batch_size", "64"]
+    words = ["--arch", "wan", "--dataset_config", str(data)]
     for command in (("latents", "--vae", paths["vae"]), ("text", "--t5", paths["t5"])):
         start = time.perf_counter()
         try:

@@ -1,5 +1,4 @@
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -58,14 +57,9 @@ def test_a_second_run_does_nothing(world):
     assert before == {p: p.stat().st_mtime_ns for c in world.caches for p in c.iterdir()}
 
 
-def test_batches_change_nothing(world):
-    world.latents(batch_size=1)
-    single = world.records()
-    for cache in world.caches:
-        shutil.rmtree(cache)
-    world.latents(batch_size=4)
-    assert any(len(names) > 1 for _, names in toy_cache.Runtime.calls)
-    assert world.records() == single
+def test_a_record_depends_on_its_clip_alone(world):
+    world.latents()
+    assert all(len(names) == 1 for _, names in toy_cache.Runtime.calls)
 
 
 def test_another_vae_makes_all_of_them_stale(world):
@@ -194,7 +188,7 @@ def test_files_that_cannot_be_used_are_named_and_left_out(world, paint):
     (world.folder / "images" / "empty.png").write_bytes(b"")
     (world.folder / "images" / "empty.txt").write_text("empty")
     (world.folder / "images" / "alone.png").write_bytes(b"x")
-    summary = world.latents(batch_size=4)
+    summary = world.latents()
     assert summary.encoded == 6
     reasons = {p.name: p.reason for p in summary.failed}
     assert reasons.keys() == {"flat.png", "empty.png", "alone.png"}
@@ -211,7 +205,7 @@ def test_strict_stops_at_the_first(world, paint):
         world.latents(strict=True)
 
 
-def test_one_bad_clip_does_not_spoil_its_batch(world, monkeypatch):
+def test_one_bad_clip_does_not_spoil_the_others(world, monkeypatch):
     real = toy_cache.Runtime.encode_media
 
     def refuse(self, nets, clips):
@@ -220,20 +214,8 @@ def test_one_bad_clip_does_not_spoil_its_batch(world, monkeypatch):
         return real(self, nets, clips)
 
     monkeypatch.setattr(toy_cache.Runtime, "encode_media", refuse)
-    summary = world.latents(batch_size=4)
+    summary = world.latents()
     assert summary.encoded == 5 and [p.name for p in summary.failed] == ["red_0.png"]
-
-
-def test_a_batch_that_does_not_fit_is_halved(world, monkeypatch):
-    real = toy_cache.Runtime.encode_media
-
-    def tight(self, nets, clips):
-        if len(clips) > 1:
-            raise torch.OutOfMemoryError("full")
-        return real(self, nets, clips)
-
-    monkeypatch.setattr(toy_cache.Runtime, "encode_media", tight)
-    assert world.latents(batch_size=4).encoded == 6
 
 
 def test_nothing_usable_is_an_error(world):

@@ -188,3 +188,13 @@ def test_text_encoders_in_training_are_for_previews():
     wan = registry.find("wan")
     model = for_architecture(TrainConfig, wan, "train")
     assert idle(model(t5="x", vae="y"), wan) == ["--t5 changes nothing without --sample_prompts."]
+
+
+@pytest.mark.parametrize(
+    "kind", ["prodigy", "Prodigy", "prodigyopt.Prodigy", "dadaptation.DAdaptAdam"]
+)
+def test_two_rates_are_refused_beside_an_optimizer_that_finds_one(kind):
+    with pytest.raises(ConfigError, match="finds one learning rate for all"):
+        train(optimizer_type=kind, network_args=["loraplus_lr_ratio=4"])
+    train(optimizer_type=kind)
+    train(optimizer_type="adamw", network_args=["loraplus_lr_ratio=4"])

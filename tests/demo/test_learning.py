@@ -48,7 +48,7 @@ def data(world, tmp_path_factory):
         (CacheLatentsConfig, "cache latents", run_latents, {"vae": world.path("vae")}),
         (CacheTextConfig, "cache text", run_text, {"t5": world.path("t5")}),
     ):
-        given |= {"vae_dtype": "float32", "batch_size": 4} if "vae" in given else {}
+        given |= {"vae_dtype": "float32"} if "vae" in given else {}
         given = {name: str(v) if name in ("vae", "t5") else v for name, v in given.items()}
         config = for_architecture(model, arch, command)(
             dataset_config=str(data), device="cpu", **given

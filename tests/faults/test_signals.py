@@ -18,6 +18,14 @@ pytestmark = pytest.mark.skipif(
 ENDS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143} if os.name == "posix" else {}
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """Without `nohup`, whose children take no notice of a lost connection, and rightly so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def start(words: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "musubi", *words],

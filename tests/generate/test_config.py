@@ -37,7 +37,7 @@ def test_both_ways_to_say_the_size():
         ({**GOOD, "size": "64x64", "video_size": (64, 64)}, "--size and --video_size"),
         ({**GOOD, "cfg_skip_mode": "late"}, "mean nothing without each other"),
         ({**GOOD, "cfg_apply_ratio": 0.5}, "mean nothing without each other"),
-        ({**GOOD, "lora_multiplier": [1.0]}, "--lora_multiplier has 1 values for 0 files"),
+        ({**GOOD, "lora_multiplier": [1.0]}, "--lora_multiplier has 1 value for 0 LoRA files"),
         ({**GOOD, "lora_weight": ["a"], "exclude_patterns": ["a", "b"]}, "has 2 values for 1"),
         ({"save_merged_model": "m"}, "--save_merged_model has nothing to merge"),
         ({**GOOD, "bit_depth": 9}, "--bit_depth 9 is not written"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from musubi.config.generate import GenerateConfig
 from musubi.errors import CheckpointError, ConfigError, RunError
 from musubi.generate import write
 from musubi.generate.make import Generation
@@ -338,3 +339,21 @@ def test_latents_of_another_architecture_are_refused(go, tmp_path, loaded):
     assert loaded == []
     save_file({"latent": torch.randn(4, 1, 2, 2)}, path, {"musubi": '{"architecture": "toy"}'})
     assert go(latent_path=[str(path)])
+
+
+def test_prompts_have_the_bounds_of_flags(go, tmp_path, report):
+    from musubi.config.recipe import _LIMITS
+
+    path = tmp_path / "p.txt"
+    wrong = ("--mcrr 7", "--mct -1", "--mck -2", "--s 0", "--s 10001", "--fs 0", "--f 0", "--d -2",
+             "--w 0", "--g nan", "--fs inf")  # fmt: skip
+    path.write_text("".join(f"a {words}\n" for words in wrong) + "a\n")
+    with pytest.raises(RunError, match=f"{len(wrong)} of {len(wrong) + 1} prompts failed"):
+        go(from_file=str(path), output_type="latent")
+    names = {"steps": "infer_steps", "frames": "video_length"}
+    for name, (low, high) in _LIMITS.items():
+        field = GenerateConfig.model_fields.get(names.get(name, name))
+        if field is None or name == "seed":  # -1 is a random one
+            continue
+        bounds = {k: getattr(m, k) for m in field.metadata for k in ("ge", "le") if hasattr(m, k)}
+        assert bounds == {"ge": low, "le": high}, name

@@ -109,7 +109,9 @@ def test_generating_is_the_same_streamed_and_compiled(run, world):
 @pytest.mark.parametrize("compiled", [(), ("--compile",)])
 def test_two_devices_that_stream_equal_one_that_accumulates(run, world, cached, compiled):
     name = "two compiled" if compiled else "two"
-    common = ("--validation_split", "1", "--network_dropout", "0.2")
+    # Its steps are as exact as its gradients; those of Adam are as large where there are none.
+    exact = ("--optimizer_type", "SGD", "--learning_rate", "1e-1", "--max_grad_norm", "0")
+    common = ("--validation_split", "1", "--network_dropout", "0.2", *exact)
     run(*words_of(world, "one", *common, "--gradient_accumulation_steps", "2"))
     launch = [
         *(
@@ -128,4 +130,26 @@ def test_two_devices_that_stream_equal_one_that_accumulates(run, world, cached, 
         list(map(str, launch)), capture_output=True, text=True, timeout=600, env=dict(os.environ)
     )
     assert done.returncode == 0, done.stderr
-    assert apart(result(world, name), result(world, "one")) < 0.02
+    # Products round otherwise when they are compiled or cut into slices.
+    assert apart(result(world, name), result(world, "one")) < 2e-3
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_devices_share_caching(run, world, cached):
+    records = sorted(world.folder.rglob("*_wan*.safetensors"))
+    before = {path: load_file(path) for path in records}
+    assert before
+    for path in records:
+        path.unlink()
+    words = ("--arch", "wan", "--dataset_config", world.data)
+    for kind, files in (("latents", world.files("vae")), ("text", world.files("t5"))):
+        launch = [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("--master-port", free_port(), "-m", "musubi", "cache", kind, *words, *files),
+        ]
+        done = subprocess.run(list(map(str, launch)), capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+    for path, tensors in before.items():
+        found = load_file(path)
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors), path

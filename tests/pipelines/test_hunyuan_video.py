@@ -173,7 +173,7 @@ def test_a_video_is_changed_the_more_the_stronger(run, world):
     assert (strong - fresh).norm() < (weak - fresh).norm()
     words = ("--video_path", source, "--video_length", "129")
     refused = run(*generate_words(world, world.folder / "no", *words), ok=False)
-    assert refused.returncode == 2 and "129 are asked for" in refused.stderr + refused.stdout
+    assert refused.returncode == 2 and "is to have 129" in refused.stderr + refused.stdout
 
 
 def test_skyreels_trains_and_starts_from_an_image(run, world, cached):

@@ -139,7 +139,7 @@ def make(folder: Path, **more: Any) -> Run:
         None,
         config.max_grad_norm,
         processes.world,
-        processes.total,
+        processes.step_total,
     )
 
     def batches(epoch: int) -> list[list[int]]:

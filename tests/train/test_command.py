@@ -77,7 +77,7 @@ def test_a_state_of_something_else_is_refused(toy) -> None:
     with pytest.raises(ConfigError, match="kind 'full', and this run has 'lora'"):
         toy.train(resume="auto")
     toy.train(full=True, resume="auto", learning_rate=1e-3, max_train_steps=5)
-    assert any("learning_rate stays 0.01" in w for w in toy.report.warnings)
+    assert any("a run that goes on keeps 0.01" in w for w in toy.report.warnings)
 
 
 def test_nothing_to_go_on_from_starts_anew(toy) -> None:

@@ -135,7 +135,7 @@ def test_two_processes_equal_accumulation_on_one(world, weights, tmp_path: Path)
         world.make(
             tmp_path / "two",
             max_train_steps=6,
-            processes=Processes(rank=r, world=2, total=total(r)),
+            processes=Processes(rank=r, world=2, step_total=total(r)),
         )
         for r in range(2)
     ]

@@ -1,12 +1,13 @@
 import gc
 import weakref
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from musubi.errors import ConfigError
-from musubi.plugin import Quiet, Tokenizer
+from musubi.plugin import Architecture, Quiet, Tokenizer
 from musubi.weights import nets as room
 from musubi.weights.nets import Nets
 
@@ -28,7 +29,9 @@ def architecture(make_component):
             raise KeyError(name)
         return found[0]
 
-    return SimpleNamespace(title="Toy", components=parts, component=component)
+    made = SimpleNamespace(title="Toy", components=parts, component=component)
+    made.path_of = partial(Architecture.path_of, made)
+    return made
 
 
 def test_a_network_is_loaded_on_first_use_and_kept(architecture, toy_tensors, write):

@@ -222,7 +222,9 @@ class Nets(dict):
 class Tokenizer:
     """Bytes, an end token, padding on the right."""
 
-    def __call__(self, captions, *, max_length, **_):
+    def __call__(self, captions, *, max_length=None, **_):
+        if isinstance(captions, str):
+            return {"input_ids": [*(3 + b for b in captions.encode()), 1]}
         rows = [[*[3 + b for b in c.encode()][: max_length - 1], 1] for c in captions]
         width = max(map(len, rows))
         return {
