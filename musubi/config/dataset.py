@@ -33,6 +33,7 @@ from musubi.config.dataset_values import (
     Kind,
     extension_of,
     found,
+    is_archive,
     lengths_of,
     near,
     resolution_of,
@@ -265,7 +266,7 @@ def _entry(
             fix="Remove it, or give video_directory or video_jsonl_file.",
         )
     place, base = found(given[key], path.parent)
-    exists = place.is_file() if listed else place.is_dir()
+    exists = place.is_file() if listed else place.is_dir() or is_archive(place)
     if not exists and not _is_cached(given, path.parent, architecture):
         what = "file" if listed else "directory"
         raise ConfigError(
@@ -276,10 +277,11 @@ def _entry(
                 path.parent / given[key],
             ),
         )
-    if listed and "cache_directory" not in given:
+    if (listed or not place.is_dir()) and "cache_directory" not in given:
         raise ConfigError(
             f"{where} has {key} and no cache_directory.",
-            fix="Give a cache_directory: a list of files has no directory to keep records in.",
+            fix=f"Give a cache_directory: {'a list of files' if listed else 'an archive'} has no "
+            "directory to keep records in.",
         )
     inputs, directories = inputs_of(
         given, target, (where, key), home=path.parent, exists=exists, notes=notes

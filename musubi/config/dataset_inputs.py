@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from musubi.config.dataset_values import found, near
+from musubi.config.dataset_values import found, is_archive, near
 from musubi.errors import ConfigError
 from musubi.plugin.architecture import Architecture, Task
 from musubi.plugin.inputs import LOSS_MASK, Input
@@ -58,7 +58,8 @@ def inputs_of(
             )
         named = given[one.directory]
         directories[one.name], _ = found(named, home)
-        if exists and not directories[one.name].is_dir():
+        place_of = directories[one.name]
+        if exists and not place_of.is_dir() and not is_archive(place_of):
             raise ConfigError(
                 f"{where}: the directory {named!r} of {one.directory} does not exist.",
                 fix=near(directories[one.name], "Check the path.", home / named),

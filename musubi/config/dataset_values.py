@@ -11,6 +11,9 @@ from musubi.plugin.architecture import Architecture, Task
 
 Kind = Literal["image", "video"]
 RESOLUTION = (960, 544)
+ARCHIVES = (".zip", ".tar")
+"""Endings of files that stand for a folder."""
+
 MOST_PIXELS = 65_536
 """Of one side."""
 
@@ -76,6 +79,11 @@ def lengths_of(
             f"{', '.join(changed)}."
         )
     return tuple(sorted(set(rounded.values())))
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file stands for the folder that is packed in it, by its ending."""
+    return path.suffix.lower() in ARCHIVES and path.is_file()
 
 
 def found(text: str, home: Path, base: Path | None = None) -> tuple[Path, Path]:

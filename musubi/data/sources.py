@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from musubi.config.dataset import DatasetEntry
+from musubi.data.archives import unpacked
 from musubi.data.listed import from_list
 from musubi.data.media import VIDEO_EXTENSIONS, image_extensions
 from musubi.data.source import Scan, Skipped, Source, captions_of, ending, of_kind, stem_of
@@ -30,9 +31,12 @@ _NUMBERED = re.compile(r"(.+)_(\d{1,9})")
 def scan(entry: DatasetEntry) -> Scan:
     """Find a dataset's files. Captions are read; of images and videos only the first bytes of a WebP.
 
+    An archive is unpacked first, into the cache directory, when that was not done yet.
+
     Raises:
-        DataError: The directory or the list cannot be read, or a line of the list cannot be understood.
+        DataError: The directory, the archive or the list cannot be read, or a line of the list cannot be understood.
     """
+    entry = unpacked(entry)
     found = from_list(entry) if entry.jsonl_file is not None else _from_directory(entry)
     return _all_or_none(_one_of_a_stem(found), entry)
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from load import GB, find_variant, layout, resident, roomy, write
+from PIL import Image
 
 from musubi import registry
 from musubi.config.sizes import gibibytes, parse_bytes
@@ -63,7 +64,7 @@ def main() -> None:
         folder = Path(name)
         files = write_files(options, variant, options.files or folder)
         data = write_data(options, folder)
-        for words in commands(options, files, data, folder):
+        for words in commands(options, variant, files, data, folder):
             run(words, options)
 
 
@@ -71,7 +72,8 @@ def write_files(options: argparse.Namespace, variant: Variant, folder: Path) -> 
     """A checkpoint for each component of the task; component name → file."""
     architecture = registry.find(options.arch)
     files = {}
-    names = (architecture.dit.name, *architecture.task(variant.task).components)
+    task = architecture.task(variant.task)
+    names = (*task.denoisers, *task.components)
     for name in dict.fromkeys(names):
         component = architecture.component(name)
         dit = component.role == "dit"
@@ -120,28 +122,39 @@ def moving(options: argparse.Namespace, number: int) -> np.ndarray:
 
 
 def commands(
-    options: argparse.Namespace, files: dict[str, Path], data: Path, folder: Path
+    options: argparse.Namespace,
+    variant: Variant,
+    files: dict[str, Path],
+    data: Path,
+    folder: Path,
 ) -> list[list[str]]:
-    """The words of each command."""
+    """The words of each command; a task that starts from a picture gets a frame of a clip."""
+    architecture = registry.find(options.arch)
+    task = architecture.task(variant.task)
+    start = next((i for i in task.inputs if i.kind == "image" and i.required and i.letter), None)
+    picture = folder / "start.png"
+    Image.fromarray(moving(options, 0)[0]).save(picture)
     size = f"--w {options.width} --h {options.height} --f {options.frames}"
     prompts = folder / "prompts.txt"
-    prompts.write_text(f"{CAPTIONS[0]} {size} --d 1 --s {options.infer_steps}\n", encoding="utf-8")
-    architecture = registry.find(options.arch)
+    line = f"{CAPTIONS[0]} {size} --d 1 --s {options.infer_steps}"
+    line += f" --{start.letter} {picture.as_posix()}" if start is not None else ""
+    prompts.write_text(line + "\n", encoding="utf-8")
 
     def given(*roles: str) -> list[str]:
         named = [n for n in files if architecture.component(n).role in roles]
         return [word for n in named for word in (f"--{n}", str(files[n]))]
 
-    data_words = ["--arch", options.arch, "--dataset_config", str(data)]
+    arch = ["--arch", options.arch, "--task", variant.name]
+    data_words = [*arch, "--dataset_config", str(data)]
     lora = folder / "out" / "whole.safetensors"
     made = {
-        "cache latents": [*data_words, *given("vae"), *shlex.split(options.cache)],
+        "cache latents": [*data_words, *given("vae", "image"), *shlex.split(options.cache)],
         "cache text": [
             *(*data_words, *given("text")),
             *(*shlex.split(options.cache), *shlex.split(options.text)),
         ],
         "train": [
-            *(*data_words, *given("dit", "vae", "text"), "--network_dim", "32"),
+            *(*data_words, *given("dit", "vae", "image", "text"), "--network_dim", "32"),
             *("--mixed_precision", "bf16", "--learning_rate", "1e-5", "--seed", "1"),
             *("--timestep_sampling", "shift", "--discrete_flow_shift", "3.0"),
             *("--max_train_steps", str(options.steps), "--sample_prompts", str(prompts)),
@@ -150,7 +163,8 @@ def commands(
             *shlex.split(options.train),
         ],
         "generate": [
-            *("--arch", options.arch, *given("dit", "vae", "text"), "--prompt", CAPTIONS[0]),
+            *(*arch, *given("dit", "vae", "image", "text"), "--prompt", CAPTIONS[0]),
+            *([] if start is None else [f"--{start.flag}", str(picture)]),
             *("--video_size", str(options.height), str(options.width)),
             *("--video_length", str(options.frames), "--infer_steps", str(options.infer_steps)),
             *("--seed", "1", "--lora_weight", str(lora), "--save_path", str(folder / "made")),

@@ -1,5 +1,8 @@
 """Masks, regularization and captions through the command line, each resumed bit for bit."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -164,6 +167,42 @@ def test_a_file_named_like_a_variant_keeps_its_own_record(world):
     first = world.train("all")
     world.cache()  # nothing is taken for a leftover
     assert same(first, world.train("again"))
+
+
+@pytest.mark.parametrize("form", ["zip", "tar"])
+def test_an_archive_trains_as_the_folder_in_it_does(world, capsys, form):
+    world.write(("new", ""))
+    world.cache()
+    plain = world.train("plain")
+    archive = Path(shutil.make_archive(str(world.folder / "packed"), form, world.folder / "new"))
+    world.write((archive.name, ""))
+    shutil.rmtree(world.folder / "cache0")
+    world.cache()
+    assert same(plain, world.resumes())
+    capsys.readouterr()
+    world.cache()
+    world.run("cache check --arch wan --task t2v-1.3B --dataset_config {data}")
+    assert capsys.readouterr().out.count(" 0 encoded") == 2
+    (world.folder / "new" / "0.txt").write_text("another", encoding="utf-8")
+    shutil.make_archive(str(world.folder / "packed"), form, world.folder / "new")
+    world.cache()
+    assert "Latents: 0 encoded" in (said := capsys.readouterr().out) and "Text: 1 encoded" in said
+    archive.unlink()  # the records do without
+    assert not same(plain, world.train("gone"))
+
+
+def test_archives_that_cannot_be_used_are_refused_in_one_sentence(world, capsys):
+    (world.folder / "bad.zip").write_bytes(b"no archive")
+    world.write(("bad.zip", ""))
+    world.run("cache text --arch wan --dataset_config {data} --t5 {t5}", ends=2)
+    assert "bad.zip cannot be read: File is not a zip file." in capsys.readouterr().err
+    text = world.places["data"].read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if "cache_directory" not in line]
+    world.places["data"].write_text("\n".join(lines), encoding="utf-8")
+    world.run("cache text --arch wan --dataset_config {data} --t5 {t5}", ends=2)
+    assert "an archive has no directory to keep records in" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_weights_share_an_epoch(world, capsys):
