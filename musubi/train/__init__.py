@@ -1,1 +1,1 @@
-"""Records → weights. Read `step.py` (one loss), then `loop.py` (a run)."""
+"""Training: from cache records to weights. Read `step.py` (the loss), then `train_loop.py` (a run)."""

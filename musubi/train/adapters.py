@@ -34,17 +34,18 @@ _TITLES = {
 
 
 class Lora:
-    """Adapters, trained.
+    """The adapters of a run, as a `Trainable`.
 
     Args:
         adapters: Attached to the DiT.
-        architecture: Its DiT's dialects give the names in files.
-        kind: What they are: "lora", "loha", and so on.
-        rank: As asked for; None when it was taken from a file.
-        alpha: Likewise.
-        form: Of the names in the file.
-        save_dtype: Of the file.
-        plus: Learning rate of the up matrices over that of the down ones, or None.
+        architecture: The architecture; the dialects of its DiT give the names in files.
+        kind: The kind of adapter: "lora", "loha", and so on.
+        rank: `--network_dim`; None if the rank was taken from a file.
+        alpha: `--network_alpha`; None if alpha was taken from a file.
+        form: The naming scheme of the file that is written.
+        save_dtype: Dtype of the tensors in the file.
+        plus: Learning rate of the up matrices divided by that of the down matrices; None: both are
+            equal.
         max_norm: `--scale_weight_norms`.
     """
 
@@ -152,7 +153,7 @@ def create(
     save_dtype: torch.dtype,
     report: Report,
 ) -> Lora:
-    """Adapters for the DiT, as asked for.
+    """Make the adapters that the options ask for, and attach them to the DiT.
 
     Raises:
         ConfigError: No module matches, or an argument cannot be used.
@@ -200,7 +201,7 @@ def create(
 
 
 def _of_file(dit: nn.Module, file: LoraFile, wanted: Asked, report: Report) -> Adapters:
-    """Adapters with the kinds, layers and ranks of a file."""
+    """Make adapters with the kinds, layers and ranks of a file."""
     layers = {n for n, m in dit.named_modules() if isinstance(m, nn.Linear)}
     fit = {n: d for n, d in file.deltas.items() if n.rpartition(".")[0] in layers}
     if len(fit) < len(file.deltas):
@@ -214,7 +215,7 @@ def _of_file(dit: nn.Module, file: LoraFile, wanted: Asked, report: Report) -> A
 
 
 def _shapes(dit: nn.Module) -> dict[str, tuple[int, ...] | None]:
-    """Name of each parameter → its shape; None for one that is away."""
+    """Name of each parameter → its shape; None if its weights are not in memory."""
     linear = {
         f"{name}.weight": (layer.out_features, layer.in_features)
         for name, layer in dit.named_modules()
@@ -232,13 +233,14 @@ def base_weights(
     architecture: Architecture,
     dit: Path | None = None,
 ) -> Merging:
-    """What merges `--base_weights` into the DiT while it is loaded.
+    """Make the function that merges `--base_weights` into the DiT while the DiT is loaded.
 
     Args:
-        files: Of any form.
-        multipliers: In the same order; 1.0 for those missing.
-        architecture: Whose layers they are for.
-        dit: The checkpoint: files of another size are refused before it is loaded.
+        files: LoRA files, in any naming scheme.
+        multipliers: One strength for each file, in the same order; missing ones are 1.0.
+        architecture: The architecture that the files are for.
+        dit: The DiT's checkpoint. LoRA files for a DiT of another size are refused before the DiT
+            is loaded.
     """
     shapes = None if dit is None else inspect(architecture.dit, dit).shapes
     padded = [*multipliers, *[1.0] * (len(files) - len(multipliers))]

@@ -1,4 +1,4 @@
-"""What a run says of itself before its first step: a table, the page in its folder, the trackers."""
+"""What a run shows before its first step: a table, the page in its folder, the trackers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def page(
     started: float,
     report: Report,
 ) -> LivePage:
-    """The page of the run; not begun."""
+    """Make the page of the run; it is not started yet."""
     items = [data.records.items[i] for i in (*data.training, *data.held)]
     entries = data.file.datasets
     thumbs, more = account.shown(entries)
@@ -62,7 +62,7 @@ def page(
 def start_trackers(
     config: TrainConfig, accelerator: Accelerator, trackers: list[str], step: int
 ) -> None:
-    """Start TensorBoard and its kin, where the settings go when `--log_config` says so."""
+    """Start TensorBoard and other trackers; with `--log_config` they also get the settings."""
     log.wandb_login(config, trackers)
     if not trackers or not accelerator.is_main_process:
         return
@@ -74,7 +74,7 @@ def start_trackers(
 
 
 def tell(run: Run, names: Names, data: Dataset, *, per_epoch: int, report: Report) -> None:
-    """The table at the start."""
+    """Show the table of the run's figures."""
     figures: Mapping[str, object] = {
         "trained": run.trainable.title,
         **dataset.summary(data, per_epoch),

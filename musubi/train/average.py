@@ -1,4 +1,4 @@
-"""The exponential moving average of what is trained, kept beside it."""
+"""The exponential moving average of the trained weights."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from musubi.train.trainable import Trainable
 
 ENDING = "_ema"
-"""What stands behind the name of a checkpoint of the average."""
+"""Added to the file name of a checkpoint of the average."""
 
 
 class Average:
-    """The average of the weights over the last steps, in float32.
+    """The exponential moving average of the trained weights, in float32.
 
     Args:
-        trainable: What is averaged.
-        decay: How much of the average stays in each step; less in the first ones, so that where the
-            run began is soon forgotten.
-        device: Where the average lies; beside the weights when None.
+        trainable: The weights to average.
+        decay: The share of the old average that each step keeps. It is lower in the first steps, so
+            that the initial weights are soon forgotten.
+        device: The device that holds the average; None: the device of the weights.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take up the weights as they are after a step."""
+        """Add the weights to the average; called after each step."""
         self.steps += 1
         share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         now = self.trainable.tensors()
@@ -47,7 +47,7 @@ class Average:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Inside, the average is in the place of the weights."""
+        """Inside this context, the network has the averaged weights."""
         now = self.trainable.tensors()
         kept = {name: now[name].clone() for name in self.weights}
         self.trainable.load(self.weights)
@@ -57,14 +57,14 @@ class Average:
             self.trainable.load(kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """The state for a resumed run."""
         return {"steps": self.steps, "weights": {n: t.cpu() for n, t in self.weights.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put it back.
+        """Restore the state.
 
         Raises:
-            ValueError: It is of other weights.
+            ValueError: The state is of other weights.
         """
         given = state["weights"]
         if given.keys() != self.weights.keys():

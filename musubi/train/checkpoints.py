@@ -1,4 +1,4 @@
-"""Checkpoints of a run: what they are called, which are kept, and in what order things happen."""
+"""Checkpoints of a run: their names, which are kept, and the order in which files are written."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ class Names:
 
     @property
     def own(self) -> Path:
-        """The folder of the run's other files."""
+        """The folder for all files of the run that are no checkpoints."""
         return self.folder / self.name
 
     def command(self) -> str:
-        """The command that goes on with the run from its newest state."""
+        """The command that resumes the run from its newest state."""
         config = str(self.own / "config.toml")
         return command_line(["musubi", "train", "--config", config, "--resume", "auto"])
 
     def epoch(self, epoch: int) -> Path:
-        """A checkpoint at the end of an epoch, counted from 1."""
+        """Path of the checkpoint at the end of an epoch, counted from 1."""
         return self.folder / f"{self.name}-{epoch:06d}.safetensors"
 
     def step(self, step: int) -> Path:
-        """A checkpoint after a step, counted from 1."""
+        """Path of the checkpoint after a step, counted from 1."""
         return self.folder / f"{self.name}-step{step:08d}.safetensors"
 
     def best(self) -> Path:
-        """The checkpoint with the lowest validation loss."""
+        """Path of the checkpoint with the lowest validation loss."""
         return self.folder / f"{self.name}-best.safetensors"
 
     def final(self) -> Path:
-        """The checkpoint at the end."""
+        """Path of the checkpoint at the end of the run."""
         return self.folder / f"{self.name}.safetensors"
 
     @staticmethod
@@ -59,7 +59,7 @@ class Names:
         return checkpoint.with_name(checkpoint.name.removesuffix(".safetensors") + "-state")
 
     def states(self) -> Iterator[Path]:
-        """Every state directory of this run, in no order; one that was being replaced too."""
+        """Every state directory of this run, in no order, including one whose replacement was interrupted."""
         name = re.escape(self.name) + r"(-\d{6,}|-step\d{8,})?-state"
         pattern = re.compile(rf"{name}|\.{name}\.\d+\.old")
         if self.folder.is_dir():
@@ -86,14 +86,14 @@ class Checkpoints:
     """Writes checkpoints and states, and removes old ones once the new one is known to be good.
 
     Args:
-        names: Of the run.
-        options: What is kept.
-        write: Writes the weights to a path.
-        write_state: Writes the state to a directory.
-        endings: What stands behind the name of each file of a checkpoint; several where several
-            networks are trained.
-        saved: Told of each checkpoint that is whole.
-        state_saved: Told of each state that is whole.
+        names: The file names of the run.
+        options: The options that say what is saved and kept.
+        write: A function that writes the weights to a path.
+        write_state: A function that writes the state to a directory.
+        endings: The ending that is added to the name of each file of a checkpoint; there are
+            several files if several networks are trained.
+        saved: Called with the path of each checkpoint once it is complete.
+        state_saved: Called with the path of each state once it is complete.
     """
 
     names: Names
@@ -122,15 +122,15 @@ class Checkpoints:
         return found
 
     def save(self, kind: str, path: Path, *, number: int) -> None:
-        """Write one checkpoint, its state when wanted, and remove what need not be kept.
+        """Write one checkpoint, and its state if the options ask for it; then remove old ones.
 
         Args:
             kind: "step", "epoch", "final" or "best", which has no state.
-            path: The checkpoint's.
-            number: The step, or the epoch, for what is kept.
+            path: Path of the checkpoint.
+            number: The step or the epoch; it decides which old files are removed.
 
         Raises:
-            RunError: It could not be written; earlier checkpoints are untouched.
+            RunError: The checkpoint could not be written; earlier checkpoints are untouched.
         """
         self._written(path)
         if self.saved is not None:
@@ -146,7 +146,7 @@ class Checkpoints:
         self._prune(kind, number, state=state)
 
     def save_state(self, step: int) -> Path:
-        """Write the state alone, for a run that is being stopped; its directory."""
+        """Write only the state, for a run that is being stopped. Returns its directory."""
         path = self.names.state(self.names.step(step))
         self._write_state(path)
         return path
@@ -191,7 +191,7 @@ class Checkpoints:
     def _remove(self, kind: str, suffix: str, number: int, keep: int | None) -> None:
         if keep is None:
             return
-        # Steps: those within `keep` steps stay. Epochs: the newest `keep` saves stay.
+        # For "step", files of the last `keep` steps are kept; for "epoch", the newest `keep` files.
         span = keep if kind == "step" else keep * (self.options.save_every_n_epochs or 1) - 1
         for found, path in list(self.names.numbered(kind, suffix)):
             named = kind == "epoch" and found in (self.options.keep_epochs or ())

@@ -1,4 +1,4 @@
-"""`musubi train`: puts a run together, and starts it."""
+"""`musubi train`: sets up a run, and starts it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _run(
 
 @contextmanager
 def _shown(page: LivePage | None) -> Iterator[None]:
-    """Inside, the page of the run is kept current; at the end it says how the run ended."""
+    """Inside this context, the page of the run is kept up to date. At the end it shows how the run ended."""
     if page is None:
         yield
         return
@@ -123,7 +123,7 @@ def _make_folder(names: Names) -> None:
 
 
 def _write_config(config: TrainConfig, architecture: Architecture, names: Names) -> None:
-    """The resolved settings, so that `--config …/config.toml --resume auto` goes on."""
+    """Write all settings to config.toml, so that `--config …/config.toml --resume auto` resumes the run."""
     kept = config.model_copy(update=dict.fromkeys((*log.SECRETS, "resume")))
     kept = kept.model_copy(update={"resume_from_huggingface": False})
     try:

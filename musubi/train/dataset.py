@@ -1,4 +1,4 @@
-"""The records of a run: cached where they are missing, opened, split, put in order."""
+"""The records of a run: missing ones are cached; all are opened, split and put in order."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from musubi.train.loader import split
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What a run is trained on.
+    """The training data of a run.
 
     Args:
-        file: The dataset file, resolved.
+        file: The dataset file, with all defaults filled in.
         records: The training set, held-back items included.
         training: Indices of the items that are trained on.
         held: Indices of those that are held back.
-        digest: Of everything the order of batches depends on.
-        shares: Number of a dataset → its visits in an epoch, where repeats alone do not say it.
+        digest: Digest of everything that the order of batches depends on.
+        shares: Number of a dataset → how often its items are used in an epoch, if that does not
+            follow from the repeats alone.
     """
 
     file: DatasetFile
@@ -40,7 +41,9 @@ class Dataset:
     shares: Mapping[int, int] = field(default_factory=dict)
 
     def batches(self, seed: int) -> Callable[[int], list[list[int]]]:
-        """Epoch, from 1 → its batches; a function of the seed, the epoch and the data alone."""
+        """A function from an epoch (from 1) to its batches. They depend only on the seed, the epoch
+        and the data.
+        """
         items = [self.records.items[i] for i in self.training]
 
         def of(epoch: int) -> list[list[int]]:
@@ -53,7 +56,7 @@ class Dataset:
 
     @property
     def visits(self) -> int:
-        """Items of an epoch, repeats counted."""
+        """Items in an epoch, counting repeats."""
         items = [self.records.items[i] for i in self.training]
         plain = sum(item.repeats for item in items if item.dataset not in self.shares)
         return plain + sum(self.shares.values())
@@ -68,7 +71,7 @@ def prepare(
     pin: bool,
     device: Any = None,
 ) -> Dataset:
-    """Cache what is missing as far as the encoders' files are given, and open the rest.
+    """Cache missing records, if the files of the encoders are given, and open all records.
 
     Raises:
         ConfigError: There is no dataset file.
@@ -108,12 +111,12 @@ def prepare(
 
 
 def check_data(config: TrainConfig, file: DatasetFile) -> None:
-    """Refuse options that mean nothing for what the dataset file gives.
+    """Refuse options that have no effect with this dataset file.
 
     Raises:
         ConfigError: Naming the option.
     """
-    # Lines of lists may name masks.
+    # The lines of a JSONL file may name masks.
     masked = any(entry.masked or entry.jsonl_file for entry in file.datasets)
     if config.unmasked_weight is not None and not masked:
         raise ConfigError(
@@ -165,5 +168,5 @@ def summary(dataset: Dataset, steps_per_epoch: int) -> Mapping[str, object]:
 
 
 def _key(text: Path, dataset: int) -> str:
-    """All clips of one video share its text record, and go together."""
+    """All clips of one video share a text record, so they are held back or trained on together."""
     return f"{dataset}/{text.name}"

@@ -1,4 +1,4 @@
-"""The denoisers of a run: which task they are for, and what of them is trained."""
+"""The denoisers of a run: their task, and which of their weights are trained."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def choose(config: TrainConfig, architecture: Architecture) -> Choice:
-    """The task that the files and `--task` mean.
+    """Find the task from the files and `--task`.
 
     Raises:
         ConfigError: They contradict each other, or the task has no such denoiser.
@@ -58,7 +58,7 @@ def choose(config: TrainConfig, architecture: Architecture) -> Choice:
 
 
 def given(config: TrainConfig, architecture: Architecture, task: Task) -> list[str]:
-    """The denoisers of the task that have a file: these are trained."""
+    """Names of the task's denoisers that have a file: these are trained."""
     files = paths(config, architecture)
     return [name for name in task.denoisers if name in files]
 
@@ -69,7 +69,7 @@ def trainable(
     denoisers: Mapping[str, nn.Module],
     report: Report,
 ) -> Trainable:
-    """What is trained of each denoiser.
+    """The trained weights of each denoiser.
 
     Raises:
         ConfigError: `--network_weights` with several of them, or what `adapters.create` refuses.
@@ -100,7 +100,7 @@ def _part(
 
 
 def endings(architecture: Architecture, denoisers: Iterable[str]) -> dict[str, str]:
-    """What stands behind the names of the files of each; nothing where there is one."""
+    """Denoiser → the ending of its file names; empty if only one is trained."""
     names = list(denoisers)
     if len(names) == 1:
         return {names[0]: ""}
@@ -109,7 +109,7 @@ def endings(architecture: Architecture, denoisers: Iterable[str]) -> dict[str, s
 
 
 def autocast(accelerator: Accelerator, dit: nn.Module, report: Report) -> Autocast:
-    """What the network computes in."""
+    """Make the function that gives the autocast context of the network."""
     if accelerator.mixed_precision != "no":
         return cast(Autocast, accelerator.autocast)
     # Weights in half precision compute in it; without autocast they would meet float32.

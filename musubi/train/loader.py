@@ -1,4 +1,4 @@
-"""Which records make which step, and reading them ahead."""
+"""Which records each step uses, and reading them ahead in threads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Micro:
 
     Args:
         indices: The items in it.
-        number: Its place among the batches of the step, over all processes.
+        number: Position of the batch within the step, over all processes.
     """
 
     indices: tuple[int, ...]
@@ -30,12 +30,13 @@ class Micro:
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step is made of on this process.
+    """The batches of one optimizer step on this process.
 
     Args:
         micros: The batches of this process; none when an epoch's last step has too few for all.
-        total: The batches of the step over all processes: each counts 1 / total.
-        end: How many batches of the epoch are used up after this step.
+        total: How many batches the step has over all processes; each batch has the weight 1 /
+            total.
+        end: How many batches of the epoch have been used after this step.
     """
 
     micros: tuple[Micro, ...]
@@ -53,7 +54,7 @@ class RecordSource(Protocol):
         without_caption: Sequence[bool] | None = None,
         draws: Sequence[int] | None = None,
     ) -> Batch:
-        """A batch on the CPU."""
+        """Load a batch, on the CPU."""
         ...
 
 
@@ -65,10 +66,10 @@ def steps_of(
     world: int = 1,
     start: int = 0,
 ) -> Iterator[Step]:
-    """The steps of an epoch from its batch `start` on.
+    """The steps of an epoch, starting at batch `start`.
 
-    Processes take turns, so that two processes use the batches that one process accumulating twice
-    as many would. The last step of an epoch is made of what is left.
+    Processes take batches in turn. So two processes use in one step the same batches as one process
+    with twice the accumulation. The last step of an epoch takes the batches that are left.
     """
     size = accumulation * world
     for begin in range(start, len(batches), size):
@@ -82,25 +83,25 @@ def steps_of(
 
 
 def steps_per_epoch(batches: int, accumulation: int, world: int) -> int:
-    """Optimizer steps that an epoch of so many batches takes."""
+    """How many optimizer steps an epoch of `batches` batches has."""
     return -(-batches // (accumulation * world))
 
 
 def workers(asked: int) -> int:
-    """Threads to read with: what was asked for, at most one for each core."""
+    """The number of reading threads: the requested number, but at most one for each core."""
     return min(asked, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
 class _BatchRead:
-    """One batch to read; of a step without batches on this process, none.
+    """One batch to read. A step without batches on this process has one entry without a batch.
 
     Args:
-        number: Of the step, from 1.
-        epoch: Of the step.
-        step: What it is made of.
+        number: Number of the step, from 1.
+        epoch: Epoch of the step.
+        step: The step.
         micro: The batch.
-        last: Whether it is the last of the step.
+        last: Whether this is the last batch of the step.
     """
 
     number: int
@@ -117,11 +118,11 @@ class Loader:
     Args:
         source: The records.
         batches: Epoch, from 1 → its batches, each a list of items, for all processes.
-        total: Steps of the run.
-        accumulation: Batches of a step on each process.
+        total: How many steps the run has.
+        accumulation: Batches per step on each process.
         rank: Of this process.
         world: How many processes there are.
-        dropout: Part of the items that are trained without their caption.
+        dropout: Share of the items that are trained without their caption.
         seed: Of the run.
     """
 
@@ -137,13 +138,15 @@ class Loader:
     def steps(
         self, threads: int, *, done: int, epoch: int, start: int
     ) -> Generator[tuple[int, Step, Iterator[tuple[Micro, Batch]]], None, None]:
-        """Epoch, step, and its batches, which must be used up before the next step is asked for.
+        """Yield the epoch, the step and its batches. Use all batches of a step before taking the
+        next step.
 
         Args:
-            threads: They read batches ahead, one each; 0: each is read when it is asked for.
-            done: Steps that are made.
-            epoch: Of the last of them; 0 before the first.
-            start: Batches of that epoch that are used up.
+            threads: Number of threads; each reads one batch ahead. 0: a batch is read when it is
+                needed.
+            done: How many steps are already done.
+            epoch: Epoch of the last step done; 0 before the first step.
+            start: How many batches of that epoch have been used.
         """
         jobs = self._jobs(done, epoch, start)
         ahead = read_ahead(jobs, self._read, workers=threads, ahead=threads, in_order=True)
@@ -205,12 +208,12 @@ class Loader:
 def split(keys: Sequence[str], amount: float) -> tuple[list[int], list[int]]:
     """Indices to train on, and indices held back.
 
-    Who is held back depends on its key alone, so that it stays held back when others are added.
-    Items of one key (the clips of one video) go together.
+    Whether an item is held back depends only on its key, so the choice stays the same when other
+    items are added. Items of one key (the clips of one video) go together.
 
     Args:
-        keys: One for each item.
-        amount: A ratio below 1, or a number of keys.
+        keys: One key for each item.
+        amount: How much to hold back: a ratio below 1, or a number of keys.
     """
     order = sorted(set(keys), key=lambda key: derive(0, "validation", key))
     if amount <= 0 or len(order) < 2:

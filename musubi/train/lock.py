@@ -1,4 +1,4 @@
-"""One run a name: a file in the run's folder says which process writes there."""
+"""A lock file in the run's folder, so that two runs of one name never write there at the same time."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from musubi.weights import temporary as temporaries
 from musubi.weights.temporary import Owner
 
 BEAT = 30.0
-"""Seconds between signs of life, for runs of other computers on the same disk."""
+"""Seconds between updates of the lock file, which tell other computers that this run is alive."""
 
 SILENT = 300.0
-"""Seconds without a sign after which a run of another computer counts as ended."""
+"""Seconds without an update after which a run on another computer counts as ended."""
 
 _UNWRITTEN = 10.0
 
 
 class Lock:
-    """Held while a run writes. A context manager.
+    """The lock of a run, held while the run writes. Use it as a context manager.
 
     Args:
         names: Of the run's files.
 
     Raises:
-        ConfigError: On entering: another run of that name is alive.
+        ConfigError: On entering: another run of this name is still running.
     """
 
     def __init__(self, names: Names) -> None:
@@ -80,7 +80,7 @@ class Lock:
         """Remove the lock of a run that has ended.
 
         Raises:
-            ConfigError: The run is alive.
+            ConfigError: The run is still running.
         """
         try:
             seen = read_bytes(self.path)
@@ -104,7 +104,7 @@ class Lock:
             temporaries.forget(aside)
 
     def _age(self) -> float:
-        """Seconds since the last sign of life, by the clock of the disk."""
+        """Seconds since the last update of the lock file, by the clock of the disk."""
         now = temporaries.new_name(self.path.parent)
         try:
             now.touch()
@@ -137,7 +137,7 @@ def _facts(content: bytes) -> dict[str, Any]:
 def _alive(facts: dict[str, Any], age: float) -> bool:
     owner = Owner(facts["pid"], facts["host"])
     if owner.here:
-        # The number may be another process's by now.
+        # The process number may belong to another process by now.
         same = facts.get("started") in (0, None, temporaries.started(owner.pid))
         return owner.alive and same and owner.pid != os.getpid()
     return age < SILENT

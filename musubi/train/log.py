@@ -1,4 +1,4 @@
-"""What a run tells while it runs: `metrics.jsonl`, trackers, the bar."""
+"""What a run logs: `metrics.jsonl`, trackers, the progress bar."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from musubi.weights.write import atomic, not_written
 
 
 class Metrics:
-    """`metrics.jsonl`: one line a step, one a validation; `musubi.pages.columns` says what is in it."""
+    """`metrics.jsonl`: one line for each step and each validation. `musubi.pages.columns` lists its keys."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def start(self, step: int) -> None:
-        """Keep what a state of `step` knows: a run that resumes there writes the rest again.
+        """Remove the lines after `step`: a run that resumes at `step` writes them again.
 
-        The validation of `step` itself goes too, since it comes after the state is saved.
+        The validation of `step` itself is removed too, since it comes after the state is saved.
         """
         kept: list[bytes] = []
         if step and self.path.exists():
@@ -46,10 +46,10 @@ class Metrics:
             temporary.write_bytes(b"".join(kept))
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        """Add a line; it is in the file when this returns.
+        """Add a line; the line is in the file when this method returns.
 
         Raises:
-            RunError: It cannot be written.
+            RunError: The line cannot be written.
         """
         try:
             with self.path.open("a", encoding="utf-8", newline="\n") as file:
@@ -65,13 +65,15 @@ class Window:
         self.losses: deque[float] = deque(losses, maxlen=max(1, size))
 
     def add(self, loss: float) -> float:
-        """Add a loss; the average with it."""
+        """Add a loss, and return the new average."""
         self.losses.append(loss)
         return math.fsum(self.losses) / len(self.losses)
 
 
 class Mark:
-    """A moment of the device: the host's clock where both are one, else an event on its stream."""
+    """A point in time of the device's work: an event on the device's stream, or, on the CPU, the
+    host's clock.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._event: Any = None
@@ -81,12 +83,12 @@ class Mark:
         self._time = time.perf_counter()
 
     def wait(self) -> None:
-        """Until the device has come here."""
+        """Wait until the device has reached this point."""
         if self._event is not None:
             self._event.synchronize()
 
     def since(self, earlier: Mark) -> float:
-        """Seconds between two moments; the later one must have passed."""
+        """Seconds between two points; the device must have reached the later one."""
         if self._event is not None and earlier._event is not None:
             return earlier._event.elapsed_time(self._event) / 1000
         return self._time - earlier._time
@@ -101,10 +103,10 @@ def memory(device: torch.device) -> dict[str, float]:
 
 
 class StepNumbers:
-    """Numbers of one step on their way from the device, read without making it wait.
+    """Numbers of one step, copied from the device without making the device wait.
 
-    A copy into pinned memory is started at once; `read` waits for that copy alone, and by then the
-    device works on the next step.
+    The copy into pinned memory starts at once. `read` waits only for this copy; by then the device
+    works on the next step.
 
     Args:
         figures: Name → one number, on the device.
@@ -126,7 +128,7 @@ class StepNumbers:
 
     @property
     def seconds(self) -> float:
-        """From the beginning of the step to its last number; once these were read."""
+        """Seconds from the beginning of the step to its last number. Call `read` first."""
         return self._ended.since(self._began)
 
     def read(self) -> dict[str, float]:
@@ -139,7 +141,7 @@ def trackers(options: LoggingOptions) -> list[str]:
     """The names of the trackers to use.
 
     Raises:
-        MissingPackageError: One was asked for that is not installed.
+        MissingPackageError: A requested tracker is not installed.
     """
     asked = options.log_with
     if asked == "none":
@@ -160,8 +162,8 @@ def tracker_arguments(options: LoggingOptions, *, step: int) -> dict[str, dict[s
     """Tracker → the arguments it is started with.
 
     Args:
-        options: What was asked for.
-        step: The step a resumed run goes on from; what TensorBoard has beyond it is dropped.
+        options: The logging options.
+        step: The step that a resumed run starts from; TensorBoard drops later entries.
 
     Raises:
         ConfigError: `--log_tracker_config` cannot be read.

@@ -1,4 +1,4 @@
-"""What a checkpoint says about how it was made: the `ss_*` keys that the field's tools read."""
+"""The metadata of a checkpoint that says how it was trained: the `ss_*` keys that other tools read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from musubi.train.dataset import Dataset
 from musubi.train.state import Position
 from musubi.train.trainable import Trainable
 
-# Of a dataset, what files say; names of directories lose their parents.
+# What a file says about a dataset; directories are written without their parents.
 _ALL = ("resolution", "caption_extension", "num_repeats", "enable_bucket", "bucket_no_upscale")
 _VIDEO = (
     "frame_extraction",
@@ -29,7 +29,7 @@ _VIDEO = (
     "source_fps",
 )
 
-# What other kinds than a LoRA are called by the tools that know them.
+# The names that other tools give to adapters that are no LoRA.
 _MODULES: dict[str, tuple[str, dict[str, str]]] = {
     "loha": ("networks.loha", {}),
     "lokr": ("networks.lokr", {}),
@@ -41,20 +41,20 @@ _MODULES: dict[str, tuple[str, dict[str, str]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What does not change while a run lasts.
+    """The facts that stay the same during a run.
 
     Args:
-        config: Of the run.
-        architecture: That is trained.
-        choice: The task, and the variant when known.
-        data: What it is trained on.
+        config: The settings of the run.
+        architecture: The architecture that is trained.
+        choice: The task, and the variant if it is known.
+        data: The training data.
         name: `--output_name`.
-        started: Seconds since 1970.
-        steps_per_epoch: Optimizer steps.
-        batches_per_epoch: Of all processes.
-        total: Optimizer steps.
+        started: Start of the run, in seconds since 1970.
+        steps_per_epoch: Optimizer steps per epoch.
+        batches_per_epoch: Batches per epoch, over all processes.
+        total: Optimizer steps of the whole run.
         optimizer: `module.Class(arguments)`.
-        trainable: What is trained.
+        trainable: The trained weights.
         session: A number that is new for every start.
     """
 
@@ -72,7 +72,7 @@ class Facts:
     session: int = field(default_factory=lambda: secrets.randbelow(2**32))
 
     def at(self, position: Position) -> dict[str, str]:
-        """The metadata of a checkpoint that is written now."""
+        """The metadata of a checkpoint that is written at this position."""
         ended = position.batch >= position.size
         now = {
             "training_finished_at": time.time(),
@@ -89,7 +89,7 @@ class Facts:
         return {**found, **self._modelspec()} if not self.config.full else self._whole(found)
 
     def _whole(self, found: dict[str, str]) -> dict[str, str]:
-        """Without what only a LoRA has."""
+        """Remove the keys that only a LoRA has."""
         kept = {k: v for k, v in found.items() if not k.startswith("ss_network_")}
         spec = self._modelspec()
         spec["modelspec.architecture"] = spec["modelspec.architecture"].removesuffix("/lora")

@@ -24,14 +24,15 @@ def open_networks(
     policy: Policy,
     report: Report,
 ) -> tuple[Nets, Merging | None]:
-    """The networks, loaded when first asked for, and what is merged into the DiT meanwhile.
+    """Make the collection of networks: each is loaded on first use, and `--base_weights` are merged
+    into the DiT while it is loaded.
 
     Args:
         config: Of the run.
-        architecture: Whose networks.
-        device: Where they run.
-        policy: Of the DiT.
-        report: Told what is loaded.
+        architecture: The architecture of the networks.
+        device: The device that the networks run on.
+        policy: The memory policy of the DiT.
+        report: Shows what is loaded.
     """
     flags = {
         "vae": config.vae_dtype,

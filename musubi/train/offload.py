@@ -1,4 +1,4 @@
-"""An optimizer on the host: its states never take device memory, for two copies a step."""
+"""An optimizer on the host: its states take no device memory, at the cost of two copies per step."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Mirror:
     """Copies of trained parameters in host memory, which the optimizer steps instead of them.
 
     Args:
-        parameters: On the device.
-        report: Told when the memory cannot be page-locked.
+        parameters: The trained parameters, on the device.
+        report: Gets a warning if the memory cannot be page-locked.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], *, report: Report | None = None) -> None:
@@ -39,7 +39,7 @@ class Mirror:
         ]
 
     def watch(self) -> None:
-        """From here on take each gradient as soon as it is whole, and leave none on the device."""
+        """From now on, copy each gradient to the host as soon as it is complete, and free it on the device."""
         if self._watched:
             return
         for p, own in zip(self._device, self._host, strict=True):
@@ -59,18 +59,19 @@ class Mirror:
         p.grad = None
 
     def norm(self) -> torch.Tensor | None:
-        """Of all gradients that were taken since the last step; None: none was."""
+        """The norm of all gradients that were copied since the last step; None: there were none."""
         if not self._norms:
             return None
         return torch.linalg.vector_norm(torch.stack(list(self._norms.values())))
 
     @torch.no_grad()
     def collect(self, norm: torch.Tensor | None = None, max_norm: float = 0.0) -> None:
-        """Bring weights and gradients here: the weights too, as others may have changed them.
+        """Copy weights and gradients to the host. The weights may have been changed since the last
+        step.
 
         Args:
-            norm: Of the gradients that were taken; they are clipped here.
-            max_norm: To this norm; 0 leaves them.
+            norm: Norm of the gradients; needed to clip them.
+            max_norm: Gradients are clipped to this norm; 0: no clipping.
         """
         for p, own in zip(self._device, self._host, strict=True):
             own.copy_(p, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Optimizers by name: the field's own names, classes of `torch.optim`, dotted paths."""
+"""Optimizers by name: the usual names, classes of `torch.optim`, dotted paths."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NAMED: Mapping[str, tuple[str, str, str]] = {
     "prodigyplus": ("prodigyplus", "ProdigyPlusScheduleFree", "prodigy-plus-schedule-free"),
     "schedulefree": ("schedulefree", "AdamWScheduleFree", "schedulefree"),
 }
-# The same by the class, as other tools name them.
+# The same optimizers by their class names, as other tools write them.
 _NAMED |= {
     "adamwschedulefree": _NAMED["schedulefree"],
     "prodigyplusschedulefree": _NAMED["prodigyplus"],
@@ -48,11 +48,11 @@ def create(
         name: `--optimizer_type`: a name of the table above in any case, a class of `torch.optim`,
             or a dotted path.
         groups: Parameter groups; those without "lr" get `lr`.
-        lr: The learning rate.
-        arguments: `--optimizer_args`, as `settled` leaves them.
+        lr: The learning rate of groups without their own.
+        arguments: `--optimizer_args`, after `settled`.
 
     Raises:
-        ConfigError: There is no such optimizer, or it refuses an argument.
+        ConfigError: There is no such optimizer, or the optimizer refuses an argument.
         MissingPackageError: Its package is not installed.
     """
     kind: Any = find(name)
@@ -78,10 +78,9 @@ def create(
 
 
 def find(name: str) -> type[Optimizer]:
-    """The class of that name.
+    """The class of this name.
 
-    Raises:
-        ConfigError: There is none.
+    Raises: ConfigError: There is none.
         MissingPackageError: Its package is not installed.
     """
     named = _NAMED.get(name.lower())
@@ -110,32 +109,34 @@ def describe(optimizer: Optimizer, arguments: Mapping[str, Any]) -> str:
 
 
 def is_schedule_free(optimizer: Optimizer) -> bool:
-    """Whether it averages its weights itself: it has `train()` and `eval()`, and no schedule."""
+    """Whether the optimizer is schedule-free: it averages the weights itself, and has `train()` and
+    `eval()`.
+    """
     return callable(getattr(optimizer, "train", None)) and callable(
         getattr(optimizer, "eval", None)
     )
 
 
 def adapts(optimizer: Optimizer) -> bool:
-    """Whether it finds its own rate as it goes, and `--learning_rate` multiplies that: Prodigy's kin."""
+    """Whether the optimizer adapts its own rate, which `--learning_rate` multiplies, as Prodigy does."""
     return any("d" in group for group in optimizer.param_groups)
 
 
 def relative_step(optimizer: Optimizer) -> bool:
-    """Whether it is an Adafactor that sets its own learning rate."""
+    """Whether the optimizer is an Adafactor that sets its own learning rate."""
     return _is_adafactor(type(optimizer)) and bool(optimizer.defaults.get("relative_step"))
 
 
 def settled(name: str, arguments: Mapping[str, Any], *, rate_given: bool) -> dict[str, Any]:
-    """The arguments of an optimizer, with those that follow from whether a learning rate was given.
+    """Complete the arguments of an optimizer, depending on whether a learning rate was given.
 
-    Adafactor has a rate of its own, which ignores one that is given. So one that is given turns it
-    off, and the scale by the size of each weight with it: then the rate means what AdamW's means.
+    By default Adafactor sets its own rate and ignores a given one. So a given rate turns that off,
+    and turns off the scaling by the size of each weight: then the rate means the same as for AdamW.
 
     Args:
         name: `--optimizer_type`.
         arguments: `--optimizer_args`.
-        rate_given: Whether `--learning_rate` was.
+        rate_given: Whether `--learning_rate` was given.
     """
     found = dict(arguments)
     if not _is_adafactor(find(name)):
@@ -152,15 +153,15 @@ def settled(name: str, arguments: Mapping[str, Any], *, rate_given: bool) -> dic
 def check_beside(
     config: TrainConfig, optimizer: Optimizer, dtypes: Collection[torch.dtype]
 ) -> None:
-    """Refuse options that mean nothing with this optimizer.
+    """Refuse options that have no effect with this optimizer.
 
     Args:
         config: Of the run.
-        optimizer: As made.
-        dtypes: Of what is trained.
+        optimizer: The optimizer.
+        dtypes: The dtypes of the trained weights.
 
     Raises:
-        ConfigError: Naming both.
+        ConfigError: An option has no effect; the message names the option and the optimizer.
     """
     name = config.optimizer_type
     if config.ema_decay is not None and is_schedule_free(optimizer):

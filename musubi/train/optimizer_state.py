@@ -1,4 +1,4 @@
-"""The states of any optimizer, read again: compared with what it makes itself, and put back to the bit."""
+"""Restore the state of any optimizer exactly, after a check against the shapes that it makes itself."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.optim import Optimizer
 
 
 def restore(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
-    """Put back what `state_dict` gave.
+    """Restore what `state_dict` returned.
 
     Args:
         optimizer: A new one, of the same kind and the same parameters.
-        saved: Its groups and states.
+        saved: The saved groups and states.
 
     Raises:
         ValueError: A state has another shape than this optimizer makes for its parameter.
@@ -65,7 +65,7 @@ def _check(optimizer: Optimizer, states: Mapping[Any, Any], places: list[Any]) -
 def _made(
     optimizer: Optimizer, start: torch.Tensor, group: Mapping[str, Any]
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes that the optimizer gives a parameter that begins so; empty where that cannot be tried."""
+    """The shapes of the states that the optimizer makes for such a parameter; empty if that cannot be tried."""
     probe = copy.copy(optimizer)
     like = torch.nn.Parameter(start)
     like.grad = torch.ones_like(start)
@@ -93,7 +93,7 @@ def _shapes(state: Any, prefix: str = "") -> Iterator[tuple[str, tuple[int, ...]
 
 
 def _exact(state: dict[Any, Any], saved: Mapping[Any, Any], device: torch.device) -> None:
-    """In the dtype that was saved: PyTorch gives each state the dtype of its parameter."""
+    """Restore the saved dtypes: PyTorch casts each state to the dtype of its parameter."""
     for key, value in saved.items():
         own = state.get(key)
         if isinstance(value, Mapping) and isinstance(own, dict):

@@ -1,4 +1,4 @@
-"""Previews: the generation code on the network in training, a set of prompts at a time."""
+"""Previews: videos that the network in training generates from a set of prompts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Rescued = Callable[[Literal["sample", "decode"], Recipe], AbstractContextManager
 
 @dataclass(frozen=True)
 class PreviewPrompt:
-    """One preview, whether its prompt named a seed, which then stands in the file name, and its number."""
+    """One preview, its number, and whether its prompt has a seed (the file name then has the seed too)."""
 
     recipe: Recipe
     seeded: bool
@@ -50,10 +50,12 @@ def read_prompts(
     seed: int,
     report: Report,
 ) -> list[PreviewPrompt]:
-    """The prompts of `--sample_prompts`; those without a seed get one that stays for the run.
+    """Read the prompts of `--sample_prompts`; a prompt without a seed gets one that stays the same
+    for the whole run.
 
     Raises:
-        ConfigError: The file cannot be read, or a prompt asks for what cannot be made.
+        ConfigError: The file cannot be read, or a prompt asks for something that cannot be
+            generated.
     """
     prompts: list[PreviewPrompt] = []
     for index, given in enumerate(_asked(path, architecture, report)):
@@ -82,20 +84,20 @@ def open_gallery(
     report: Report,
     share: slice = slice(None),
 ) -> Gallery:
-    """Previews, their prompts encoded.
+    """Prepare previews: encode the prompts.
 
     Args:
-        config: Of the run, with `--sample_prompts`.
-        architecture: Of the networks.
+        config: The settings of the run, with `--sample_prompts`.
+        architecture: The architecture of the networks.
         choice: The task.
         nets: The networks around the denoiser.
         names: Of the run's files.
-        policy: Of the denoiser's memory.
+        policy: The memory policy of the denoiser.
         report: Told of what failed.
         share: Which of the prompts this process draws.
 
     Raises:
-        ConfigError: A file that previews need is not given, or a prompt cannot be made.
+        ConfigError: A file that previews need is not given, or a prompt cannot be generated.
     """
     _check_files(config, architecture, choice)
     options = own_options(config, architecture)
@@ -109,7 +111,7 @@ def open_gallery(
     )[share]
     pipeline = Pipeline(architecture, choice.task, options, nets, device=nets.device, report=report)
     pipeline.prepare([prompt.recipe for prompt in prompts])
-    pipeline.park = True  # the text encoders are gone; the VAE, which is small, stays at hand
+    pipeline.park = True  # the text encoders are freed; the VAE, which is small, is kept
     return Gallery(
         pipeline,
         prompts,
@@ -139,16 +141,17 @@ def _check_files(config: TrainConfig, architecture: Architecture, choice: Choice
 
 
 class Gallery:
-    """Draws the prompts, and writes them into `{output_dir}/sample`.
+    """Generates the previews, and writes them into `{output_dir}/sample`.
 
     Args:
         pipeline: The generation pipeline around the network in training.
-        prompts: What to draw.
+        prompts: The previews to generate.
         folder: `{output_dir}/sample`.
         name: `--output_name`.
-        facts: What else decides the pictures, for their metadata.
+        facts: Everything else that decides the result, for the metadata.
         report: Told of what failed.
-        explained: Inside, running out of device memory becomes an error that says what to change.
+        explained: Makes a context that turns running out of device memory into an error that says
+            what to change.
     """
 
     def __init__(
@@ -171,7 +174,7 @@ class Gallery:
         self.explained = explained
 
     def draw(self, *, step: int, epoch: int | None) -> None:
-        """Draw every prompt. What fails is reported, and the next one is tried."""
+        """Generate every preview. If one fails, the failure is reported, and the next one is made."""
         moment = f"e{epoch:06d}" if epoch is not None else f"{step:06d}"
         for prompt in self.prompts:
             try:

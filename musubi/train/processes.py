@@ -1,4 +1,4 @@
-"""The processes of a run, through accelerate; alone when there is but one."""
+"""The processes of a run, through accelerate; there may be only one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
-# Minutes: one process draws the previews while the others wait, and a set of long videos takes hours.
+# In minutes. One process makes the previews while the others wait, and long videos can take hours.
 _WHILE_DRAWING = 24 * 60
 # Seconds after a signal; launchers end a process by force 30 seconds after theirs.
 _PATIENCE = 12.0
@@ -31,10 +31,10 @@ class Processes:
 
     Args:
         rank: Of this process.
-        world: How many.
-        total: Sums a tensor over them, in place.
-        step_total: The same for what a step sums, which is given up when this process is asked to stop
-            and the others do not come.
+        world: How many processes there are.
+        total: Sums a tensor over the processes, in place.
+        step_total: Like `total`, for the sums of a training step. It gives up when this process is
+            asked to stop and the other processes do not answer.
         wait: Waits for all of them.
         gather: What each of them gives, by rank.
     """
@@ -55,7 +55,7 @@ def start(config: TrainConfig, trackers: list[str], logs: os.PathLike[str]) -> A
     """Start accelerate; without its launcher there is one process.
 
     Raises:
-        ConfigError: The device cannot do the precision that was asked for.
+        ConfigError: The device does not support the requested precision.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
@@ -82,7 +82,8 @@ def start(config: TrainConfig, trackers: list[str], logs: os.PathLike[str]) -> A
         ) from error
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and accelerator.num_processes == 1:
-        # Each would train alone, and all would write the same files.
+        # Without accelerate's launcher each process would train alone, and all would write the same
+        # files.
         raise ConfigError(
             f"The launcher started {launched} processes, and accelerate cannot join them here.",
             fix="On a CPU, set the environment variable ACCELERATE_USE_CPU=true.",
@@ -150,7 +151,7 @@ def _await(work: Any, stopping: Callable[[], bool]) -> None:
 
 
 def shared(value: T, accelerator: Accelerator) -> T:
-    """The main process's value, on all of them."""
+    """The main process's value, sent to all processes."""
     if accelerator.num_processes == 1:
         return value
     from accelerate.utils import broadcast_object_list
@@ -160,13 +161,13 @@ def shared(value: T, accelerator: Accelerator) -> T:
 
 @contextlib.contextmanager
 def first_alone(accelerator: Accelerator) -> Iterator[None]:
-    """The main process first, then the others: what it writes they find."""
+    """The main process runs the body first, then the others, which find the files that it wrote."""
     with accelerator.main_process_first():
         yield
 
 
 def forget() -> None:
-    """Let another run of this Python process choose its own precision."""
+    """Reset accelerate's state, so that another run in this Python process can choose its own precision."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()

@@ -1,4 +1,4 @@
-"""A run and its state: what is kept of a run, and what one that goes on takes over."""
+"""Saving and resuming a run: what a state keeps, and what a resumed run takes from it."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from musubi.train.upload import download_state
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# Kept as the state has them when a run goes on: the optimizer and the schedule carry them.
+# A resumed run uses the state's values of these, since the optimizer and the schedule hold them.
 DECIDED = ("learning_rate", "optimizer_args", "seed")
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """The state that a run goes on from, and where it lies; None when it starts from the beginning."""
+    """The state that a run resumes from, and its folder; both are None if the run starts anew."""
 
     state: state.State | None = None
     folder: Path | None = None
 
     @classmethod
     def find(cls, config: TrainConfig, names: Names, report: Report) -> Resumed:
-        """What `--resume` means.
+        """Find and read the state that `--resume` means.
 
         Args:
             config: What was asked for.
             names: Of the run's files.
-            report: Told when there is none.
+            report: Gets a message if there is no state.
 
         Raises:
             ConfigError: The path is no state, or the state is broken.
@@ -65,7 +65,9 @@ class Resumed:
     def with_seed(
         self, config: TrainConfig, accelerator: Accelerator, report: Report
     ) -> TrainConfig:
-        """The settings with the seed of the state, the one asked for, or one that all processes draw."""
+        """Add the seed to the settings: the state's, the requested one, or a random one that all
+        processes share.
+        """
         seed = config.seed
         if self.state is not None:
             seed = self.state.settings.get("seed", seed)
@@ -86,18 +88,18 @@ class Resumed:
         data: Dataset,
         report: Report,
     ) -> state.Position:
-        """Put everything back, and say where the run goes on.
+        """Restore everything, and return the position where the run continues.
 
         Args:
-            config: With the seed.
-            identity: What must be equal to go on.
+            config: The settings, with the seed.
+            identity: What must equal the state's identity.
             trainable: What is trained.
             update: The optimizer and its schedule.
-            data: What is trained on.
-            report: Told what is otherwise than when the state was written.
+            data: The training data.
+            report: Gets a message about each setting that has changed since the state was written.
 
         Raises:
-            ConfigError: The state is that of another run.
+            ConfigError: The state belongs to another run.
         """
         if self.state is None or self.folder is None:
             return state.Position()
@@ -107,7 +109,7 @@ class Resumed:
         state.apply(self.state, trainable, update, self.folder)
         position = self.state.position
         if self.state.data != data.digest and position.epoch:
-            # What was used up of the epoch says nothing about the new order.
+            # The order of batches has changed, so the batches that were already used are unknown.
             ended = position.batch >= position.size
             size = len(data.batches(config.seed or 0)(position.epoch))
             position.batch, position.size = (size if ended else 0), size
@@ -120,7 +122,7 @@ class Resumed:
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """The settings that a state and the trackers keep: all but secrets."""
+    """The settings that a state and the trackers store: all except secrets."""
     settings = config.model_dump(mode="json")
     return {k: v for k, v in settings.items() if k not in log.SECRETS}
 
@@ -128,11 +130,11 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
 def snapshot(
     run: Run, *, identity: Mapping[str, Any], settings: Mapping[str, Any], data: str
 ) -> state.State:
-    """The state of a run as it is now."""
+    """The current state of a run."""
     return state.State(
         position=run.position,
         identity=identity,
-        # Only what a resumed run asks for: a state may be uploaded, and must name no path of this disk.
+        # Only what a resumed run needs: a state may be uploaded, so it must contain no local path.
         settings={key: settings[key] for key in DECIDED if key in settings},
         data=data,
         weights={n: t.cpu() for n, t in run.trainable.tensors().items()},

@@ -1,4 +1,4 @@
-"""Stochastic rounding: small steps are not lost in the eight bits that a bfloat16 weight has."""
+"""Stochastic rounding: a bfloat16 weight has 8 bits of precision, and would lose small steps."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _LOW = 1 << 16  # what bfloat16 leaves out of a float32
 
 
 class Rounding:
-    """Steps weights in bfloat16 as float32, and rounds each up or down by chance.
+    """Makes the optimizer's step in float32, then rounds each bfloat16 weight up or down at random.
 
-    A weight comes out right on average, whatever the size of the step. One weight after the other
-    is widened for its step, so that the memory is that of the largest.
+    On average a weight is right, however small the step. Only one parameter at a time is converted
+    to float32, so the extra memory is that of the largest parameter.
 
     Args:
         seed: Of the run.
@@ -27,7 +27,7 @@ class Rounding:
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def step(self, optimizer: Optimizer) -> None:
-        """A step of the optimizer, whose states may not be shared by its parameters."""
+        """Make a step. The optimizer must not share states between parameters."""
         groups = optimizer.param_groups
         whole = [list(group["params"]) for group in groups]
         try:
@@ -75,11 +75,11 @@ class Rounding:
 
 
 def rounded(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each value as one of the two bfloat16 next to it, the nearer one more often.
+    """Round each value to one of the two nearest bfloat16 values; the nearer one is more likely.
 
     Args:
         values: Float32.
-        generator: Of the chance, on their device.
+        generator: Random generator on the device of the values.
     """
     chance = torch.randint(
         0, _LOW, values.shape, generator=generator, device=values.device, dtype=torch.int32

@@ -33,7 +33,7 @@ Factor = Callable[[int], float]
 
 
 class Schedule(Protocol):
-    """What the loop asks of a schedule."""
+    """What the training loop needs from a schedule."""
 
     def step(self) -> None: ...
     def get_last_lr(self) -> Sequence[float | torch.Tensor]: ...
@@ -42,16 +42,16 @@ class Schedule(Protocol):
 
 
 class Still:
-    """For optimizers that set their own rate."""
+    """A schedule that does nothing, for optimizers that set their own rate."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
 
     def step(self) -> None:
-        """Nothing moves."""
+        """Do nothing."""
 
     def get_last_lr(self) -> list[float]:
-        """The rate of each group, as the optimizer last used it."""
+        """The rate of each group that the optimizer used last."""
         own = getattr(self.optimizer, "_get_lr", None)
         if optim.relative_step(self.optimizer) and own is not None:
             return [_adafactor_lr(self.optimizer, own, g) for g in self.optimizer.param_groups]
@@ -69,8 +69,9 @@ def create(options: ScheduleOptions, optimizer: Optimizer, total: int) -> Schedu
 
     Args:
         options: What was asked for.
-        optimizer: Whose rate it sets.
-        total: Optimizer steps of the whole run; processes and accumulation do not change it.
+        optimizer: The optimizer whose rate the schedule sets.
+        total: Optimizer steps of the whole run, whatever the number of processes or the
+            accumulation.
 
     Raises:
         ConfigError: An unknown name, or settings that contradict each other.
@@ -118,7 +119,8 @@ def factor(options: ScheduleOptions, total: int) -> Factor:
 
 
 def steps(value: int | float | str, total: int, flag: str) -> int:
-    """A number of steps: as it is from 1 up, a ratio of `total` below 1, or "N%".
+    """Convert to a number of steps: 1 and more is a number of steps, below 1 is a ratio of `total`,
+    "N%" is a percentage.
 
     >>> steps(0.1, 200, "lr_warmup_steps"), steps("5%", 200, "x"), steps(30, 200, "x")
     (20, 10, 30)

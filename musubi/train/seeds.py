@@ -1,4 +1,4 @@
-"""Randomness as a function of where the run is, so that resuming needs no memory of it."""
+"""Random seeds that depend only on the position in the run, so that a resumed run draws the same numbers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def capture() -> dict[str, Any]:
 
 
 def restore(states: Mapping[str, Any]) -> None:
-    """Put back what `capture` took; devices that were not there then are left as they are."""
+    """Restore what `capture` returned; devices that are not in it are left unchanged."""
     import numpy as np
 
     version, internal, gauss = states["python"]

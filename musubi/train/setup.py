@@ -1,4 +1,4 @@
-"""From settings to a run that is ready to start: data, networks, optimizer, state, trackers."""
+"""Build a run from settings: data, networks, optimizer, state, trackers."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def output_name(config: TrainConfig, architecture: Architecture) -> str:
 
 
 class Setup:
-    """Everything a run is made of, in the order it is made.
+    """The parts of a run, in the order in which they are made.
 
     Args:
-        config: What was asked for; afterwards with the seed that was chosen.
+        config: The settings; later with the chosen seed.
         architecture: Of the networks.
         names: Of the run's files.
         accelerator: The processes and the device.
-        report: Told what is used.
+        report: Shows what is used.
         stop: Set by Ctrl+C.
     """
 
@@ -129,7 +129,7 @@ class Setup:
         policy = fit.policy_for(
             config, architecture, trains=True, buckets=self.buckets, report=self.report
         )
-        # What is free differs from process to process, and all must train the same network.
+        # Free memory differs between processes, but all must train the same network.
         self.policy = processes.shared(policy, self.accelerator)
         nets, self.merging = networks.open_networks(
             config, architecture, self.accelerator.device, self.policy, self.report
@@ -227,7 +227,7 @@ class Setup:
         return run
 
     def explained(self, where: Where) -> AbstractContextManager[None]:
-        """Inside, running out of device memory becomes an error that says what to change."""
+        """A context that turns running out of device memory into an error that says what to change."""
         return out_of_memory.explained(
             self.config, self.architecture, where, policy=self.policy, buckets=self.buckets
         )
@@ -248,7 +248,10 @@ class Setup:
             )
 
     def _gallery(self, choice: Choice, nets: Nets) -> preview.Gallery | None:
-        """Previews, their prompts encoded; before the DiT is loaded, so that both never meet."""
+        """Prepare the previews before the DiT is loaded.
+
+        So text encoders and DiT are never in memory together.
+        """
         if self.config.sample_prompts is None:
             return None
         return preview.open_gallery(
@@ -342,7 +345,7 @@ class Setup:
         if config.huggingface_repo_id and self.accelerator.is_main_process:
             self.upload = Upload(config, self.report)
 
-        # A file of one expert says whose it is; several write it themselves.
+        # A single expert's file is named here; with several experts, each adds its own ending.
         only = next(iter(run.objective.denoisers))
         which = {DENOISER: only} if len(run.objective.task.denoisers) > 1 else {}
 

@@ -1,4 +1,6 @@
-"""A signal while training: the first lets the step finish and saves the state, the second stops at once."""
+"""Signals while training: after the first, the step finishes and the state is saved; the second
+stops at once.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,12 @@ from musubi.stopping import Deferred
 
 
 class Stop(Deferred):
-    """Used as a context manager around the loop; `requested` says whether to stop.
+    """A context manager around the training loop; `requested` says whether to stop.
 
-    Outside the main thread no signal is heard, and `requested` stays as the caller sets it.
+    Outside the main thread signals are not received, and only the caller sets `requested`.
 
     Args:
-        report: Told of the first signal.
+        report: Shows a message at the first signal.
     """
 
     def __init__(self, report: Report) -> None:

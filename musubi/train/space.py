@@ -1,4 +1,4 @@
-"""Before a long run: the room that its checkpoints and states need, compared with what is free."""
+"""Check before a run that the disk has enough space for its checkpoints and states."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _STATE = 12
 def check_space(
     folder: Path, config: TrainConfig, *, numbers: int, steps: int, epochs: int, report: Report
 ) -> None:
-    """Compare the room that is free with what the run will write.
+    """Compare the free disk space with what the run will write.
 
     Args:
-        folder: Of the checkpoints; it exists.
-        config: What is saved and kept.
+        folder: The folder of the checkpoints, which must exist.
+        config: The settings, which say what is saved and kept.
         numbers: How many numbers are trained.
         steps: Of the whole run.
         epochs: Of the whole run.
-        report: Warned when there is room for some of the checkpoints, and not for all.
+        report: Gets a warning if there is space for some of the checkpoints, but not for all.
 
     Raises:
-        RunError: There is no room for one.
+        RunError: There is no space for a single checkpoint.
     """
     weights = numbers * (4 if config.save_precision in ("float", "fp32") else 2)
     averages = 0 if config.ema_decay is None else 1
@@ -52,11 +52,11 @@ def check_space(
 def _needed(
     config: TrainConfig, weights: int, state: int, steps: int, epochs: int
 ) -> tuple[int, int]:
-    """Bytes of one save, and of all that will lie there at once."""
+    """Bytes of one save, and the most bytes that all kept saves will take together."""
     saves = 0
     if config.save_every_n_steps:
         count = steps // config.save_every_n_steps
-        if config.save_last_n_steps is not None:  # those within so many steps
+        if config.save_last_n_steps is not None:  # files of the last N steps
             count = min(count, config.save_last_n_steps // config.save_every_n_steps + 2)
         saves += count
     if config.save_every_n_epochs:

@@ -1,4 +1,4 @@
-"""The state of a run: everything that a resumed run needs to end where the undisturbed one ends."""
+"""The state of a run: everything that a resumed run needs to give the same result as one without a break."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from musubi.weights.write import folder_to_disk
 from musubi.weights.write import save as save_tensors
 
 FORMAT = 2
-_WITHOUT_DIGESTS = 1  # the format before; read, and believed
+_WITHOUT_DIGESTS = 1  # the previous format, which has no digests to check
 _MOST = 2**53
 _FACTS, _WEIGHTS, _OPTIMIZER, _RANDOM = (
     "state.json",
@@ -40,18 +40,18 @@ _FACTS, _WEIGHTS, _OPTIMIZER, _RANDOM = (
 
 @dataclass(kw_only=True)
 class Position:
-    """Where a run is.
+    """The position in a run.
 
     Args:
-        step: Optimizer steps made.
-        epoch: Of the last step, from 1; 0 before the first.
-        batch: Batches of that epoch used up, over all processes.
-        size: Batches that the epoch has.
-        window: The losses that the running average is taken over.
+        step: Optimizer steps done.
+        epoch: Epoch of the last step, from 1; 0 before the first step.
+        batch: How many batches of that epoch have been used, over all processes.
+        size: How many batches the epoch has.
+        window: The losses in the running average.
         best: The lowest validation loss so far, or None.
-        best_step: After which step that was.
-        worse: Measurements since then.
-        judged: The step after which the last one was.
+        best_step: The step of the lowest validation loss.
+        worse: How many validations there were since then.
+        judged: The step of the last validation.
     """
 
     step: int = 0
@@ -67,16 +67,16 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What a state directory holds.
+    """The content of a state directory.
 
     Args:
-        position: Where the run was.
-        identity: What must be equal to go on: architecture, kind, rank, alpha, optimizer.
-        settings: The resolved options, to say what has changed.
+        position: The position in the run.
+        identity: What must be equal to resume: architecture, kind, rank, alpha, optimizer.
+        settings: All settings, used to report what has changed.
         data: Digest of the training set.
         weights: The trained tensors by name.
         parts: State dictionaries by part; see `Update.parts`.
-        random: See `seeds.capture`.
+        random: States of the random generators; see `seeds.capture`.
     """
 
     position: Position
@@ -89,10 +89,10 @@ class State:
 
 
 def write(folder: Path, state: State) -> None:
-    """Write a state whole: the directory appears under its name only when everything is in it.
+    """Write a state. The directory gets its name only when it is complete.
 
     Raises:
-        RunError: It could not be written; a state that was there before is untouched.
+        RunError: The state could not be written; an older state of this name is untouched.
     """
     temporary = temporaries.new_name(folder.parent)
     try:
@@ -131,7 +131,7 @@ def write(folder: Path, state: State) -> None:
 
 
 def read(folder: Path) -> State:
-    """Read a state, and compare its files with their digests.
+    """Read a state, and check its files against their digests.
 
     Raises:
         ConfigError: The directory is absent, incomplete or broken.
@@ -177,10 +177,10 @@ def newest_whole(names: Names, tell: Callable[[str], None]) -> tuple[Path, State
 
     Args:
         names: Of the run's files.
-        tell: Given a sentence for each newer one that is broken.
+        tell: Called with a message for each newer state that is broken.
 
     Returns:
-        Where it lies, and the state; None when there is none.
+        The folder and the state; None if there is no intact state.
     """
     for folder, error in _newest_first(names):
         if error is None:
@@ -193,7 +193,7 @@ def newest_whole(names: Names, tell: Callable[[str], None]) -> tuple[Path, State
 
 
 def tidy(names: Names) -> None:
-    """Finish what a killed run left half done when it replaced one of its states by another."""
+    """Finish replacing a state, if a run was killed while doing that."""
     for folder in list(names.states()):
         found = re.fullmatch(r"\.(.+)\.\d+\.old", folder.name)
         if found is None:
@@ -206,7 +206,7 @@ def tidy(names: Names) -> None:
 
 
 def _newest_first(names: Names) -> list[tuple[Path, MusubiError | None]]:
-    """The states of a run; with those that are none, and why, in front."""
+    """The states of a run, newest first, each with its error or None; folders that are no states come first."""
     found: list[tuple[int, float, Path]] = []
     odd: list[tuple[Path, MusubiError | None]] = []
     for folder in sorted(names.states()):
@@ -226,13 +226,13 @@ def check(
     tensors: Mapping[str, torch.Tensor],
     folder: Path,
 ) -> None:
-    """Refuse a state that this run cannot go on from.
+    """Refuse a state that this run cannot resume from.
 
     Args:
         state: As read.
-        identity: Of this run.
-        tensors: What this run trains, by name.
-        folder: For the message.
+        identity: The identity of this run.
+        tensors: The trained tensors of this run, by name.
+        folder: Folder of the state, for the error message.
 
     Raises:
         ConfigError: Another architecture, another rank, other modules, other shapes.
@@ -263,7 +263,8 @@ def check(
 
 
 def apply(state: State, trainable: Trainable, update: Update, folder: Path) -> None:
-    """Put weights, optimizer, schedule, scaler and generators back; the position is the caller's.
+    """Restore weights, optimizer, schedule, scaler and generators. The caller restores the
+    position.
 
     Raises:
         ConfigError: One of them does not fit.
@@ -277,7 +278,7 @@ def apply(state: State, trainable: Trainable, update: Update, folder: Path) -> N
 
 
 def changed(state: State, settings: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
-    """Sentences about settings that a state decides and that were asked for otherwise."""
+    """Messages about settings whose requested value differs from the state's value, which is used."""
     return [
         f"--{key} {_shown(settings.get(key))} is not used: a run that goes on keeps "
         f"{_shown(state.settings[key])}, which its state says. To change --{key}, start a new run with "
@@ -320,10 +321,10 @@ def _digest_of(facts: Mapping[str, Any]) -> str:
 
 
 def _position(values: Mapping[str, Any]) -> Position:
-    """A position whose numbers can be those of a run.
+    """Read a position, and check that its numbers are possible.
 
     Raises:
-        TypeError, ValueError: They cannot.
+        TypeError, ValueError: A number is not possible.
     """
     position = Position(**values)
     for name in ("step", "epoch", "batch", "size", "best_step", "worse", "judged"):
@@ -356,7 +357,7 @@ def _table(values: Any) -> dict[str, Any]:
 
 
 class _Told:
-    """A file that remembers what the system said: torch's archive writer only says that it failed.
+    """A file that keeps the system's error: torch's archive writer reports only that it failed.
 
     Args:
         file: Open for writing.
@@ -383,7 +384,7 @@ class _Told:
 
 
 def _save_pickled(path: Path, value: Any) -> str:
-    """Write one of torch's archives; its digest."""
+    """Write a file with `torch.save`, and return its digest."""
     with path.open("wb") as file:
         told = _Told(file)
         try:
@@ -413,7 +414,7 @@ def _broken(folder: Path, reason: Exception | str) -> ConfigError:
 
 
 def _replace(temporary: Path, folder: Path) -> None:
-    """Rename a directory over another; only then is the old one gone."""
+    """Replace a directory by another one; the old one is removed only after the rename."""
     if not folder.exists():
         temporary.rename(folder)
         return

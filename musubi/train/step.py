@@ -1,4 +1,4 @@
-"""One loss: a batch is noised at a random level, and the network is asked for the velocity."""
+"""The training loss: add noise of a random level to a batch, and let the network predict the velocity."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class FlowMatchingLoss:
     """The loss of a run.
 
     Args:
-        runtime: Of the task.
-        task: What is trained: its geometry says how many tokens latents are.
-        denoisers: Name → the network, adapters attached: one, or several experts.
-        experts: Which of them is asked at a noise level.
+        runtime: The runtime of the task.
+        task: The trained task; its geometry gives the number of tokens.
+        denoisers: Name → the network with its adapters attached: one network, or several experts.
+        experts: Chooses the denoiser for a noise level.
         options: How noise levels are drawn and weighted.
         device: Where the networks are.
         autocast: Makes the context that a network runs in.
-        seed: Of the run.
-        shifts: Names of `--timestep_sampling` of the architecture's own → what each means.
+        seed: Seed of the run.
+        shifts: The architecture's own values of `--timestep_sampling` → the shift that each means.
         base: Makes the context in which the networks answer as they did before they were trained.
     """
 
@@ -62,7 +62,7 @@ class FlowMatchingLoss:
         autocast: Callable[[], AbstractContextManager[Any]],
         seed: int,
     ) -> FlowMatchingLoss:
-        """That of one denoiser, which answers at every noise level."""
+        """The loss of a single denoiser, which handles every noise level."""
         name = task.denoisers[0]
         return cls(
             runtime=runtime,
@@ -78,8 +78,8 @@ class FlowMatchingLoss:
     def training_loss(self, batch: Batch, step: int, number: int) -> torch.Tensor:
         """The loss of batch `number` of step `step`: float32, one number, with its graph.
 
-        Noise and noise levels are a function of the seed, the step and the number alone; so is the
-        state that the global generators are left in, which dropout draws from.
+        Noise and noise levels depend only on the seed, the step and the number. So does the state
+        of the global generators, which dropout uses.
         """
         regularization = bool(batch.get(REGULARIZATION))
         keeps = regularization and self.options.prior_preservation
@@ -88,8 +88,8 @@ class FlowMatchingLoss:
         return found * share if regularization and share is not None else found
 
     def preserving_loss(self, batch: Batch, step: int, number: int) -> torch.Tensor | None:
-        """How far what the class word means has moved, at the noise of `training_loss`; None where no item
-        of the batch has a caption with the class word.
+        """How far the prediction for the class word has moved, with the same noise as
+        `training_loss`. None if no item of the batch has a caption with the class word.
         """
         captions = batch.get(CLASS_CAPTIONS)
         if captions is None:
@@ -112,8 +112,8 @@ class FlowMatchingLoss:
 
     @torch.no_grad()
     def losses_at(self, batch: Batch, t: float, *place: int | str) -> torch.Tensor:
-        """The squared error of each item at noise level `t`, with noise that `place` decides: no option of
-        the loss changes it, so that runs compare.
+        """The squared error of each item at noise level `t`, with noise that depends on `place`. No
+        option of the loss changes this error, so that runs can be compared.
         """
         generator = seeds.generator(self.device, self.seed, "validation", *place)
         moved = move(batch, self.device)
@@ -166,14 +166,14 @@ class FlowMatchingLoss:
 
     @torch.no_grad()
     def _of_base(self, batch: Batch, x: torch.Tensor, t: torch.Tensor, given: Any) -> torch.Tensor:
-        """What the networks predicted before they were trained."""
+        """The prediction of the untrained networks."""
         if self.base is None:
             raise TypeError("what is trained has no base to be held to")
         with self.base(), self.autocast():
             return self._predicted(batch, x, t, given).float()
 
     def _weight(self, batch: Batch, given: Any) -> torch.Tensor | None:
-        """How much each number counts, as the architecture says, times what the masks say."""
+        """The weight of each number in the loss: the architecture's weight times the mask."""
         mask = batch.get(LOSS_WEIGHT.name)
         if mask is None:
             return given.weight
@@ -184,7 +184,7 @@ class FlowMatchingLoss:
     def _predicted(
         self, batch: Batch, x: torch.Tensor, t: torch.Tensor, given: Any
     ) -> torch.Tensor:
-        """The velocity, each item's by the denoiser of its noise level."""
+        """The velocity; each item is predicted by the denoiser for its noise level."""
         if len(self.denoisers) == 1:
             return self.runtime.predict(next(iter(self.denoisers.values())), x, t, given)
         items: dict[str, list[int]] = {}
@@ -201,7 +201,7 @@ class FlowMatchingLoss:
 
 
 def _items(batch: Batch, indices: list[int]) -> dict[str, Any]:
-    """Some items of a batch."""
+    """The items of a batch with these indices."""
     return {
         name: value[indices] if isinstance(value, torch.Tensor) else [value[i] for i in indices]
         for name, value in batch.items()
@@ -209,7 +209,7 @@ def _items(batch: Batch, indices: list[int]) -> dict[str, Any]:
 
 
 def tokens_of(batch: Batch, task: Task) -> int:
-    """How many tokens the latents of a batch are for the network; 0 where there are no latents."""
+    """How many tokens the latents of a batch give; 0 if there are no latents."""
     found = batch.get("latents")
     latents = found if isinstance(found, (list, tuple)) else [found]
     return sum(
@@ -229,17 +229,17 @@ def draw_times(
     span: tuple[float, float] = (0.0, 1.0),
     shifts: Mapping[str, Shift] | None = None,
 ) -> torch.Tensor:
-    """`n` noise levels in [0, 1] as the options ask for.
+    """Draw `n` noise levels in [0, 1].
 
     Args:
-        options: How they are distributed.
-        n: How many.
-        tokens: Of a sample, for shifts that depend on it.
-        generator: Draws them.
-        device: Where they are put.
-        span: The levels that are somebody's. Others are drawn again, unless the options name a
-            lowest or a highest level.
-        shifts: Names of `--timestep_sampling` of the architecture's own.
+        options: The options of the distribution.
+        n: How many levels to draw.
+        tokens: Number of tokens of a sample, for shifts that depend on it.
+        generator: The random generator.
+        device: Device of the result.
+        span: The levels that one of the trained denoisers handles. Other levels are drawn again,
+            unless the options set a lowest or a highest level.
+        shifts: The architecture's own values of `--timestep_sampling`.
     """
     mode, shift = options.timestep_sampling, options.discrete_flow_shift
     own = (shifts or {}).get(mode)
@@ -268,7 +268,7 @@ def draw_times(
 
 
 def weight_at(options: TimestepOptions, t: torch.Tensor) -> torch.Tensor:
-    """How much each item's loss counts by its noise level, float32, shaped like `t`."""
+    """The weight of each item's loss, from its noise level: float32, shaped like `t`."""
     if options.min_snr_gamma is not None:
         return losses.min_snr_weight(t, options.min_snr_gamma)
     return times.loss_weight(options.weighting_scheme, t)
@@ -281,7 +281,9 @@ def without_caption(rate: float, n: int, seed: int) -> list[bool]:
 
 
 def move(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """The batch on the device, but for masks, and without what is the engine's alone; copies from pinned memory do not wait."""
+    """Copy the batch to the device, without waiting. Masks stay on the host; fields that only the
+    engine reads are left out.
+    """
 
     def moved(value: Any) -> Any:
         if isinstance(value, torch.Tensor):

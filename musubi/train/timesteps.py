@@ -1,4 +1,4 @@
-"""`--show_timesteps`: what noise levels will be trained, as text or as a picture."""
+"""`--show_timesteps`: show the distribution of the noise levels, as text or as a picture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TOKENS = 4096  # of a 1024 x 1024 image, for a shift by resolution
 
 
 def histogram(options: TimestepOptions, seed: int = 0) -> tuple[list[float], list[float]]:
-    """For each of 50 equal parts of 0..1000: how many per cent of the draws, and the mean loss weight."""
+    """For each of 50 equal parts of 0..1000: the percentage of draws, and the mean loss weight."""
     generator = torch.Generator().manual_seed(seed)
     t = draw_times(options, SAMPLES, tokens=_TOKENS, generator=generator)
     places = (t * BINS).long().clamp(0, BINS - 1)
@@ -30,7 +30,7 @@ def histogram(options: TimestepOptions, seed: int = 0) -> tuple[list[float], lis
 
 
 def weighting_of(options: TimestepOptions) -> str:
-    """What weights the loss, in a word or two."""
+    """The name of the loss weighting."""
     gamma = options.min_snr_gamma
     return options.weighting_scheme if gamma is None else f"min-SNR {gamma:g}"
 
@@ -39,7 +39,7 @@ def show(options: TimestepOptions, path: Path, report: Report) -> None:
     """Show the distribution in the console, and as a PNG when a picture was asked for.
 
     Args:
-        options: Those of the run; `show_timesteps` says how.
+        options: The options of the run; `show_timesteps` says how to show the distribution.
         path: Where the picture goes.
         report: Where the text goes.
     """

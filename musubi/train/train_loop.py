@@ -1,4 +1,4 @@
-"""The loop over steps: make one, tell of it, save, validate, preview, stop."""
+"""The training loop: make a step, log it, save, validate, make previews, stop."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ WHILE_SAVING = 10.0  # seconds that the first process is left to save the state
 
 
 class Previews(Protocol):
-    """Draws the previews of a moment; see `musubi.train.preview`."""
+    """Makes previews; see `musubi.train.preview`."""
 
     def draw(self, *, step: int, epoch: int | None) -> None:
-        """Draw and write them; what fails is reported and not raised."""
+        """Generate and write the previews; failures are reported, not raised."""
         ...
 
 
@@ -58,7 +58,7 @@ class RunPage(Protocol):
 
 @dataclass(frozen=True)
 class _Made:
-    """A step that was made and not yet told of."""
+    """A step that is done but not yet logged."""
 
     number: int
     epoch: int
@@ -73,24 +73,24 @@ class Run:
     """A run that is ready to start.
 
     Args:
-        config: What was asked for.
+        config: The settings.
         report: Shows the bar.
         objective: The loss.
         trainable: What is trained.
         update: Makes the step.
         source: The records.
-        names: Item → what to call it in a message.
+        names: Item → its name in messages.
         batches: Epoch, from 1 → its batches, each a list of items, for all processes.
         total: Optimizer steps.
         seed: Of the run.
         position: Where to start.
         metrics: `metrics.jsonl`.
-        track: Sends figures to the trackers.
-        checkpoints: Writes them.
-        processes: Those of the run.
+        track: A function that sends figures to the trackers.
+        checkpoints: Writes the checkpoints.
+        processes: The processes of the run.
         validation: Measures held-back items, or None.
-        previews: Draws previews, or None.
-        stop: Set by Ctrl+C.
+        previews: Makes previews, or None.
+        stop: Says whether the user asked to stop (Ctrl+C).
         page: Shows the run, or None.
     """
 
@@ -123,12 +123,12 @@ class Run:
         self._saved_at = time.monotonic()
 
     def rehearse(self, largest: Sequence[int]) -> None:
-        """Try the batch that needs the most memory, before an epoch is spent; nothing is learned.
+        """Try the batch that needs the most memory first, without learning from it, so that a run that does not fit fails at once.
 
-        Where memory has no bounds of its own, there is nothing to try.
+        On devices without a memory limit of their own nothing is tried.
 
         Args:
-            largest: Its items.
+            largest: The items of that batch.
         """
         if self.objective.device.type != "cuda" or self.position.step >= self.total:
             return
@@ -143,7 +143,7 @@ class Run:
 
         Raises:
             StoppedError: The user asked to stop; the state is saved.
-            RunError: A loss that is not finite, a disk that is full, a process that is gone.
+            RunError: A loss is not finite, the disk is full, or a process is gone.
         """
         try:
             self._train()
@@ -208,7 +208,7 @@ class Run:
             self.update.backward(loss)
             losses[f"micro {micro.number}"] = loss.detach()
             kept = self.objective.preserving_loss(batch, number, micro.number)
-            if kept is not None:  # its graph is made when that of the loss is gone
+            if kept is not None:  # its graph is made only after the graph of the loss is freed
                 self.update.backward(kept / step.total)
                 losses[f"micro {micro.number}"] += kept.detach() / step.total
         loss = sum(losses.values(), torch.zeros((), device=self.objective.device))
@@ -269,7 +269,7 @@ class Run:
         return self._asked()
 
     def _stop_aside(self, *, last: bool) -> None:
-        """Stop after validation or previews, in which a signal has come."""
+        """Stop after validation or previews, if a signal came during them."""
         if self._asked() and self.processes.world == 1 and not last:
             self._stop()
 
@@ -309,7 +309,7 @@ class Run:
         return float(rates[0])
 
     def _tell(self) -> None:
-        """Read the figures of the step before, which the device has long finished, and log them."""
+        """Read and log the figures of the previous step, which the device has finished by now."""
         if self._pending is None:
             return
         made, self._pending = self._pending, None
@@ -381,7 +381,7 @@ class Run:
         return [("final", self.checkpoints.names.final())]
 
     def _minutes_are_over(self) -> bool:
-        """By the clock of the first process."""
+        """Whether it is time to save by the clock; the first process's clock decides."""
         minutes = self.config.save_every_n_minutes
         if minutes is None or self.processes.rank != 0 or self._save_asked:
             return False
@@ -389,9 +389,11 @@ class Run:
         return self._save_asked
 
     def _judge(self, loss: float) -> None:
-        """Keep the best checkpoint, and count how often the loss did not fall."""
+        """Save the checkpoint if it is the best so far; otherwise count one more validation without
+        improvement.
+        """
         position = self.position
-        # Before the first step nothing was learned; a run that goes on measures its step again.
+        # Before the first step nothing was learned; a resumed run validates its step again.
         if position.step <= position.judged:
             return
         position.judged = position.step
@@ -441,7 +443,7 @@ class Run:
         return by_epoch or by_step, by_epoch
 
     def _preview(self, *, when: bool, epoch: int | None) -> None:
-        """Draw; several processes draw each its share, and the first one tells of all."""
+        """Make previews: each process makes its share, and the first one reports for all."""
         if not when or self.previews is None:
             return
         quiet = self.report if isinstance(self.report, Quiet) else Quiet()
@@ -463,7 +465,9 @@ class Run:
             self.page.renew()
 
     def _aside(self) -> ExitStack:
-        """Look at the network without a trace: evaluation mode, averaged weights, generators put back."""
+        """A context for validation and previews: evaluation mode and averaged weights; afterwards
+        everything, random generators too, is restored.
+        """
         stack = ExitStack()
         kept = seeds.capture()
         stack.callback(lambda: seeds.restore(kept))

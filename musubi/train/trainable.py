@@ -1,4 +1,4 @@
-"""What is trained: adapters on a frozen DiT, or the DiT itself. The loop sees no difference."""
+"""The trained weights: adapters on a frozen DiT, or the DiT itself, behind one interface."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from musubi.weights.write import save
 
 
 class Trainable(Protocol):
-    """What the loop and the state ask of it."""
+    """What the loop and the state need from the trained weights."""
 
     @property
     def title(self) -> str:
-        """For the summary: what, and how much of it."""
+        """For the summary: what is trained, and how many parameters it has."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What a state must have been made with."""
+        """What a state must have in common with this run."""
         ...
 
     def groups(self, lr: float) -> list[dict[str, Any]]:
@@ -41,23 +41,23 @@ class Trainable(Protocol):
         ...
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put back what `tensors` gave."""
+        """Load what `tensors` returned."""
         ...
 
     def base(self) -> AbstractContextManager[None]:
-        """Inside, the network answers as it did before it was trained."""
+        """Inside this context, the network predicts as it did before training."""
         ...
 
     def mode(self, training: bool) -> None:
-        """Dropout on or off."""
+        """Turn training mode (dropout) on or off."""
         ...
 
     def after_step(self) -> Mapping[str, float]:
-        """What is done to the weights after each step; figures to log."""
+        """Changes to the weights after each step, such as limiting their norm. Returns figures to log."""
         ...
 
     def write(self, path: Path, metadata: Mapping[str, str]) -> None:
-        """Write a checkpoint that others can use."""
+        """Write a checkpoint that other programs can use."""
         ...
 
     def remarks(self) -> list[str]:
@@ -70,7 +70,7 @@ class FullModel:
 
     Args:
         dit: The network; every floating-point parameter is trained.
-        save_dtype: Of the checkpoint.
+        save_dtype: Dtype of the checkpoint.
         fp32: Patterns of names that stay in float32 whatever the dtype of the checkpoint.
     """
 
@@ -133,9 +133,9 @@ class Several:
     """Several denoisers that are trained in one run: each writes a file of its own.
 
     Args:
-        parts: Name of the denoiser → what is trained of it; the first writes the file that was
-            asked for.
-        endings: Name → what stands behind the name of its file.
+        parts: Name of the denoiser → its trained weights. The first one writes the file of the
+            requested name.
+        endings: Name of the denoiser → the ending of its file name.
     """
 
     def __init__(self, parts: Mapping[str, Trainable], endings: Mapping[str, str]) -> None:
@@ -199,7 +199,7 @@ def beside(path: Path, ending: str) -> Path:
 
 
 def refuse_broken(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Refuse to write weights that are not finite.
+    """Refuse weights that are not finite, before they are written.
 
     Raises:
         RunError: Naming the first such tensor.

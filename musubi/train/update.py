@@ -26,16 +26,16 @@ class Update:
 
     Args:
         parameters: Everything that is trained.
-        optimizer: Steps.
-        schedule: Moves the rate after each step.
+        optimizer: The optimizer.
+        schedule: Sets the learning rate after each step.
         scaler: The gradient scaler of float16, or None.
-        max_norm: Gradients are clipped to this norm; 0 leaves them.
+        max_norm: Gradients are clipped to this norm; 0: no clipping.
         world: Number of processes.
         total: Sums a tensor over the processes, in place or not.
-        mirror: Where the optimizer's parameters are, when it lives in host memory.
-        rounding: Rounds weights in bfloat16 by chance, or None.
-        average: Of the weights, kept beside them, or None.
-        draw_average: Whether previews and validation see the average, where there is one.
+        mirror: The optimizer's parameters, if the optimizer is in host memory; else None.
+        rounding: Stochastic rounding of bfloat16 weights, or None.
+        average: The moving average of the weights, or None.
+        draw_average: Whether previews and validation use the average, if there is one.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -51,13 +51,13 @@ class Update:
     draw_average: bool = True
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add to the gradients; float16's are scaled."""
+        """Add to the gradients; with float16 the loss is scaled."""
         if self.mirror is not None and self.world == 1 and self.scaler is None:
             self.mirror.watch()
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def step(self) -> torch.Tensor:
-        """Make the step; the norm of the gradients before clipping, still on the device."""
+        """Make the step. Returns the norm of the gradients before clipping, on the device."""
         self._gather()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
@@ -91,7 +91,9 @@ class Update:
 
     @contextmanager
     def as_saved(self) -> Iterator[None]:
-        """Inside, the weights are those that a schedule-free optimizer hands out; then as before, to the bit."""
+        """Inside this context, the weights are as they are saved (a schedule-free optimizer's
+        average); afterwards they are exactly as before.
+        """
         if not optim.is_schedule_free(self.optimizer):
             yield
             return
@@ -110,7 +112,7 @@ class Update:
 
     @contextmanager
     def as_drawn(self) -> Iterator[None]:
-        """Inside, the weights are those that previews and validation look at."""
+        """Inside this context, the weights are those that previews and validation use."""
         if self.average is not None and self.draw_average:
             with self.average.shown():
                 yield
@@ -119,14 +121,14 @@ class Update:
                 yield
 
     def parts(self) -> dict[str, Any]:
-        """What a resumed run needs, by part."""
+        """The state for a resumed run, by part."""
         return {name: part.state_dict() for name, part in self._parts()}
 
     def load(self, parts: Mapping[str, Any]) -> None:
-        """Put back what `parts` gave.
+        """Restore what `parts` returned.
 
         Raises:
-            ValueError: A part does not fit; each optimizer has errors of its own too.
+            ValueError: A part does not fit. Optimizers may raise other errors too.
         """
         optimizer_state.restore(self.optimizer, parts["optimizer"])
         for name, part in self._parts():

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: checkpoints go up after each save, and a state comes down to go on from."""
+"""The Hugging Face hub: upload checkpoints after each save, and download a state to resume from."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from musubi.plugin.report import Report
 
 
 class Upload:
-    """Sends files; what fails is reported, and training goes on.
+    """Uploads files. Failures are reported, and training goes on.
 
     Args:
-        options: Where to, and how.
+        options: The repository, and how to upload.
         report: Told of what failed.
 
     Raises:
@@ -41,16 +41,16 @@ class Upload:
             ) from error
 
     def checkpoint(self, path: Path) -> None:
-        """Send a checkpoint, and its state when that was asked for."""
+        """Upload a checkpoint, and its state if the options ask for that."""
         self._send(path)
 
     def state(self, folder: Path) -> None:
-        """Send a state, when that was asked for."""
+        """Upload a state, if the options ask for that."""
         if self.options.save_state_to_huggingface:
             self._send(folder)
 
     def finish(self) -> None:
-        """Wait for what is still under way."""
+        """Wait for uploads that are still running."""
         for path, future in self.waiting:
             try:
                 future.result()
@@ -90,10 +90,10 @@ def download_state(place: str, token: str | None = None) -> Path:
         token: Access token.
 
     Returns:
-        Where it is on this disk.
+        The local folder.
 
     Raises:
-        ConfigError: The place is written wrong, or holds no state.
+        ConfigError: The place is not written correctly, or there is no state.
     """
     where, _, rest = place.partition(":")
     revision, _, kind = rest.partition(":")

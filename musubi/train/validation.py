@@ -1,4 +1,6 @@
-"""The loss on items held back: fixed noise, noise levels spread evenly, so that runs compare."""
+"""The validation loss on held-back items, with fixed noise and evenly spaced noise levels, so that
+runs can be compared.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ class Validation:
     Args:
         objective: The loss.
         items: Indices of the items.
-        keys: What each item is known by; decides its noise.
-        load: Indices → a batch.
+        keys: The key of each item; it decides the item's noise.
+        load: A function from indices to a batch.
         levels: How many noise levels each item is measured at.
         span: Lowest and highest noise level, 0 to 1.
         rank: Of this process.

@@ -1,1 +1,1 @@
-"""Optimizers that no package on every computer has: a class each, by its paper."""
+"""Optimizers that torch does not have: one class each, written from its paper."""

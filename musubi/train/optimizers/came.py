@@ -1,4 +1,6 @@
-"""CAME (Luo et al. 2023, arXiv:2307.02047): Adafactor's memory, and less trust in steps that waver."""
+"""CAME (Luo et al. 2023, arXiv:2307.02047): as little memory as Adafactor, and smaller steps where
+updates are unstable.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,13 @@ from musubi.train.optimizers.checks import check_betas, check_rate, in_float32
 
 
 class CAME(Optimizer):
-    """Second moments are kept as rows and columns, for the squared gradient and for its wavering.
+    """Keeps row and column means of the squared gradient, and of the squared instability of the
+    update.
 
     Args:
         params: Parameters or groups of them.
         lr: Learning rate.
-        betas: How much stays of the update, of the squared gradient, and of the instability.
+        betas: Decay rates of the averages of the update, the squared gradient, and the instability.
         eps: Added to the squared gradient, and to the squared instability.
         clip_threshold: Updates are scaled down to this root mean square.
         weight_decay: Decoupled, times the learning rate.
@@ -82,7 +85,7 @@ class CAME(Optimizer):
 
 
 def _moments(gradient: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Means over rows and columns of the last two axes; of a vector each number."""
+    """Means over rows and over columns of the last two axes; a vector is kept as it is."""
     if gradient.ndim < 2:
         return {"whole": torch.zeros_like(gradient)}
     rows, columns = gradient.shape[:-1], gradient.shape[:-2] + gradient.shape[-1:]
@@ -92,7 +95,7 @@ def _moments(gradient: torch.Tensor) -> dict[str, torch.Tensor]:
 def _scaled(
     value: torch.Tensor, moments: dict[str, torch.Tensor], square: torch.Tensor, beta: float
 ) -> torch.Tensor:
-    """The value over the root of the moments, once these have taken up the new squares."""
+    """Update the moments with the new squares, then divide the value by their root."""
     if "whole" in moments:
         whole = moments["whole"].mul_(beta).add_(square, alpha=1 - beta)
         return whole.rsqrt().mul_(value)

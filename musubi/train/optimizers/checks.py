@@ -1,4 +1,4 @@
-"""What optimizers of this folder share: their numbers checked, and weights in float32 while they move."""
+"""Shared by the optimizers of this folder: checks of arguments, and weights in float32 during a step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_rate(lr: float, weight_decay: float) -> None:
 
 
 def check_betas(betas: Sequence[float], count: int) -> None:
-    """Refuse betas that are not so many numbers from 0 to below 1.
+    """Refuse betas that are not `count` numbers from 0 to below 1.
 
     Raises:
         ValueError: Naming them.
@@ -31,7 +31,7 @@ def check_betas(betas: Sequence[float], count: int) -> None:
 
 @contextmanager
 def in_float32(p: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Inside, the weight as float32: itself, or a copy that is rounded once at the end."""
+    """Inside this context, the weight in float32: itself, or a copy that is rounded once at the end."""
     if p.dtype == torch.float32:
         yield p
         return

@@ -1,7 +1,8 @@
-"""AdamW whose two moments take four bits a number (Li et al. 2023, arXiv:2309.01507).
+"""AdamW with both moments in four bits per number (Li et al. 2023, arXiv:2309.01507).
 
-Blocks of 128 numbers share a scale, their largest. The mean is stored by 16 levels that are dense near
-zero and have a sign; the mean square by sixteenths of the scale, without zero, since it is divided by.
+Each block of 128 numbers shares a scale, its largest absolute value. The mean uses 16 signed levels
+that are dense near zero. The mean square uses sixteenths of the scale, without zero, since the step
+divides by it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class AdamW4bit(Optimizer):
     Args:
         params: Parameters or groups of them.
         lr: Learning rate, as AdamW's.
-        betas: How much stays of the mean and of the mean square.
+        betas: Decay rates of the mean and of the mean square.
         eps: Added to the root of the mean square.
         weight_decay: Decoupled, times the learning rate.
 
@@ -79,11 +80,11 @@ class AdamW4bit(Optimizer):
 
 
 def quantize(values: torch.Tensor, levels: tuple[float, ...]) -> dict[str, torch.Tensor]:
-    """Four bits a number, two in a byte, and the scale of each block.
+    """Quantize to four bits per number, two numbers in a byte, and one scale per block.
 
     Args:
         values: Float32 of any shape.
-        levels: 16, rising; the last is 1.
+        levels: 16 levels, in rising order; the last is 1.
 
     Returns:
         "codes": bytes, half as many as numbers in whole blocks; "scales": one for each block.
@@ -101,12 +102,12 @@ def quantize(values: torch.Tensor, levels: tuple[float, ...]) -> dict[str, torch
 def dequantize(
     stored: dict[str, torch.Tensor], levels: tuple[float, ...], shape: torch.Size
 ) -> torch.Tensor:
-    """The numbers of `quantize`, in float32.
+    """Undo `quantize`: the numbers in float32.
 
     Args:
-        stored: What it gave.
-        levels: The same.
-        shape: Of the numbers.
+        stored: What `quantize` returned.
+        levels: The levels that were given to `quantize`.
+        shape: Shape of the result.
     """
     codes = stored["codes"]
     table = torch.tensor(levels, device=codes.device)

@@ -1,4 +1,4 @@
-"""Lion (Chen et al. 2023, arXiv:2302.06675): steps of one size, in the direction of a momentum."""
+"""Lion (Chen et al. 2023, arXiv:2302.06675): each step moves by the sign of a momentum."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from musubi.train.optimizers.checks import check_betas, check_rate, in_float32
 
 
 class Lion(Optimizer):
-    """Each number moves by the learning rate up or down, so rates are a third to a tenth of AdamW's.
+    """Each number moves up or down by the learning rate, so use a third to a tenth of AdamW's rate.
 
     Args:
         params: Parameters or groups of them.
         lr: Learning rate.
-        betas: How much of the momentum stays: for the direction, and for the momentum itself.
+        betas: Decay rates of the momentum: for the direction of the step, and for the momentum
+            itself.
         weight_decay: Decoupled, times the learning rate.
 
     Raises:

@@ -1,9 +1,9 @@
 """Muon for matrices (Jordan et al. 2024), AdamW for everything else.
 
-The momentum of a matrix is made nearly orthogonal by Newton-Schulz steps, so that all directions of
-a layer move alike. https://kellerjordan.github.io/posts/muon/ ; steps of AdamW's size by Liu et al.
-2025 (arXiv:2502.16982). With Python and torch of any supported version: torch.optim has one from 2.9,
-for matrices alone.
+Newton-Schulz steps make the momentum of a matrix nearly orthogonal, so that all directions of a
+layer move by the same amount. https://kellerjordan.github.io/posts/muon/ ; steps of AdamW's size by
+Liu et al. 2025 (arXiv:2502.16982). With Python and torch of any supported version: torch.optim has
+one from 2.9, for matrices alone.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Muon(Optimizer):
         params: Parameters or groups of them.
         lr: Learning rate, of AdamW's size for both kinds.
         weight_decay: Decoupled, times the learning rate.
-        momentum: How much of it stays.
-        nesterov: Look a step ahead.
+        momentum: Decay rate of the momentum.
+        nesterov: Use Nesterov momentum.
         ns_steps: Newton-Schulz steps.
         adjust_lr_fn: "match_rms_adamw", by which a rate means what AdamW's means, or "original", by
             which rates are near 0.02.
@@ -88,7 +88,7 @@ class Muon(Optimizer):
     def _turned(
         self, p: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]
     ) -> torch.Tensor:
-        """What is taken from the weight."""
+        """The update that is subtracted from the weight."""
         state = self.state[p]
         if p.ndim < 2:
             return _adam(state, gradient, group)
