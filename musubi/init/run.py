@@ -103,8 +103,9 @@ def commands(plan: write.Plan, data: Path, train: Path) -> list[str]:
     arch = plan.architecture.name
     lines = []
     absent = [n for n in (plan.architecture.dit.name, *plan.choice.task.components) if n not in plan.models]  # fmt: skip
-    if absent and not _known_folders():
-        lines.append(f"musubi models fetch {arch} --task {plan.task} --to models")
+    if absent:
+        place = _shell(known[0]) if (known := _known_folders()) else "models"
+        lines.append(f"musubi models fetch {arch} --task {plan.task} --to {place}")
     if any(not f.caption for f in plan.folder.files):
         lines.append(f"musubi cache caption {_shell(plan.folder.path)}")
     lines.append(f"musubi cache preview --arch {arch} --dataset_config {_shell(data)} --mode html")
@@ -186,11 +187,11 @@ def _models(architecture: Architecture, *, choice_name: str, report: Report) -> 
     return {name: str(path) for name, path in paths(filled, architecture).items()}
 
 
-def _known_folders() -> bool:
+def _known_folders() -> list[Path]:
     try:
-        return bool(model_folders())
+        return model_folders()
     except ConfigError:
-        return False
+        return []
 
 
 def _tell(found: Folder, report: Report) -> None:

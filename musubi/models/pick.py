@@ -54,6 +54,12 @@ def filled(config: Options, architecture: Architecture, place: Command, report: 
             option = architecture.component(name).option
             chosen[option] = str(one.path)
             report.note(f"--{option} {one.path}")
+        elif others := [str(one.path) for one in found if one.component.name == name]:
+            report.warn(
+                f"{', '.join(others)}: the {name} of another size or task than "
+                f"{choice.variant.name if choice.variant else choice.task.name}, and not taken. "
+                "--task says which is wanted."
+            )
     return config.model_copy(update=chosen)
 
 

@@ -13,6 +13,7 @@ from musubi.config.train import TrainConfig
 from musubi.errors import MusubiError, RunError, StoppedError, system_fix, system_reason
 from musubi.nn import attention
 from musubi.pages.live import LivePage, served
+from musubi.pages.run import REPORT
 from musubi.plugin import Architecture, Quiet, Report
 from musubi.stopping import go_on_with
 from musubi.train import log, processes, state, timesteps
@@ -82,6 +83,8 @@ def _run(
                     ready.train()
                 for remark in ready.trainable.remarks():
                     said.warn(remark)
+                if names.final().exists():
+                    said.note(f"Done: {names.final()}. Its page: {names.own / REPORT}.")
             finally:
                 setup.finish()
 

@@ -143,5 +143,15 @@ def test_models_that_are_known_are_written_down(clips, tmp_path, monkeypatch):
     said = start(clips, arch="wan", task="t2v-1.3B", no_ask=True)
     values = read_file(tmp_path / "train.toml").values
     assert "vae" in values and "t5" in values and "dit" not in values  # the twin is no 1.3B
-    assert not any("fetch" in note for note in said.notes)
+    assert any("models fetch" in note and str(tmp_path / "models") in note for note in said.notes)
     assert json.loads(json.dumps(values["vae"])).startswith(str(tmp_path))
+
+
+def test_what_is_missing_from_a_known_folder_is_fetched_into_it(clips, tmp_path, monkeypatch):
+    place = tmp_path / "my models"
+    place.mkdir()
+    monkeypatch.setenv("MUSUBI_MODELS", str(place))
+    said = start(clips, arch="wan", task="t2v-1.3B", goal="person", no_ask=True)
+    (fetch,) = [note for note in said.notes if "models fetch" in note]
+    assert fetch.endswith(f'--to "{place.as_posix()}"')
+    assert 'models = "models"' not in (tmp_path / "train.toml").read_text(encoding="utf-8")

@@ -72,8 +72,11 @@ def test_a_command_takes_what_it_was_not_given(models, monkeypatch):
 
 
 def test_a_file_of_another_size_is_not_taken(models):
-    config = pick.filled(train(task="t2v-14B", models=str(models)), WAN, "train", Quiet())
+    said = Quiet()
+    config = pick.filled(train(task="t2v-14B", models=str(models)), WAN, "train", said)
     assert config.dit is None and config.vae is not None
+    (warning,) = said.warnings
+    assert "x.safetensors: the dit of another size or task than t2v-14B" in warning
 
 
 def test_files_that_fit_equally_well_are_asked_about(models):
