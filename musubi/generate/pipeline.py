@@ -23,6 +23,7 @@ from musubi.generate.guidance import guided
 from musubi.generate.inputs import check, clip_for, has_media, prompt_for, seen_paths
 from musubi.generate.steps import Steps
 from musubi.memory.apply import park as move_to
+from musubi.memory.turns import Turns
 from musubi.plugin import (
     Architecture,
     Conditioning,
@@ -105,11 +106,13 @@ class Pipeline:
         park: Move networks that rest to host memory instead of dropping them: set it when more
             prompts will follow.
         park_experts: The same for denoisers that rest while another one works.
+        turns: Of several denoisers that are given, brings the one to the device that works.
         keep: Names of small networks for which it holds too: those that several prompts need.
     """
 
     park: bool = False
     park_experts: bool = False
+    turns: Turns | None = None
 
     def __init__(
         self,
@@ -316,6 +319,8 @@ class Pipeline:
             return
         if self._working is not None and self._working not in self.denoisers:
             self._rest(self._working, park=self.park or self.park_experts)
+        if self.turns is not None:
+            self.turns.take([name])
         self._working = name
 
     def _call(self, x: torch.Tensor, t: torch.Tensor, given: Conditioning) -> torch.Tensor:
