@@ -43,6 +43,15 @@ class OptimizerOptions(Options):
         group=_OPTIMIZER,
         gt=0,
     )
+    find_lr: bool = option(
+        False,
+        "Do not train: try learning rates from a thirtieth to thirty times --learning_rate for a few "
+        "steps each, and propose one.",
+        group=_OPTIMIZER,
+    )
+    find_lr_steps: int = option(
+        20, "Steps with each rate of --find_lr.", group=_OPTIMIZER, ge=1, le=1_000_000
+    )
     max_grad_norm: float = option(
         1.0, "Clip gradients to this norm; 0 turns clipping off.", group=_OPTIMIZER, ge=0
     )

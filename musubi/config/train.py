@@ -153,6 +153,7 @@ class TrainConfig(
                 fix="Use --mixed_precision bf16.",
             )
         check_keeping(self)
+        check_find_lr(self)
         wants = [n for n in ("sample_every_n_steps", "sample_every_n_epochs") if getattr(self, n)]
         wants += ["sample_at_first"] if self.sample_at_first else []
         if wants and self.sample_prompts is None:
@@ -206,6 +207,27 @@ def check_keeping(config: TrainConfig) -> None:
                 f"--{name} goes by the loss on items held back, and none are.",
                 fix="Give --validation_split 0.1 (a tenth of the items), or a number of items.",
             )
+
+
+def check_find_lr(config: TrainConfig) -> None:
+    """Refuse what a sweep of learning rates cannot go with.
+
+    Raises:
+        ConfigError: Naming it.
+    """
+    if not config.find_lr:
+        return
+    for name in ("resume", "optimizer_offload"):
+        if getattr(config, name):
+            raise ConfigError(
+                f"--find_lr starts each rate with a new optimizer, and --{name} was given.",
+                fix=f"Leave out --{name} while a rate is looked for.",
+            )
+    if config.optimizer_type.lower().rpartition(".")[2].startswith("prodigy"):
+        raise ConfigError(
+            f"--find_lr has nothing to find: --optimizer_type {config.optimizer_type} chooses its own rate.",
+            fix="Train without --find_lr, or use another optimizer, such as adamw.",
+        )
 
 
 def _check_attention(config: TrainConfig) -> None:
