@@ -62,6 +62,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "lr_scheduler_timescale": ("lr_scheduler=inverse_sqrt",),
     "lr_scheduler_min_lr_ratio": (_LEAST,),
     "lr_scheduler_args": (f"lr_scheduler=piecewise_constant,rex or {_SETTLED}",),
+    "find_lr_steps": ("find_lr",),
     # noise levels
     "discrete_flow_shift": ("timestep_sampling=sigma,shift",),
     "sigmoid_scale": ("timestep_sampling!=sigma,uniform,logsnr",),

@@ -125,11 +125,36 @@ def _named(architecture: Architecture, text: str) -> Choice:
     for task in architecture.tasks:
         if task.name == text:
             return Choice(task)
-    names = [v.name for v in architecture.variants] + [t.name for t in architecture.tasks]
     raise ConfigError(
         f"{architecture.title} has no task {text!r}.",
-        fix=f"{did_you_mean(text, names)} `musubi models show {architecture.name}` lists them all.",
+        fix=(
+            f"{_suggestion(architecture, text)} "
+            f"`musubi models show {architecture.name}` lists them all."
+        ),
     )
+
+
+def _task_names(architecture: Architecture) -> list[str]:
+    return [v.name for v in architecture.variants] + [t.name for t in architecture.tasks]
+
+
+def _suggestion(architecture: Architecture, text: str) -> str:
+    """What to write instead of a task that the architecture does not have.
+
+    Only names with the same task word are near: i2v-14B is not t2v-14B, though one letter differs.
+    """
+    from musubi.config.commands import architectures  # here: that module imports this one
+
+    others = [a for a in architectures() if a.name != architecture.name]
+    names = _task_names(architecture)
+    word = text.lower().partition("-")[0]
+    same = [name for name in names if word in name.lower().split("-")]
+    elsewhere = any(word in name.lower().split("-") for a in others for name in _task_names(a))
+    owners = [a.name for a in others if text in _task_names(a)]
+    said = did_you_mean(text, same or names)
+    if elsewhere and not same:
+        said = f"Known: {', '.join(names)}."
+    return said + "".join(f" `--arch {name}` has {text!r}." for name in owners)
 
 
 def _recognised(

@@ -66,6 +66,8 @@ def unpacked(entry: DatasetEntry) -> DatasetEntry:
         RunError: The cache directory cannot be written.
     """
     directory = entry.directory
+    if not any(is_archive(p) for p in (directory, *entry.directories.values()) if p is not None):
+        return entry
     if directory is not None and is_archive(directory):
         directory = _folder_of(directory, entry.cache_directory / FOLDER)
     inputs = {

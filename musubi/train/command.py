@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from musubi.pages.live import LivePage, served
 from musubi.pages.run import REPORT
 from musubi.plugin import Architecture, Quiet, Report
 from musubi.stopping import go_on_with
-from musubi.train import log, processes, state, timesteps
+from musubi.train import log, processes, rate_sweep, state, timesteps
 from musubi.train.checkpoints import Names
 from musubi.train.lock import Lock
 from musubi.train.setup import Setup, output_name
@@ -40,7 +41,7 @@ def run(config: TrainConfig, architecture: Architecture, report: Report) -> None
         timesteps.show(config, names.own / "timesteps.png", report)
         return
     _make_folder(names)
-    trackers = log.trackers(config)
+    trackers = [] if config.find_lr else log.trackers(config)
     accelerator = processes.start(config, trackers, _log_folder(config, names))
     try:
         _run(config, architecture, names, accelerator, trackers, report)
@@ -70,8 +71,12 @@ def _run(
                 temporaries.sweep(folder, again=True)
         said = report if main else Quiet()
         stop = Stop(said)
+        config = rate_sweep.middle(config) if config.find_lr else config
         setup = Setup(config, architecture, names, accelerator, said, stop)
         with attention.use(config.attention, split=config.split_attn):
+            if config.find_lr:
+                _find_rate(setup, names, said)
+                return
             ready = setup.build(trackers)
             if main:
                 _write_config(setup.config, architecture, names)
@@ -87,6 +92,16 @@ def _run(
                     said.note(f"Done: {names.final()}. Its page: {names.own / REPORT}.")
             finally:
                 setup.finish()
+
+
+def _find_rate(setup: Setup, names: Names, report: Report) -> None:
+    """Try learning rates, and say which one to take; nothing but a picture is left."""
+    ready = setup.build([])
+    rate_sweep.check(setup.config, ready.update)
+    with setup.stop, setup.explained("train"):
+        found = rate_sweep.sweep(ready, partial(setup.with_rate, ready), report)
+    if setup.accelerator.is_main_process:
+        rate_sweep.tell(found, setup.config, names.own / rate_sweep.PICTURE, report)
 
 
 @contextmanager

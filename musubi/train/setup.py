@@ -152,7 +152,7 @@ class Setup:
             if config.max_train_epochs
             else config.max_train_steps
         )
-        update = self._update(trainable, total)
+        update = self._update(trainable, total, config.learning_rate_or_default)
         objective = FlowMatchingLoss(
             runtime=architecture.runtime(architecture, choice.task, own),
             task=choice.task,
@@ -202,6 +202,8 @@ class Setup:
             trainable=trainable,
         )
         run.checkpoints = self._checkpoints(run, trainable, data, about)
+        if config.find_lr:  # which writes nothing of a run, and tells of itself
+            return run
         if self.accelerator.is_main_process:
             run.page = self.page = announce.page(
                 run,
@@ -287,9 +289,12 @@ class Setup:
             )
         return found
 
-    def _update(self, trainable: Trainable, total: int) -> Update:
+    def with_rate(self, run: Run, rate: float) -> Update:
+        """An optimizer of its own for the run's weights, with another learning rate."""
+        return self._update(run.trainable, run.total, rate)
+
+    def _update(self, trainable: Trainable, total: int, rate: float) -> Update:
         config = self.config
-        rate = config.learning_rate_or_default
         groups = trainable.groups(rate)
         mirror = None
         if config.optimizer_offload:

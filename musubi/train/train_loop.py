@@ -56,6 +56,39 @@ class RunPage(Protocol):
         ...
 
 
+def backward(
+    objective: FlowMatchingLoss,
+    update: Update,
+    number: int,
+    step: Step,
+    loaded: Iterator[tuple[Micro, Any]],
+) -> tuple[dict[str, torch.Tensor], int]:
+    """Add the gradients of one step's batches.
+
+    Args:
+        objective: The loss.
+        update: Holds the gradients.
+        number: Of the step, from 1.
+        step: What it is made of.
+        loaded: Its batches.
+
+    Returns:
+        "micro N" → the part of the loss that a batch has, and how many tokens all have.
+    """
+    losses: dict[str, torch.Tensor] = {}
+    tokens = 0
+    for micro, batch in loaded:
+        tokens += tokens_of(batch, objective.task)
+        loss = objective.training_loss(batch, number, micro.number) / step.total
+        update.backward(loss)
+        losses[f"micro {micro.number}"] = loss.detach()
+        kept = objective.preserving_loss(batch, number, micro.number)
+        if kept is not None:  # its graph is made only after the graph of the loss is freed
+            update.backward(kept / step.total)
+            losses[f"micro {micro.number}"] += kept.detach() / step.total
+    return losses, tokens
+
+
 @dataclass(frozen=True)
 class _Made:
     """A step that is done but not yet logged."""
@@ -174,7 +207,7 @@ class Run:
             )
             steps = stack.enter_context(
                 closing(
-                    self._feed().steps(
+                    self.feed().steps(
                         threads, done=done, epoch=self.position.epoch, start=self.position.batch
                     )
                 )
@@ -186,7 +219,8 @@ class Run:
 
     # the order of things
 
-    def _feed(self) -> Loader:
+    def feed(self) -> Loader:
+        """Its steps with their batches."""
         return Loader(
             source=self.source,
             batches=self.batches,
@@ -200,17 +234,8 @@ class Run:
 
     def _step(self, epoch: int, step: Step, loaded: Iterator[tuple[Micro, Any]]) -> None:
         number = self.position.step + 1
-        began, tokens = Mark(self.objective.device), 0
-        losses: dict[str, torch.Tensor] = {}
-        for micro, batch in loaded:
-            tokens += tokens_of(batch, self.objective.task)
-            loss = self.objective.training_loss(batch, number, micro.number) / step.total
-            self.update.backward(loss)
-            losses[f"micro {micro.number}"] = loss.detach()
-            kept = self.objective.preserving_loss(batch, number, micro.number)
-            if kept is not None:  # its graph is made only after the graph of the loss is freed
-                self.update.backward(kept / step.total)
-                losses[f"micro {micro.number}"] += kept.detach() / step.total
+        began = Mark(self.objective.device)
+        losses, tokens = backward(self.objective, self.update, number, step, loaded)
         loss = sum(losses.values(), torch.zeros((), device=self.objective.device))
         rate = self._rate()
         words = (float(self._asked()), float(tokens), float(self._minutes_are_over()))

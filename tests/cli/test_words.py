@@ -132,6 +132,14 @@ REFUSED = [
         ("train", *ARCH, "--task", "t2v-13B"),
         "error: Wan has no task 't2v-13B'.\nDid you mean 't2v-1.3B'?",
     ),
+    (
+        ("train", "--arch", "hunyuan_video", "--task", "i2v-14B"),
+        "error: HunyuanVideo has no task 'i2v-14B'.\nDid you mean 'i2v'? `--arch wan` has 'i2v-14B'.",
+    ),
+    (
+        ("train", "--arch", "framepack", "--task", "t2v-14B"),
+        "error: FramePack has no task 't2v-14B'.\nKnown: ",
+    ),
     (("train", *ARCH, "stray"), "error: The word 'stray' belongs to no option."),
     (("train", *ARCH, "-x"), "error: The word '-x' belongs to no option."),
     (("lora", "info"), "error: FILE is needed: LoRA files.\nWrite `musubi lora info FILE`."),

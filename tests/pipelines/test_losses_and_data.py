@@ -205,6 +205,27 @@ def test_archives_that_cannot_be_used_are_refused_in_one_sentence(world, capsys)
     )
 
 
+def test_a_learning_rate_is_found_and_nothing_is_left(world, capsys):
+    world.write(("new", ""))
+    world.cache()
+    capsys.readouterr()
+    world.run(f"{TRAIN} --output_name cat --find_lr --find_lr_steps 4 --log_with tensorboard")
+    said = capsys.readouterr().out
+    assert said.count("e-0") > 7 and ("--learning_rate" in said)
+    left = [p for p in (world.folder / "out").rglob("*") if p.is_file()]
+    assert [p.name for p in left] == ["learning_rates.png"]
+    for more, reason in (
+        ("--optimizer_type prodigy", "chooses its own rate"),
+        ("--optimizer_type adafactor --optimizer_args relative_step=True", "chooses its own rate"),
+        ("--resume auto", "--resume was given"),
+        ("--optimizer_offload", "--optimizer_offload was given"),
+    ):
+        world.run(f"{TRAIN} --output_name cat --find_lr {more}", ends=2)
+        assert reason in " ".join(capsys.readouterr().err.split())
+    world.run(f"{TRAIN} --output_name cat --max_train_steps 1 --find_lr_steps 4")
+    assert "--find_lr_steps" in capsys.readouterr().err
+
+
 def test_weights_share_an_epoch(world, capsys):
     world.write(("new", "weight = 3"), ("known", "weight = 1"))
     world.cache()
