@@ -24,8 +24,10 @@ TINY: Mapping[str, Any] = {
 DIT = Component(
     name="dit",
     role="dit",
-    help="The denoiser: a file, one shard of several, or a diffusers folder. Of two experts, the one "
-    "for low noise.",
+    help=(
+        "The denoiser: a file, one shard of several, or a diffusers folder. For models with two "
+        "experts: the one for low noise."
+    ),
     build=Lazy("musubi.architectures.wan.dit:WanDiT"),
     infer=Lazy("musubi.architectures.wan.dit:infer"),
     dialects=keys.DIT,
@@ -64,7 +66,7 @@ DIT = Component(
 HIGH = replace(
     DIT,
     name="dit_high_noise",
-    help="Of Wan2.2's two experts, the denoiser for high noise.",
+    help="The denoiser for high noise, for Wan2.2 models with two experts.",
 )
 
 _SIZE = {
