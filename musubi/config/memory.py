@@ -112,13 +112,8 @@ class NetworkMemoryOptions(CompileOptions):
     )
     offload_inactive_dit: bool = option(
         False,
-<<<<<<< HEAD
-        "Of several denoisers, the ones that rest wait in host memory. Without it, `generate` reads them "
-        "from their files again, and `train` keeps all on the device.",
-=======
-        "For models with several denoisers: keep those that are not in use in host memory, "
-        "instead of reading them from their files again.",
->>>>>>> main
+        "For models with several denoisers: keep those that are not in use in host memory. Without "
+        "it, `generate` reads them from their files again, and `train` keeps all on the device.",
         group=_MEMORY,
     )
 
