@@ -1,8 +1,9 @@
-"""How the checkpoint in `musubi/demo/world` was made: python examples/world/make.py vae|text|clips FOLDER
+"""A checkpoint like that in `musubi/demo/world`: python examples/world/make.py vae|text|dit FOLDER
 
-`vae` and `text` train the two encoders from scratch; `clips` writes the videos and captions that
-`musubi cache` and `musubi train --full` then teach to the denoiser. The commands, in order, are in
-`musubi/demo/world/README.md`. A GPU needs a few minutes for all of it.
+`vae` and `text` train the two encoders from scratch; `dit` writes videos with captions, and teaches
+them to the denoiser by `musubi cache` and `musubi train --full`. `clips` and `untrained` write only
+what these commands begin with. What is in the package, and how that was made, is told in
+`musubi/demo/world/README.md`.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def make_tokenizer(folder: Path):
     return fast
 
 
-def write_clips(folder: Path, *, count: int = 6000) -> None:
+def write_clips(folder: Path, *, count: int = 6000, batch: int = 128) -> None:
     """Videos with captions beside them, and the dataset file; no star and no spin among them."""
     place = folder / "clips"
     place.mkdir(parents=True, exist_ok=True)
@@ -124,7 +125,7 @@ def write_clips(folder: Path, *, count: int = 6000) -> None:
             pass
     (folder / "data.toml").write_text(
         f'[general]\ncaption_extension = ".txt"\nresolution = [{shapes.SIDE}, {shapes.SIDE}]\n'
-        "batch_size = 128\n\n"
+        f"batch_size = {batch}\n\n"
         f'[[datasets]]\nvideo_directory = "{place.as_posix()}"\n'
         f'cache_directory = "{(folder / "cache").as_posix()}"\ntarget_frames = [{shapes.FRAMES}]\n',
         encoding="utf-8",
@@ -207,8 +208,12 @@ def main() -> None:
         "clips": write_clips,
         "untrained": write_untrained_dit,
     }
-    what, folder, *seconds = sys.argv[1:]
-    makers[what](Path(folder), **({"seconds": float(seconds[0])} if seconds else {}))
+    what, folder, *number = sys.argv[1:]
+    if not number:
+        makers[what](Path(folder))
+        return
+    given = {"steps": int(number[0])} if what == "dit" else {"seconds": float(number[0])}
+    makers[what](Path(folder), **given)
 
 
 if __name__ == "__main__":

@@ -27,30 +27,35 @@ def own_flags(command: Command) -> dict[str, Flag]:
 
     own = (
         Flag(
-            name="arch", words=1, metavar="NAME", help="Architecture; `musubi models` lists them."
+            name="arch",
+            words=1,
+            metavar="NAME",
+            help="The architecture; `musubi models` lists all.",
         ),
         Flag(
             name="config",
             words=1,
             metavar="PATH",
-            help="TOML file of options, in any sections; flags win over it.",
+            help="TOML file of options, in any sections; flags override it.",
             aliases=("config_file",),
         ),
         Flag(
             name="run",
             words=1,
             metavar="NAME",
-            help="One run of a file that has several in tables [[run]]: its output_name.",
+            help="For a file with several [[run]] tables: the output_name of the run to make.",
         ),
         Flag(
             name="notify",
             words=1,
             metavar="bell|URL",
-            help="When the command ends: ring the terminal's bell, or send a message to an address, such "
-            "as https://ntfy.sh/NAME or a webhook.",
+            help=(
+                "When the command ends, ring the terminal's bell, or send a message to an "
+                "address, such as https://ntfy.sh/NAME or a webhook."
+            ),
         ),
         Flag(name="debug", words=0, help="Show the traceback of a failure."),
-        Flag(name="help", words=0, help="Show this; `--help all` shows every option."),
+        Flag(name="help", words=0, help="Show this help; `--help all` shows every option."),
     )
     left = set() if command.place is not None else {"arch"}
     left |= set() if command.words in RUNS else {"run"}

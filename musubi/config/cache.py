@@ -20,8 +20,8 @@ class DatasetOptions(Options):
     )
     task: str | None = option(
         None,
-        "The task or published variant whose records are meant; when not given, the first task that "
-        "uses every model file that is given and every input that the dataset file names.",
+        "The task or published variant to cache for. When not given: the first task that uses "
+        "all given model files and all inputs that the dataset file names.",
         group=_DATA,
     )
     num_workers: int | None = option(
@@ -40,7 +40,7 @@ class EncodingOptions(DatasetOptions):
     )
     skip_existing: bool = option(
         False,
-        "Encode nothing whose record exists, whatever that record was made with.",
+        "Skip items that have a record, even if the record is out of date.",
         group=_RECORDS,
     )
     keep_cache: bool = option(
@@ -80,7 +80,7 @@ class CacheCheckConfig(DatasetOptions):
     """The model of `musubi cache check`."""
 
     batch_size: int | None = option(
-        None, "Batch size of datasets that give none, for counting steps.", group=_DATA, ge=1
+        None, "Batch size of datasets without one, for counting steps.", group=_DATA, ge=1
     )
 
 
@@ -102,7 +102,10 @@ class CachePreviewConfig(DatasetOptions):
     )
     console_width: int = option(80, "Columns of a picture in the terminal.", group="Preview", ge=8)
     console_num_images: int | None = option(
-        None, "Most pictures of each dataset; all when not given.", group="Preview", ge=1
+        None,
+        "Show at most this many pictures of each dataset; all when not given.",
+        group="Preview",
+        ge=1,
     )
 
 

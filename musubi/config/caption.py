@@ -27,26 +27,32 @@ class CaptionConfig(Options):
         metavar="PATH",
     )
     prompt: str = option(
-        PROMPT, "What the model is asked; {kind} is 'video' or 'picture'.", group=_TEXT
+        PROMPT,
+        "The question for the model; {kind} is replaced by 'video' or 'picture'.",
+        group=_TEXT,
     )
-    trigger: str | None = option(
-        None, "A word that is put before each caption, to call what was learned.", group=_TEXT
-    )
+    trigger: str | None = option(None, "A trigger word to put before each caption.", group=_TEXT)
     max_tokens: int = option(
-        160, "Longest caption in tokens; a sentence that is cut off is left out.", group=_TEXT, ge=8
+        160,
+        "Longest caption, in tokens; an incomplete last sentence is removed.",
+        group=_TEXT,
+        ge=8,
     )
     overwrite: bool = option(
-        False, "Replace captions that are there; they are kept when not.", group=_TEXT
+        False, "Replace existing captions; without it they are kept.", group=_TEXT
     )
-    caption_extension: str = option(".txt", "Ending of the captions' names.", group=_TEXT)
+    caption_extension: str = option(".txt", "Extension of the caption files.", group=_TEXT)
     frames: int = option(
-        8, "Frames of a clip that the model sees, evenly taken.", group=_MODEL, ge=1, le=64
+        8, "How many frames of a clip the model sees, at even distances.", group=_MODEL, ge=1, le=64
     )
     side: int = option(
-        448, "Longer side of what it sees, in pixels; more shows finer detail.", group=_MODEL, ge=56
+        448,
+        "Longer side of the frames that the model sees, in pixels; more shows finer detail.",
+        group=_MODEL,
+        ge=56,
     )
     device: str | None = option(
-        None, "Where it runs: `cuda`, `cuda:1`, `cpu`; cuda when there is one.", group=_MODEL
+        None, "Device of the model: `cuda`, `cuda:1`, `cpu`; cuda when there is one.", group=_MODEL
     )
     dtype: str = option("bf16", "dtype of the model: bf16, fp16, fp32.", group=_MODEL)
 

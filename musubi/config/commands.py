@@ -100,7 +100,7 @@ COMMANDS = (
     ),
     Command(
         words=("cache", "caption"),
-        help="Write captions beside clips and pictures, by a vision-language model.",
+        help="Write captions for clips and pictures with a vision-language model.",
         model=Lazy("musubi.config.caption:CaptionConfig"),
         run=Lazy("musubi.caption.run:run"),
         place=None,
@@ -108,7 +108,7 @@ COMMANDS = (
     ),
     Command(
         words=("cache", "check"),
-        help="Account for every file of a dataset, and show its buckets, without a GPU.",
+        help="Check every file of a dataset, and show its buckets. Needs no GPU.",
         model=Lazy("musubi.config.cache:CacheCheckConfig"),
         run=Lazy("musubi.cache.check:run"),
         place="cache latents",
@@ -170,7 +170,7 @@ COMMANDS = (
     ),
     Command(
         words=("lora", "ema"),
-        help="Average the LoRA files that a run saved, the later ones more.",
+        help="Average the LoRA files that a run saved; later files have more weight.",
         model=Lazy("musubi.config.lora:LoraEmaConfig"),
         run=Lazy("musubi.lora.ema:run"),
         place=None,
@@ -178,7 +178,7 @@ COMMANDS = (
     ),
     Command(
         words=("lora", "verify"),
-        help="Say which tensors of a LoRA file ComfyUI and diffusers load.",
+        help="Show which tensors of a LoRA file ComfyUI and diffusers load.",
         model=Lazy("musubi.config.lora:LoraVerifyConfig"),
         run=Lazy("musubi.lora.verify:run"),
         place=None,
@@ -186,7 +186,7 @@ COMMANDS = (
     ),
     Command(
         words=("lora", "info"),
-        help="Say what a LoRA file holds: rank, alpha, norms, how it was trained.",
+        help="Show what a LoRA file holds: rank, alpha, norms, how it was trained.",
         model=Lazy("musubi.config.lora:LoraInfoConfig"),
         run=Lazy("musubi.lora.info:run"),
         place=None,
@@ -194,14 +194,17 @@ COMMANDS = (
     ),
     Command(
         words=("lora", "extract"),
-        help="Make a LoRA of the difference of two checkpoints.",
+        help="Make a LoRA from the difference between two checkpoints.",
         model=Lazy("musubi.config.lora:LoraExtractConfig"),
         run=Lazy("musubi.lora.extract:run"),
         place=None,
     ),
     Command(
         words=("lora", "resize"),
-        help="Give a LoRA another rank, add several up, or make one of another kind.",
+        help=(
+            "Change the rank of a LoRA, add several LoRAs, or convert another kind of adapter to "
+            "a LoRA."
+        ),
         model=Lazy("musubi.config.lora:LoraResizeConfig"),
         run=Lazy("musubi.lora.resize:run"),
         place=None,
@@ -217,7 +220,7 @@ COMMANDS = (
     ),
     Command(
         words=("watch",),
-        help="Serve the pages of runs on this machine, live: samples, curves, settings.",
+        help="Show live pages of the runs on this machine in a browser: samples, curves, settings.",
         model=Lazy("musubi.config.pages:WatchConfig"),
         run=Lazy("musubi.pages.watch:run"),
         place=None,
@@ -225,7 +228,10 @@ COMMANDS = (
     ),
     Command(
         words=("gallery",),
-        help="Write a page of generated videos: each with its recipe, searchable, side by side.",
+        help=(
+            "Write a web page of generated videos, each with its recipe, to search and to "
+            "compare side by side."
+        ),
         model=Lazy("musubi.config.pages:GalleryConfig"),
         run=Lazy("musubi.pages.gallery:run"),
         place=None,
@@ -233,28 +239,34 @@ COMMANDS = (
     ),
     Command(
         words=("plan",),
-        help="Say what training or generating will need, and which settings fit a card.",
+        help=(
+            "Show the memory and time that training or generating will need, and settings that "
+            "fit a card."
+        ),
         model=Lazy("musubi.config.plan:PlanConfig"),
         run=Lazy("musubi.plan.run:run"),
         place="plan",
     ),
     Command(
         words=("bench",),
-        help="Measure a step of a full-size model of random weights: seconds and memory.",
+        help="Measure the time and memory of a step of a full-size model with random weights.",
         model=Lazy("musubi.config.bench:BenchConfig"),
         run=Lazy("musubi.bench.run:run"),
         place="bench",
     ),
     Command(
         words=("doctor",),
-        help="Try what this computer can do: card, attention, memory, disk; and say what helps.",
+        help=(
+            "Check what this computer can do (card, attention, memory, disk), and show what "
+            "would help."
+        ),
         model=Lazy("musubi.config.doctor:DoctorConfig"),
         run=Lazy("musubi.doctor.run:run"),
         place=None,
     ),
     Command(
         words=("demo",),
-        help="Teach a tiny model something new, on a CPU in minutes: every command at work.",
+        help="Train a tiny model on a CPU in a few minutes, and see every command at work.",
         model=Lazy("musubi.config.demo:DemoConfig"),
         run=Lazy("musubi.demo.run:run"),
         place=None,

@@ -10,9 +10,11 @@ class DemoConfig(Options):
 
     out: str = option("musubi-demo", "Folder for everything that the demo makes.", metavar="DIR")
     keep: bool = option(
-        False, "Go on with what an earlier demo left in the folder instead of starting afresh."
+        False, "Continue an earlier demo in this folder instead of starting from the beginning."
     )
-    fast: bool = option(False, "Train and generate a little: the steps, not the result.")
+    fast: bool = option(
+        False, "Train and generate only a little: shows the steps, without a good result."
+    )
 
 
 RETIRED: tuple[Retired, ...] = ()

@@ -9,16 +9,22 @@ class DoctorConfig(Options):
     """`musubi doctor`."""
 
     json_output: bool = option(
-        False, "Say it as one JSON object, for programs.", group="Output", aliases=("json",)
+        False,
+        "Print the report as one JSON object, for programs.",
+        group="Output",
+        aliases=("json",),
     )
     report: str | None = option(
         None,
-        "Also write it to this file, to paste into an issue: it names no path and no user.",
+        "Also write the report to this file, to paste into an issue. The report contains no path "
+        "and no user name.",
         group="Output",
         metavar="FILE",
     )
     disk: str = option(
-        ".", "The folder whose disk is measured: where records and models lie.", metavar="DIR"
+        ".",
+        "The folder whose disk is measured: the one with your records and models.",
+        metavar="DIR",
     )
 
 

@@ -31,18 +31,18 @@ _MACHINE = "Models and machine"
 class PromptOptions(Options):
     """What to make."""
 
-    prompt: str | None = option(None, "What to show.", group=_PROMPT)
+    prompt: str | None = option(None, "The prompt: what the video shows.", group=_PROMPT)
     negative_prompt: str | None = option(
-        None, "What to avoid; an empty text means the task's own.", group=_PROMPT
+        None, "The negative prompt: what to avoid. When empty, the task's default.", group=_PROMPT
     )
     from_file: str | None = option(
         None,
-        "A file of prompts, one a line with inline options (--w --h --f --d --s --g --fs --n), "
-        "or TOML or JSON.",
+        "A file of prompts: one for each line, with inline options (--w --h --f --d --s --g --fs "
+        "--n), or TOML or JSON.",
         group=_PROMPT,
         metavar="PATH",
     )
-    interactive: bool = option(False, "Ask for prompt after prompt.", group=_PROMPT)
+    interactive: bool = option(False, "Ask for one prompt after another.", group=_PROMPT)
     latent_path: list[str] | None = option(
         None, "Decode these latent files instead of generating.", group=_PROMPT, metavar="PATH"
     )
@@ -53,7 +53,7 @@ class VideoOptions(Options):
 
     task: str | None = option(
         None,
-        "The task or published variant; what the checkpoint shows when not given.",
+        "The task or published variant; found from the checkpoint when not given.",
         group=_VIDEO,
     )
     video_size: tuple[int, int] | None = option(
@@ -61,16 +61,16 @@ class VideoOptions(Options):
     )
     size: str | None = option(None, "Width x height, such as 832x480.", group=_VIDEO, metavar="WxH")
     video_length: int | None = option(
-        None, "Frames; the task's own length when not given.", group=_VIDEO, ge=1, le=100_000
+        None, "Number of frames; the task's default when not given.", group=_VIDEO, ge=1, le=100_000
     )
     fps: float | None = option(
         None,
-        "Frames per second of the file; the model's when not given.",
+        "Frames per second of the video file; the model's frame rate when not given.",
         group=_VIDEO,
         ge=0.001,
         le=1000,
     )
-    trim_tail_frames: int = option(0, "Frames to cut from the end.", group=_VIDEO, ge=0)
+    trim_tail_frames: int = option(0, "How many frames to cut from the end.", group=_VIDEO, ge=0)
 
 
 class SamplingOptions(Options):
@@ -80,14 +80,15 @@ class SamplingOptions(Options):
     sample_solver: Solver | None = option(None, "The solver.", group=_SAMPLING)
     flow_shift: float | None = option(
         None,
-        "Shift of the noise levels; larger spends more steps on noise.",
+        "Shift of the noise levels; a larger shift spends more steps at high noise.",
         group=_SAMPLING,
         ge=1e-6,
         le=1e6,
     )
     guidance_scale: float | None = option(
         None,
-        "Classifier-free guidance; 1 calls the network once a step and reads no negative prompt.",
+        "Scale of classifier-free guidance. With 1, the network is called once per step, and the "
+        "negative prompt is not used.",
         group=_SAMPLING,
         ge=-1e6,
         le=1e6,
@@ -101,7 +102,7 @@ class SamplingOptions(Options):
     )
     num_videos: int = option(
         1,
-        "Videos of each prompt; the seed counts up from one to the next.",
+        "How many videos to make of each prompt; the seed rises by 1 from video to video.",
         group=_SAMPLING,
         ge=1,
         le=100_000,
@@ -110,11 +111,13 @@ class SamplingOptions(Options):
         False, "Draw noise on the CPU: the same on every device.", group=_SAMPLING
     )
     cfg_skip_mode: CfgSkipMode = option(
-        "none", "The part of the steps without guidance; needs --cfg_apply_ratio.", group=_SAMPLING
+        "none",
+        "Which part of the steps runs without guidance; needs --cfg_apply_ratio.",
+        group=_SAMPLING,
     )
     cfg_apply_ratio: float | None = option(
         None,
-        "The part of the steps with guidance; needs --cfg_skip_mode.",
+        "Share of the steps with guidance, 0 to 1; needs --cfg_skip_mode.",
         group=_SAMPLING,
         ge=0,
         le=1,
@@ -122,25 +125,29 @@ class SamplingOptions(Options):
 
     magcache_mag_ratios: str | None = option(
         None,
-        "MagCache: leave out the network's blocks at steps where what they add hardly changes. 0 for "
-        "the model's own ratios, or the list that --magcache_calibration prints.",
+        "MagCache: skip the network's blocks at steps where their output hardly changes. The "
+        "value is 0 for the model's built-in ratios, or the list that --magcache_calibration "
+        "prints.",
         group=_SAMPLING,
     )
     magcache_retention_ratio: float = option(
         0.2,
-        "MagCache: the part of the steps, from the first, that always run.",
+        "MagCache: share of the steps at the beginning that are never skipped.",
         group=_SAMPLING,
         ge=0,
         le=1,
     )
     magcache_threshold: float = option(
-        0.24, "MagCache: the error that may add up before a step runs again.", group=_SAMPLING, ge=0
+        0.24,
+        "MagCache: how much error may add up before a step is run in full.",
+        group=_SAMPLING,
+        ge=0,
     )
     magcache_k: int = option(
-        6, "MagCache: most steps that are left out in a row.", group=_SAMPLING, ge=0
+        6, "MagCache: how many steps in a row may be skipped.", group=_SAMPLING, ge=0
     )
     magcache_calibration: bool = option(
-        False, "MagCache: run every step, and print the ratios that were measured.", group=_SAMPLING
+        False, "MagCache: run every step in full, and print the measured ratios.", group=_SAMPLING
     )
 
 
@@ -149,7 +156,7 @@ class LoraFileOptions(Options):
 
     lora_weight: list[str] | None = option(None, "LoRA files.", group=_LORA, metavar="PATH")
     lora_multiplier: list[float] | None = option(
-        None, "Strength of each, in the same order; 1.0 where missing.", group=_LORA
+        None, "Strength of each LoRA, in the same order; missing ones are 1.0.", group=_LORA
     )
     include_patterns: list[str] | None = option(
         None, "For each LoRA, a pattern of the modules to use.", group=_LORA, metavar="REGEX"
@@ -159,55 +166,60 @@ class LoraFileOptions(Options):
     )
     lora_block_weights: list[str] | None = option(
         None,
-        "For each LoRA, strengths by block: STACK.N=VALUE, STACK.N-M=VALUE or STACK=VALUE with commas "
-        "between, or a number for each block.",
+        "Strengths by block, for each LoRA: STACK.N=VALUE, STACK.N-M=VALUE or STACK=VALUE, "
+        "separated by commas, or one number for each block.",
         group=_LORA,
         metavar="WEIGHTS",
     )
     lora_mode: LoraMode = option(
         "merge",
-        "Merge into the weights while they load, or attach beside them (slower, exact).",
+        "merge: merge LoRAs into the weights while they load. attach: compute them beside the "
+        "weights, which is slower but exact.",
         group=_LORA,
     )
     save_merged_model: str | None = option(
-        None, "Write the DiT with the LoRAs merged, and stop.", group=_LORA, metavar="PATH"
+        None,
+        "Only write the DiT with the LoRAs merged to this file; generate nothing.",
+        group=_LORA,
+        metavar="PATH",
     )
 
 
 class OutputOptions(Options):
     """What is written, and where."""
 
-    save_path: str | None = option(None, "Folder for what is made.", group=_OUTPUT, metavar="DIR")
+    save_path: str | None = option(None, "Folder for the results.", group=_OUTPUT, metavar="DIR")
     output_type: OutputType = option(
         "video",
-        "both: video and latents; latent_images: images and latents.",
+        "What to write. both: video and latents; latent_images: images and latents.",
         group=_OUTPUT,
     )
     continue_video: bool = option(
         False,
-        "Go on with what the same command left unfinished in --save_path: videos and sections that "
-        "are there are not made again.",
+        "Continue an interrupted run of the same command: videos and sections that are already "
+        "in --save_path are not made again.",
         group=_OUTPUT,
         aliases=("continue",),
     )
     crf: float | None = option(
         None,
-        "Quality of videos, 0 to 51: less is better and larger; 16 when not given.",
+        "Quality of videos, 0 to 51: a lower number gives better quality and a larger file. 16 "
+        "when not given.",
         group=_OUTPUT,
         ge=0,
         le=51,
     )
     bit_depth: int = option(
         8,
-        "Bits a colour in videos; fewer players show 10.",
+        "Bits per colour in videos; fewer players can show 10.",
         group=_OUTPUT,
         metavar="8|10",
     )
     lossless: bool = option(
-        False, "Keep every pixel of videos, as H.264 in RGB; few browsers play it.", group=_OUTPUT
+        False, "Write lossless videos (H.264 in RGB); few browsers can play them.", group=_OUTPUT
     )
     no_metadata: bool = option(
-        False, "Write no prompt, seed or other setting into the files.", group=_OUTPUT
+        False, "Do not write the prompt, the seed or other settings into the files.", group=_OUTPUT
     )
 
 
@@ -223,8 +235,8 @@ class MachineOptions(Options):
     vae_dtype: str | None = option(None, "Dtype of the VAE.", group=_MACHINE)
     image_encoder_dtype: str | None = option(None, "Dtype of the image encoder.", group=_MACHINE)
     text_encoder_dtype: str | None = option(None, "Dtype of the text encoders.", group=_MACHINE)
-    attn_mode: AttentionMode = option("torch", "Attention back end.", group=_MACHINE)
-    split_attn: bool = option(False, "Attention for one item at a time.", group=_MACHINE)
+    attn_mode: AttentionMode = option("torch", "Implementation of attention.", group=_MACHINE)
+    split_attn: bool = option(False, "Compute attention for one item at a time.", group=_MACHINE)
 
 
 class GenerateConfig(

@@ -20,26 +20,30 @@ class InitConfig(Options):
     )
     arch: str | None = option(
         None,
-        "The architecture; asked for when not given.",
+        "The architecture. When not given, the command asks.",
         metavar="NAME",
         aliases=("architecture",),
     )
-    task: str | None = option(None, "The task or published variant; asked for when not given.")
+    task: str | None = option(
+        None, "The task or published variant. When not given, the command asks."
+    )
     goal: Goal | None = option(
-        None, "What the LoRA is for; asked for when not given.", aliases=("for",)
+        None, "What the LoRA is for. When not given, the command asks.", aliases=("for",)
     )
     vram: str | None = option(
         None,
-        "Memory of the card, such as 12GiB, or auto for the one in this computer; asked for when not "
-        "given.",
+        "Memory of the card, such as 12GiB, or auto for the card in this computer. When not "
+        "given, the command asks.",
         metavar="SIZE",
     )
     name: str | None = option(
-        None, "Name of the LoRA; the folder's when not given.", metavar="NAME"
+        None, "Name of the LoRA; the folder's name when not given.", metavar="NAME"
     )
     to: str = option(".", "Where the files are written.", metavar="DIR")
-    force: bool = option(False, "Replace files that are there.")
-    no_ask: bool = option(False, "Ask nothing: take the usual where nothing is given.")
+    force: bool = option(False, "Replace existing files.")
+    no_ask: bool = option(
+        False, "Ask no questions: use the defaults for everything that is not given."
+    )
 
 
 RETIRED: tuple[Retired, ...] = ()

@@ -16,27 +16,27 @@ class LoraMergeConfig(Options):
     """`musubi lora merge`."""
 
     lora_weight: list[str] = option(
-        ..., "LoRA files, of any common form.", group=_LORA, metavar="PATH"
+        ..., "LoRA files, in any common format.", group=_LORA, metavar="PATH"
     )
     lora_multiplier: list[float] | None = option(
-        None, "Strength of each, in the same order; 1.0 where missing.", group=_LORA
+        None, "Strength of each file, in the same order; missing ones are 1.0.", group=_LORA
     )
     include_patterns: list[str] | None = option(
         None,
-        "For each LoRA, a pattern of the keys to use, found anywhere in the key.",
+        "A pattern for each LoRA: use only keys that contain a match.",
         group=_LORA,
         metavar="REGEX",
     )
     exclude_patterns: list[str] | None = option(
         None,
-        "For each LoRA, a pattern of the keys to leave out.",
+        "A pattern for each LoRA: leave out keys that contain a match.",
         group=_LORA,
         metavar="REGEX",
     )
     lora_block_weights: list[str] | None = option(
         None,
-        "For each LoRA, strengths by block: STACK.N=VALUE, STACK.N-M=VALUE or STACK=VALUE with commas "
-        "between, or a number for each block.",
+        "Strengths by block, for each LoRA: STACK.N=VALUE, STACK.N-M=VALUE or STACK=VALUE, "
+        "separated by commas, or one number for each block.",
         group=_LORA,
         metavar="WEIGHTS",
     )
@@ -45,12 +45,12 @@ class LoraMergeConfig(Options):
     )
     save_precision: Literal["fp32", "bf16", "fp16", "fp8", "fp8_scaled"] | None = option(
         None,
-        "How the checkpoint is stored; as the input when not given. fp8_scaled is the 8-bit form with "
-        "scales that ComfyUI loads.",
+        "Dtype of the written checkpoint; the input's when not given. fp8_scaled is 8 bits with "
+        "scales, which ComfyUI loads.",
         group="Output",
     )
     device: str | None = option(
-        None, "Where to multiply: `cuda`, `cpu`; cuda when there is one.", group="Output"
+        None, "Where to compute: `cuda`, `cpu`; cuda when there is one.", group="Output"
     )
 
     @model_validator(mode="after")
@@ -73,7 +73,8 @@ class LoraMergeConfig(Options):
 def _arch() -> Any:
     return option(
         None,
-        "Architecture, when neither the file's metadata nor its names tell it.",
+        "The architecture; needed only if it cannot be found from the file's metadata and tensor "
+        "names.",
         group=_LORA,
         metavar="NAME",
     )
@@ -83,9 +84,12 @@ class LoraConvertConfig(Options):
     """`musubi lora convert`."""
 
     arch: str | None = _arch()
-    input: str = option(..., "The LoRA file, of any common form.", group=_LORA, metavar="PATH")
+    input: str = option(..., "The LoRA file, in any common format.", group=_LORA, metavar="PATH")
     output: str = option(
-        ..., "The file to write, safetensors; not the input.", group="Output", metavar="PATH"
+        ...,
+        "The safetensors file to write; it must not be the input.",
+        group="Output",
+        metavar="PATH",
     )
     target: Literal["kohya", "comfy", "diffusers", "peft", "other", "default"] = option(
         ...,
@@ -94,12 +98,12 @@ class LoraConvertConfig(Options):
         group="Output",
     )
     dtype: str | None = option(
-        None, "Of the new file, such as fp32; the input's when not given.", group="Output"
+        None, "Dtype of the new file, such as fp32; the input's when not given.", group="Output"
     )
     allow_lossy: bool = option(
         False,
-        "Write the file although something of the input is left out: what this version does not know, "
-        "and what the new form cannot say.",
+        "Write the file even if parts of the input are lost: tensors that this version does not "
+        "know, and tensors that the new format cannot hold.",
         group="Output",
     )
 
@@ -112,22 +116,29 @@ class LoraEmaConfig(Options):
         ..., "The file to write, safetensors.", group="Output", metavar="PATH"
     )
     no_sort: bool = option(
-        False, "Keep the order given; by time of change, oldest first, when not.", group=_LORA
+        False,
+        "Keep the given order. Without it, files are sorted by modification time, oldest first.",
+        group=_LORA,
     )
     beta: float = option(
-        0.95, "What each further file leaves of the average so far.", group="Average", ge=0, le=1
+        0.95,
+        "How much of the average each further file keeps, 0 to 1.",
+        group="Average",
+        ge=0,
+        le=1,
     )
     beta2: float | None = option(
         None,
-        "The same for the last file; in between it changes evenly. As beta when not given.",
+        "The value of beta at the last file; in between it changes evenly. Equal to beta when "
+        "not given.",
         group="Average",
         ge=0,
         le=1,
     )
     sigma_rel: float | None = option(
         None,
-        "Width of a power-function average relative to the run, instead of beta: more than 0 and "
-        "less than 0.2887.",
+        "Use a power-function average instead of beta; this is its width relative to the run, "
+        "above 0 and below 0.2887.",
         group="Average",
     )
 
@@ -165,8 +176,8 @@ def _size(default: str) -> tuple[Any, Any]:
     rank = option(None, f"Rank of the pairs; {default}", group="Size", ge=1, metavar="RANK")
     energy = option(
         None,
-        "Give each layer the smallest rank that holds this part of the squared norm of its change, such "
-        "as 0.95; --rank is then a bound.",
+        "Give each layer the smallest rank that keeps this share of the squared norm of its "
+        "change, such as 0.95. --rank is then the highest rank.",
         group="Size",
         gt=0,
         le=1,
@@ -178,24 +189,27 @@ class LoraExtractConfig(Options):
     """`musubi lora extract`."""
 
     arch: str | None = _arch()
-    base: str = option(..., "The checkpoint that was tuned.", group="Models", metavar="PATH")
-    tuned: str = option(..., "What became of it.", group="Models", metavar="PATH")
+    base: str = option(..., "The original checkpoint.", group="Models", metavar="PATH")
+    tuned: str = option(..., "The checkpoint after training.", group="Models", metavar="PATH")
     output: str = option(..., "The LoRA to write.", group="Output", metavar="PATH")
     rank: int | None = _size("32 when neither it nor --energy is given.")[0]
     energy: float | None = _size("")[1]
     all_layers: bool = option(
         False,
-        "Make pairs of every linear layer, not only of those that training adapts.",
+        "Make LoRA pairs for every linear layer, not only for those that training adapts.",
         group=_LORA,
     )
     rest: bool = option(
         False,
-        "Keep the differences of all other tensors as they are: biases, norms, modulations and the "
-        "layers that get no pair.",
+        "Also store the full differences of all other tensors: biases, norms, modulations, and "
+        "layers without a LoRA pair.",
         group=_LORA,
     )
     include_patterns: list[str] | None = option(
-        None, "Patterns of layers to keep whatever excludes them.", group=_LORA, metavar="REGEX"
+        None,
+        "Patterns of layers to include even if another rule excludes them.",
+        group=_LORA,
+        metavar="REGEX",
     )
     exclude_patterns: list[str] | None = option(
         None, "Patterns of layers to leave out.", group=_LORA, metavar="REGEX"
@@ -215,15 +229,19 @@ class LoraResizeConfig(Options):
     """`musubi lora resize`."""
 
     files: list[str] = option(
-        ..., "Files of any kind; several are added up.", group=_LORA, metavar="PATH"
+        ...,
+        "Adapter files of any kind; several files are added together.",
+        group=_LORA,
+        metavar="PATH",
     )
     arch: str | None = _arch()
     lora_multiplier: list[float] | None = option(
-        None, "Strength of each, in the same order; 1.0 where missing.", group=_LORA
+        None, "Strength of each file, in the same order; missing ones are 1.0.", group=_LORA
     )
     base: str | None = option(
         None,
-        "The checkpoint that they are for; needed for DoRA and OFT, which depend on its weights.",
+        "The checkpoint that the files are for; needed for DoRA and OFT, which depend on its "
+        "weights.",
         group="Models",
         metavar="PATH",
     )
@@ -254,10 +272,13 @@ class LoraResizeConfig(Options):
 class LoraBlocksConfig(Options):
     """`musubi lora blocks`."""
 
-    files: list[str] = option(..., "Files of any kind.", group=_LORA, metavar="PATH")
+    files: list[str] = option(..., "Adapter files of any kind.", group=_LORA, metavar="PATH")
     arch: str | None = _arch()
     picture: str | None = option(
-        None, "Draw a bar for each block into this PNG file.", group="Output", metavar="PATH"
+        None,
+        "Also draw a bar chart of the blocks into this PNG file.",
+        group="Output",
+        metavar="PATH",
     )
 
 
@@ -266,7 +287,7 @@ class LoraInfoConfig(Options):
 
     files: list[str] = option(..., "LoRA files.", group=_LORA, metavar="PATH")
     json_output: bool = option(
-        False, "Say it as one JSON list, for programs.", group="Output", aliases=("json",)
+        False, "Print the result as one JSON list, for programs.", group="Output", aliases=("json",)
     )
 
 

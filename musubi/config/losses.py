@@ -22,24 +22,24 @@ class LossOptions(Options):
 
     loss_type: LossType = option(
         "l2",
-        "How far a prediction is from its target: l2 (squared error), l1, huber or smooth_l1 "
-        "(pseudo-Huber: single errors that are large count less).",
+        "The loss function: l2 (squared error), l1, huber or smooth_l1 (pseudo-Huber: large "
+        "single errors count less).",
         group=_LOSS,
     )
     huber_schedule: HuberSchedule | None = option(
         None,
-        "How --huber_c depends on noise, for huber and smooth_l1: constant, exponential or snr (larger "
-        "where there is little noise); constant when not given.",
+        "How --huber_c depends on the noise level, for huber and smooth_l1: constant, "
+        "exponential or snr (larger at low noise). constant when not given.",
         group=_LOSS,
     )
     huber_c: float | None = option(
         None,
-        f"Errors above it count less, for huber and smooth_l1; {HUBER_C} when not given.",
+        f"Errors above this value count less, for huber and smooth_l1; {HUBER_C} when not given.",
         group=_LOSS,
         gt=0,
     )
     huber_scale: float | None = option(
-        None, "A factor of --huber_c at all noise levels; 1 when not given.", group=_LOSS, gt=0
+        None, "Factor for --huber_c at all noise levels; 1 when not given.", group=_LOSS, gt=0
     )
     min_snr_gamma: float | None = option(
         None,
@@ -50,7 +50,7 @@ class LossOptions(Options):
 
     unmasked_weight: float | None = option(
         None,
-        "How much the loss counts outside of masks, 0 to 1; 0 when not given.",
+        "Weight of the loss outside the masks, 0 to 1; 0 when not given.",
         group=_LOSS,
         ge=0,
         le=1,
@@ -58,19 +58,21 @@ class LossOptions(Options):
 
     prior_loss_weight: float | None = option(
         None,
-        "Weight of the loss of datasets with is_reg; 1 when not given.",
+        "Weight of the loss for datasets with is_reg; 1 when not given.",
         group=_LOSS,
         gt=0,
     )
     prior_preservation: bool = option(
         False,
-        "On datasets with is_reg, what the base predicts without the adapter is the target, and not the clip.",
+        "For datasets with is_reg: train towards the prediction of the model without the "
+        "adapter, instead of towards the clip.",
         group=_LOSS,
     )
     diff_output_preservation: bool = option(
         False,
-        "Keep what the class word means: with it in place of the trigger word, the prediction is held to "
-        "that of the base without the adapter. Each step takes two more passes.",
+        "Keep the meaning of the class word: with the class word in place of the trigger word, "
+        "the prediction is trained to stay the same as without the adapter. Each step takes two "
+        "more forward passes.",
         group=_LOSS,
     )
     diff_output_preservation_multiplier: float | None = option(

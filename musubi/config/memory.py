@@ -47,14 +47,14 @@ class CompileOptions(Options):
 
     compile: bool | None = option(
         None,
-        "Compile the DiT's blocks: faster, and less memory, after a minute at the start. Not "
-        "unless asked for, but that --vram may choose it when neither form is given.",
+        "Compile the DiT's blocks: faster and less memory, after about a minute at the start. "
+        "Off by default; with --vram, the planner may turn it on, unless you set it to false.",
         group=_MEMORY,
     )
     compile_args: tuple[str, str, str, str] | None = option(
         None,
-        "Backend, mode, dynamic (true, false, auto) and fullgraph (true, false); "
-        "inductor default auto false when not given.",
+        "Four values for compilation: backend, mode, dynamic (true, false, auto) and fullgraph "
+        "(true, false). When not given: inductor default auto false.",
         group=_MEMORY,
         metavar="BACKEND MODE DYNAMIC FULLGRAPH",
     )
@@ -65,12 +65,13 @@ class NetworkMemoryOptions(CompileOptions):
 
     fp8_scaled: bool = option(
         False,
-        "Store the DiT's large matrices in 8 bits with a scale for each row: half the memory.",
+        "Store the DiT's large matrices in 8-bit floats with a scale for each row: half the "
+        "memory.",
         group=_MEMORY,
     )
     fp8_fast: bool = option(
         False,
-        "With fp8 storage: multiply in fp8 too, where the chip can (Ada, Hopper and later).",
+        "With fp8 storage: multiply in fp8 too, if the card supports it (Ada, Hopper and later).",
         group=_MEMORY,
     )
     int8: bool = option(
@@ -81,21 +82,30 @@ class NetworkMemoryOptions(CompileOptions):
     )
     int8_fast: bool = option(
         False,
-        "--int8, and multiply these integers as well: every chip since Turing can (RTX 20 and later).",
+        "Like --int8, and also multiply in 8-bit integers. Works on cards since Turing (RTX 20 "
+        "and later).",
         group=_MEMORY,
     )
     blocks_to_swap: int | None = option(
         None,
-        "How many blocks live in host memory and visit the device when they run.",
+        "How many blocks of the DiT stay in host memory; each is copied to the device when it "
+        "runs.",
         group=_MEMORY,
         ge=0,
     )
     text_encoder_swap: int | None = option(
-        None, "The same for the blocks of each text encoder.", group=_MEMORY, ge=0
+        None,
+        (
+            "How many blocks of each text encoder stay in host memory; each is copied to the "
+            "device when it runs."
+        ),
+        group=_MEMORY,
+        ge=0,
     )
     offload_inactive_dit: bool = option(
         False,
-        "Of several denoisers, the ones that rest wait in host memory instead of in their files.",
+        "For models with several denoisers: keep those that are not in use in host memory, "
+        "instead of reading them from their files again.",
         group=_MEMORY,
     )
 
@@ -105,14 +115,14 @@ class RoomOptions(Options):
 
     vram: Annotated[str | None, BeforeValidator(_amount("vram", "auto"))] = option(
         None,
-        f"Choose the fastest settings that fit this much device memory. {_SIZE}, or auto: what is "
-        "free. What is given beside it stays.",
+        f"Choose the fastest settings that fit this much device memory. {_SIZE}, or auto for "
+        "all free memory. Memory options that you give are kept.",
         group=_MEMORY,
         metavar="SIZE",
     )
     ram: Annotated[str | None, BeforeValidator(_amount("ram"))] = option(
         None,
-        f"With --vram: how much host memory may be used. {_SIZE}; what is free when not given.",
+        f"With --vram: how much host memory to use. {_SIZE}; all that is free when not given.",
         group=_MEMORY,
         metavar="SIZE",
     )
@@ -132,55 +142,66 @@ class TrainMemoryOptions(NetworkMemoryOptions):
 
     fp8_base: bool = option(
         False,
-        "Store the DiT's large matrices in 8 bits; --fp8_scaled does it better.",
+        "Store the DiT's large matrices in 8-bit floats without scales; --fp8_scaled is more "
+        "exact.",
         group=_MEMORY,
     )
     recompute: Recompute | None = option(
         None,
-        "What the backward pass computes again: nothing, all of a block but what attention over "
-        "the video gave, or all of it. --gradient_checkpointing means blocks.",
+        "What the backward pass recomputes, to save memory: nothing; everything in a block "
+        "except attention over the video; or whole blocks. --gradient_checkpointing means "
+        "blocks.",
         group=_MEMORY,
     )
     gradient_checkpointing_cpu_offload: bool = option(
         False,
-        "What blocks keep for the backward pass waits in host memory.",
+        "Keep activations for the backward pass in host memory.",
         group=_MEMORY,
         aliases=("offload_activations",),
     )
     offload_8bit: bool = option(
         False,
-        "What waits in host memory for the backward pass waits in 8 bits, with a scale for each 128 "
-        "numbers: half the memory, and gradients move a little.",
+        "Keep the offloaded activations in 8 bits with a scale for each 128 numbers: half the "
+        "host memory, slightly different gradients.",
         group=_MEMORY,
     )
     ffn_slices: int = option(
         1,
-        "Compute feed-forward layers in this many slices along the tokens: less memory for long "
+        "Compute feed-forward layers in this many slices of the tokens: less memory for long "
         "videos.",
         group=_MEMORY,
         ge=1,
     )
     attention_slices: int = option(
         1,
-        "The backward pass of attention takes the heads in this many parts: less memory for long "
-        "videos.",
+        "Split the heads into this many parts in the backward pass of attention: less memory for "
+        "long videos.",
         group=_MEMORY,
         ge=1,
     )
     optimizer_offload: bool = option(
-        False, "The optimizer and its states live in host memory.", group=_MEMORY
+        False, "Keep the optimizer and its states in host memory.", group=_MEMORY
     )
     dynamo_backend: Annotated[
         Literal["no", "eager", "aot_eager", "inductor"], BeforeValidator(lowered)
-    ] = option("no", "The backend that compiles; inductor is the same as --compile.", group=_MEMORY)
+    ] = option(
+        "no", "The backend of torch.compile; inductor is the same as --compile.", group=_MEMORY
+    )
     dynamo_mode: Literal["default", "reduce-overhead", "max-autotune"] = option(
-        "default", "With --dynamo_backend: how long it may search for fast kernels.", group=_MEMORY
+        "default",
+        (
+            "With --dynamo_backend: the mode of torch.compile, which decides how long it "
+            "searches for fast kernels."
+        ),
+        group=_MEMORY,
     )
     dynamo_fullgraph: bool = option(
-        False, "With --dynamo_backend: refuse what cannot be one graph.", group=_MEMORY
+        False,
+        "With --dynamo_backend: fail if a block cannot be compiled as one graph.",
+        group=_MEMORY,
     )
     dynamo_dynamic: bool = option(
-        False, "With --dynamo_backend: the first compilation fits every size.", group=_MEMORY
+        False, "With --dynamo_backend: compile once for all sizes.", group=_MEMORY
     )
 
 
@@ -189,7 +210,8 @@ class GenerateMemoryOptions(NetworkMemoryOptions):
 
     fp8: bool = option(
         False,
-        "Store the DiT's large matrices in 8 bits; --fp8_scaled does it better.",
+        "Store the DiT's large matrices in 8-bit floats without scales; --fp8_scaled is more "
+        "exact.",
         group=_MEMORY,
     )
 
@@ -199,7 +221,8 @@ class EncoderMemoryOptions(Options):
 
     text_encoder_swap: int | None = option(
         None,
-        "How many blocks of each text encoder live in host memory and visit the device.",
+        "How many blocks of each text encoder stay in host memory; each is copied to the device "
+        "when it runs.",
         group=_MEMORY,
         ge=0,
     )

@@ -25,17 +25,17 @@ class FetchConfig(Options):
     )
     to: str | None = option(
         None,
-        "Folder for the files; MUSUBI_MODELS, or what the settings file says, or `models` when not "
-        "given.",
+        "Folder for the files. When not given: MUSUBI_MODELS, the folder in the settings file, "
+        "or `models`.",
         metavar="DIR",
     )
     only: list[str] | None = option(
         None, "Components to fetch, such as `dit vae`; all that the task needs when not given."
     )
     file: list[str] | None = option(
-        None, "Words in the names of files that are preferred, such as `fp8_scaled`."
+        None, "Prefer files with these words in their names, such as `fp8_scaled`."
     )
-    dry_run: bool = option(False, "Say what would be fetched, and fetch nothing.")
+    dry_run: bool = option(False, "Show what would be fetched, and fetch nothing.")
     revision: str | None = option(None, "Branch, tag or commit of the repositories.")
 
 
@@ -44,15 +44,15 @@ class FindConfig(Options):
 
     folders: list[str] = option(
         [],
-        "Folders to look in: ComfyUI's `models`, a hub cache, or any other. Where commands look when "
-        "not given.",
+        "Folders to search: ComfyUI's `models`, a hub cache, or any other. When not given, the "
+        "folders where commands look for models.",
         metavar="FOLDER",
     )
     arch: str | None = option(
         None, "Show only files of this architecture.", metavar="NAME", aliases=("architecture",)
     )
     json_output: bool = option(
-        False, "Say it as one JSON list, for programs.", group="Output", aliases=("json",)
+        False, "Print the result as one JSON list, for programs.", group="Output", aliases=("json",)
     )
 
 

@@ -37,8 +37,9 @@ class OptimizerOptions(Options):
     )
     learning_rate: float | None = option(
         None,
-        "Learning rate; when not given 1e-4 for LoRA and 1e-5 for --full, of lion a third of these, and "
-        "1 of the prodigies, which multiply by it the rate that they find.",
+        "Learning rate. When not given: 1e-4 for LoRA and 1e-5 for --full; a third of these for "
+        "lion; 1 for prodigy and prodigyplus, which find their own rate and multiply it by this "
+        "one.",
         group=_OPTIMIZER,
         gt=0,
     )
@@ -56,21 +57,21 @@ class OptimizerOptions(Options):
     )
     stochastic_rounding: bool = option(
         False,
-        "Round weights in bfloat16 up or down by chance after each step, so that small steps are not "
-        "lost; for --full --dit_dtype bfloat16.",
+        "Stochastic rounding: round bfloat16 weights up or down at random after each step, so "
+        "that small steps are not lost. For --full --dit_dtype bfloat16.",
         group=_OPTIMIZER,
     )
     ema_decay: float | None = option(
         None,
-        "Keep an exponential moving average of the weights, of which this part stays in each step "
-        "(0.999, say); its files end in _ema.",
+        "Keep an exponential moving average of the weights with this decay, such as 0.999; the "
+        "names of its files end in _ema.",
         group=_OPTIMIZER,
         gt=0,
         lt=1,
     )
     ema_previews: bool = option(
         True,
-        "With --ema_decay: draw previews and validate with the average instead of the weights.",
+        "With --ema_decay: use the average instead of the weights for previews and validation.",
         group=_OPTIMIZER,
     )
 
@@ -100,11 +101,14 @@ class ScheduleOptions(Options):
     )
     lr_scheduler_power: float = option(1.0, "Power of polynomial.", group=_SCHEDULE, gt=0)
     lr_scheduler_timescale: int | None = option(
-        None, "Timescale of inverse_sqrt, in steps; the warm-up when not given.", group=_SCHEDULE
+        None,
+        "Timescale of inverse_sqrt, in steps; the warm-up's length when not given.",
+        group=_SCHEDULE,
     )
     lr_scheduler_min_lr_ratio: float | None = option(
         None,
-        "Lowest rate of cosine_with_min_lr, warmup_stable_decay and rex, as a ratio of the first.",
+        "Lowest rate of cosine_with_min_lr, warmup_stable_decay and rex, as a ratio of the "
+        "learning rate.",
         group=_SCHEDULE,
         ge=0,
         le=1,
@@ -135,7 +139,10 @@ class TimestepOptions(LossOptions):
         1.0, "Shift k of t' = k t / (1 + (k - 1) t), for sigma and shift.", group=_TIMES, gt=0
     )
     sigmoid_scale: float = option(
-        1.0, "Scale of the normal variable of sigmoid, shift and flux_shift.", group=_TIMES, gt=0
+        1.0,
+        "Standard deviation of the normal variable in sigmoid, shift and flux_shift.",
+        group=_TIMES,
+        gt=0,
     )
     weighting_scheme: Weighting = option(
         "none",
@@ -143,17 +150,20 @@ class TimestepOptions(LossOptions):
         group=_TIMES,
     )
     logit_mean: float = option(0.0, "Mean of logit_normal and logsnr.", group=_TIMES)
-    logit_std: float = option(1.0, "Deviation of logit_normal and logsnr.", group=_TIMES, gt=0)
+    logit_std: float = option(
+        1.0, "Standard deviation of logit_normal and logsnr.", group=_TIMES, gt=0
+    )
     mode_scale: float = option(1.29, "Scale of mode.", group=_TIMES)
     min_timestep: int | None = option(
-        None, "Least noise trained, 0 to 1000.", group=_TIMES, ge=0, le=1000
+        None, "Lowest timestep to train, 0 to 1000.", group=_TIMES, ge=0, le=1000
     )
     max_timestep: int | None = option(
-        None, "Most noise trained, 0 to 1000.", group=_TIMES, ge=0, le=1000
+        None, "Highest timestep to train, 0 to 1000.", group=_TIMES, ge=0, le=1000
     )
     preserve_distribution_shape: bool = option(
         False,
-        "With --min_timestep and --max_timestep: draw again instead of squeezing the distribution.",
+        "With --min_timestep and --max_timestep: keep the distribution and draw again outside "
+        "these bounds, instead of squeezing it between them.",
         group=_TIMES,
     )
     show_timesteps: Literal["image", "console"] | None = option(
@@ -161,7 +171,7 @@ class TimestepOptions(LossOptions):
     )
     caption_dropout_rate: float = option(
         0.0,
-        "Probability with which an item is trained with the empty caption.",
+        "Probability that an item is trained with an empty caption.",
         group=_TIMES,
         ge=0,
         le=1,
@@ -173,26 +183,27 @@ class LoraOptions(Options):
 
     full: bool = option(
         False,
-        "Train the DiT itself instead of a LoRA; its weights are held in float32 unless --dit_dtype says otherwise.",
+        "Train the DiT itself instead of a LoRA. Its weights are float32 unless --dit_dtype says "
+        "otherwise.",
         group=_LORA,
     )
     network_type: Literal["lora", "loha", "lokr", "dora", "oft", "full"] | None = option(
         None,
-        "What is trained: lora, two small matrices for each layer; loha, their product number by number; "
-        "lokr, a Kronecker product; dora, a LoRA with magnitudes; oft, rotations of rows; or full, a "
-        "difference of the layer's size. lora when not given.",
+        "Kind of adapter. lora: two small matrices for each layer; loha: the element-wise "
+        "product of two LoRAs; lokr: a Kronecker product; dora: a LoRA with magnitudes; oft: "
+        "rotations of rows; full: a difference of the layer's size. lora when not given.",
         group=_LORA,
     )
     network_module: str | None = option(
         None,
-        "The same in the words of older tools: networks.lora…, networks.loha, networks.lokr, or "
-        "lycoris.kohya with algo=… in --network_args.",
+        "Kind of adapter, as older tools name it: networks.lora…, networks.loha, networks.lokr, "
+        "or lycoris.kohya with algo=… in --network_args.",
         group=_LORA,
         metavar="NAME",
     )
     network_dim: int | None = option(
         None,
-        "Rank of the LoRA; 4 when not given. Of oft it is the size of a block.",
+        "Rank of the LoRA; 4 when not given. For oft, the size of a block.",
         group=_LORA,
         ge=1,
         le=1_000_000,
@@ -200,19 +211,22 @@ class LoraOptions(Options):
     )
     network_reg_dims: list[str] | None = option(
         None,
-        "Another rank, and alpha, for layers whose whole name a pattern matches; the first one counts.",
+        "Another rank and alpha for layers whose whole name matches a pattern; the first match "
+        "counts.",
         group=_LORA,
         metavar="PATTERN=RANK[:ALPHA]",
     )
     rank_stabilized: bool = option(
         False,
-        "Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA), so that a high rank is not weak.",
+        "Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA), so that a LoRA of high "
+        "rank is not too weak.",
         group=_LORA,
     )
     network_init: Literal["default", "pissa"] = option(
         "default",
-        "Where a LoRA starts: default, from noise and zeros; or pissa, from the largest singular vectors "
-        "of each weight. Both change nothing before the first step.",
+        "How a LoRA is initialized. default: random numbers and zeros. pissa: the largest "
+        "singular vectors of each weight. With both, the model is unchanged before the first "
+        "step.",
         group=_LORA,
     )
     network_alpha: float = option(
@@ -227,14 +241,15 @@ class LoraOptions(Options):
     network_args: list[str] | None = option(
         None,
         "Further arguments as key=value: loraplus_lr_ratio, rank_dropout, module_dropout, "
-        "include_patterns, exclude_patterns, groups, conv_dim, conv_alpha; and of LyCORIS: algo, factor, "
-        "decompose_both, full_matrix, use_tucker, dora_wd, rs_lora, constraint, rescaled.",
+        "include_patterns, exclude_patterns, groups, conv_dim, conv_alpha; and LyCORIS "
+        "arguments: algo, factor, decompose_both, full_matrix, use_tucker, dora_wd, rs_lora, "
+        "constraint, rescaled.",
         group=_LORA,
         metavar="KEY=VALUE",
     )
     network_weights: str | None = option(
         None,
-        "A LoRA to start from; modules that it lacks start fresh.",
+        "A LoRA to start from; modules that are not in the file are initialized as usual.",
         group=_LORA,
         metavar="PATH",
     )
@@ -245,21 +260,21 @@ class LoraOptions(Options):
     )
     scale_weight_norms: float | None = option(
         None,
-        "After each step, scale down every adapter whose product has a norm above this.",
+        "After each step, scale down every adapter whose weight change has a norm above this.",
         group=_LORA,
         gt=0,
     )
     base_weights: list[str] | None = option(
-        None, "LoRAs merged into the DiT before training.", group=_LORA, metavar="PATH"
+        None, "LoRA files to merge into the DiT before training.", group=_LORA, metavar="PATH"
     )
     base_weights_multiplier: list[float] | None = option(
-        None, "Multipliers of --base_weights, in order; 1.0 for those missing.", group=_LORA
+        None, "Strengths of --base_weights, in the same order; missing ones are 1.0.", group=_LORA
     )
     lora_format: Literal["kohya", "comfy", "diffusion_model", "diffusers"] | None = option(
         None,
-        "Names in the LoRA file: kohya (lora_unet_…, alpha kept); comfy, also called diffusion_model "
-        "(lora_A/lora_B, alpha folded in); or the names of diffusers. The form that ComfyUI and "
-        "diffusers load most of when not given.",
+        "Names in the LoRA file: kohya (lora_unet_…, alpha kept); comfy, also called "
+        "diffusion_model (lora_A/lora_B, alpha folded in); or the names of diffusers. When not "
+        "given, the one of which ComfyUI and diffusers load the most.",
         group=_LORA,
     )
 

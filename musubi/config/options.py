@@ -136,8 +136,9 @@ def for_architecture(
             str | None,
             option(
                 None,
-                "Folder in which model files that are not given are found by their content, such as "
-                "ComfyUI's `models`; MUSUBI_MODELS, or the settings file's, when not given.",
+                "Folder, such as ComfyUI's `models`, in which to search for model files that are "
+                "not given; files are recognised by their content. When not given: "
+                "MUSUBI_MODELS, or the folder in the settings file.",
                 group="Models",
                 metavar="DIR",
             ),
@@ -179,7 +180,11 @@ def _expert_fields(architecture: Architecture, command: Command) -> dict[str, An
         )
         fields[f"lora_multiplier{ending}"] = (
             list[float] | None,
-            option(None, "Strength of each, in the same order; 1.0 where missing.", group="LoRA"),
+            option(
+                None,
+                "Strength of each LoRA, in the same order; missing ones are 1.0.",
+                group="LoRA",
+            ),
         )
     return fields
 

@@ -10,7 +10,7 @@ class WatchConfig(Options):
 
     folders: list[str] = option(
         ["output"],
-        "Folders with runs: an --output_dir, a run's own folder, or what lies above them.",
+        "Folders with runs: an --output_dir, a run's own folder, or a folder above them.",
         metavar="FOLDER",
     )
     port: int = option(
@@ -18,7 +18,7 @@ class WatchConfig(Options):
     )
     open: bool = option(False, "Open the page in the browser.")
     until_input_ends: bool = option(
-        False, "Serve until the standard input ends: for programs that start this one."
+        False, "Serve until the standard input is closed; for programs that start this command."
     )
 
 
@@ -26,13 +26,17 @@ class GalleryConfig(Options):
     """`musubi gallery`."""
 
     folder: list[str] = option(
-        ..., "The folder of generated videos and images; what lies below it too.", metavar="FOLDER"
+        ...,
+        "The folder of generated videos and images; folders inside it are included.",
+        metavar="FOLDER",
     )
     output: str | None = option(
         None, "The page to write; gallery.html in the folder when not given.", metavar="PATH"
     )
     most: int = option(
-        400, "Show at most so many files, the newest; the page says how many more.", ge=1
+        400,
+        "Show only this many files, the newest ones; the page says how many more there are.",
+        ge=1,
     )
 
 

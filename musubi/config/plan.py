@@ -28,33 +28,34 @@ _PLAN = "Plan"
 
 
 class SubjectOptions(Options):
-    """What is planned."""
+    """The command to plan for, and its sizes."""
 
     # `for` is a word of Python's; the flag is `--for`.
     purpose: Literal["train", "generate"] = option(
-        "train", "What is planned.", group=_PLAN, aliases=("for",)
+        "train", "The command to plan.", group=_PLAN, aliases=("for",)
     )
     size: str | None = option(
         None,
-        "Without --dit: the published variant, or the end of its name, such as 14B. Or the size of "
-        "the video, such as 832x480.",
+        "Without --dit: the published variant, or the end of its name, such as 14B. Also takes "
+        "the size of the video, such as 832x480.",
         group=_PLAN,
     )
     width: int | None = option(
-        None, "Of the video in pixels, instead of the dataset's buckets.", group=_PLAN, ge=16
+        None, "Width of the video in pixels, instead of the dataset's buckets.", group=_PLAN, ge=16
     )
-    height: int | None = option(None, "Of the video in pixels.", group=_PLAN, ge=16)
-    frames: int | None = option(None, "Of the video.", group=_PLAN, ge=1)
-    batch_size: int = option(1, "Videos in a step, with --width and --height.", group=_PLAN, ge=1)
+    height: int | None = option(None, "Height of the video in pixels.", group=_PLAN, ge=16)
+    frames: int | None = option(None, "Frames of the video.", group=_PLAN, ge=1)
+    batch_size: int = option(1, "Videos per step, with --width and --height.", group=_PLAN, ge=1)
     card: str | None = option(
         None,
-        "The card whose speed is meant, such as 'RTX 4090'; the one in this computer when not given.",
+        "The card to plan for, such as 'RTX 4090'; the one in this computer when not given.",
         group=_PLAN,
         metavar="NAME",
     )
     json_file: str | None = option(
         None,
-        "Also write the figures to this file as JSON; - shows them instead of the tables.",
+        "Also write the figures to this file as JSON; with - they are printed instead of the "
+        "tables.",
         group=_PLAN,
         metavar="FILE",
         aliases=("json",),

@@ -16,21 +16,22 @@ _HUB = "Hugging Face hub"
 class SavingOptions(Options):
     """Checkpoints and states."""
 
-    output_dir: str = option("output", "Where checkpoints are written.", group=_SAVING)
+    output_dir: str = option("output", "Folder for checkpoints.", group=_SAVING)
     output_name: str | None = option(
         None,
         "First part of every file name; the architecture's name and '-lora' when not given.",
         group=_SAVING,
     )
     save_every_n_epochs: int | None = option(
-        None, "Save a checkpoint every so many epochs.", group=_SAVING, ge=1
+        None, "Save a checkpoint every N epochs.", group=_SAVING, ge=1
     )
     save_every_n_steps: int | None = option(
-        None, "Save a checkpoint every so many steps.", group=_SAVING, ge=1
+        None, "Save a checkpoint every N steps.", group=_SAVING, ge=1
     )
     save_every_n_minutes: float | None = option(
         None,
-        "Save a checkpoint once so many minutes have passed since the last one; named by its step.",
+        "Save a checkpoint when this many minutes have passed since the last one; its name has "
+        "the step.",
         group=_SAVING,
         gt=0,
     )
@@ -46,34 +47,45 @@ class SavingOptions(Options):
     )
     early_stop: int | None = option(
         None,
-        "End the run when the validation loss has not fallen below its lowest for so many measurements.",
+        "End the run if the validation loss has had no new lowest value for this many validations.",
         group=_SAVING,
         ge=1,
     )
     save_last_n_epochs: int | None = option(
-        None, "Keep the newest so many epoch checkpoints.", group=_SAVING, ge=1
+        None, "Keep only the newest N epoch checkpoints.", group=_SAVING, ge=1
     )
     save_last_n_epochs_state: int | None = option(
-        None, "The same for states; --save_last_n_epochs when not given.", group=_SAVING, ge=1
+        None,
+        (
+            "Keep only the states of the newest N epoch checkpoints; --save_last_n_epochs when "
+            "not given."
+        ),
+        group=_SAVING,
+        ge=1,
     )
     save_last_n_steps: int | None = option(
-        None, "Keep step checkpoints of the last so many steps.", group=_SAVING, ge=0
+        None, "Keep only the step checkpoints of the last N steps.", group=_SAVING, ge=0
     )
     save_last_n_steps_state: int | None = option(
-        None, "The same for states; --save_last_n_steps when not given.", group=_SAVING, ge=0
+        None,
+        "Keep only the states of the last N steps; --save_last_n_steps when not given.",
+        group=_SAVING,
+        ge=0,
     )
     save_state: bool = option(
-        False, "Save with every checkpoint the state that --resume needs.", group=_SAVING
+        False, "With every checkpoint, also save the state that --resume needs.", group=_SAVING
     )
     save_state_on_train_end: bool = option(
-        False, "Save a state at the end, whatever --save_state says.", group=_SAVING
+        False, "Save a state at the end of the run, even without --save_state.", group=_SAVING
     )
     save_precision: Literal["float", "fp32", "fp16", "bf16"] = option(
-        "bf16", "Dtype of the saved weights; training keeps its own.", group=_SAVING
+        "bf16",
+        "Dtype of the saved weights; it does not change the dtype in training.",
+        group=_SAVING,
     )
     resume: str | None = option(
         None,
-        "Go on from a state: its directory, or 'auto' for the newest of this run.",
+        "Resume from a state: its directory, or 'auto' for the newest state of this run.",
         group=_SAVING,
         metavar="auto|PATH",
     )
@@ -83,9 +95,9 @@ class MetadataOptions(Options):
     """What the file says about itself."""
 
     no_metadata: bool = option(
-        False, "Leave the training settings out of the file.", group=_METADATA
+        False, "Do not write the training settings into the file.", group=_METADATA
     )
-    training_comment: str | None = option(None, "A remark kept in the file.", group=_METADATA)
+    training_comment: str | None = option(None, "A comment to store in the file.", group=_METADATA)
     metadata_title: str | None = option(
         None, "Title; the output name when not given.", group=_METADATA
     )
@@ -105,29 +117,31 @@ class PreviewOptions(Options):
         metavar="PATH",
     )
     sample_every_n_steps: int | None = option(
-        None, "Draw previews every so many steps.", group=_PREVIEWS, ge=1
+        None, "Make previews every N steps.", group=_PREVIEWS, ge=1
     )
     sample_every_n_epochs: int | None = option(
-        None, "Draw previews every so many epochs.", group=_PREVIEWS, ge=1
+        None, "Make previews every N epochs.", group=_PREVIEWS, ge=1
     )
-    sample_at_first: bool = option(False, "Draw previews before the first step.", group=_PREVIEWS)
+    sample_at_first: bool = option(False, "Make previews before the first step.", group=_PREVIEWS)
     validation_split: float = option(
         0.0,
-        "Items held back from training to measure the loss on: a ratio below 1, or a number of items.",
+        "Items to hold back from training, for measuring the validation loss: a ratio below 1, "
+        "or a number of items.",
         group=_PREVIEWS,
         ge=0,
     )
     validate_every_n_steps: int | None = option(
-        None, "Measure the validation loss every so many steps.", group=_PREVIEWS, ge=1
+        None, "Measure the validation loss every N steps.", group=_PREVIEWS, ge=1
     )
     validate_every_n_epochs: int | None = option(
         None,
-        "Measure the validation loss every so many epochs; 1 when neither is given.",
+        "Measure the validation loss every N epochs; 1 when neither this nor the number of steps "
+        "is given.",
         group=_PREVIEWS,
         ge=1,
     )
     validation_timesteps: int = option(
-        8, "Noise levels at which each held-back item is measured.", group=_PREVIEWS, ge=1
+        8, "How many noise levels to measure each held-back item at.", group=_PREVIEWS, ge=1
     )
 
 
@@ -141,11 +155,11 @@ class LoggingOptions(Options):
     )
     logging_dir: str | None = option(
         None,
-        "Where trackers write; the run's own folder when not given.",
+        "Folder for the trackers' files; the run's own folder when not given.",
         group=_LOGGING,
     )
     log_with: Literal["tensorboard", "wandb", "all", "none"] | None = option(
-        None, "Trackers; tensorboard when it is installed, if not given.", group=_LOGGING
+        None, "The trackers. When not given: tensorboard, if it is installed.", group=_LOGGING
     )
     log_prefix: str | None = option(
         None, "First part of the name of the folder inside --logging_dir.", group=_LOGGING
@@ -158,7 +172,7 @@ class LoggingOptions(Options):
     )
     wandb_run_name: str | None = option(None, "Name of the run in W&B.", group=_LOGGING)
     wandb_api_key: str | None = option(None, "Key to log in to W&B with.", group=_LOGGING)
-    log_config: bool = option(False, "Send the settings to the trackers.", group=_LOGGING)
+    log_config: bool = option(False, "Also send the settings to the trackers.", group=_LOGGING)
 
 
 class HubOptions(Options):
@@ -184,4 +198,4 @@ class HubOptions(Options):
         "user/repo/path:revision:model.",
         group=_HUB,
     )
-    async_upload: bool = option(False, "Train on while files are uploaded.", group=_HUB)
+    async_upload: bool = option(False, "Continue training while files are uploaded.", group=_HUB)

@@ -48,18 +48,20 @@ class LengthOptions(Options):
         "The task or published variant; the architecture's first when not given.",
         group=_TRAINING,
     )
-    max_train_steps: int = option(1600, "Optimizer steps.", group=_TRAINING, ge=1, le=1_000_000_000)
+    max_train_steps: int = option(
+        1600, "Number of optimizer steps.", group=_TRAINING, ge=1, le=1_000_000_000
+    )
     max_train_epochs: int | None = option(
-        None, "Epochs; counts instead of --max_train_steps.", group=_TRAINING, ge=1
+        None, "Number of epochs; used instead of --max_train_steps.", group=_TRAINING, ge=1
     )
     gradient_accumulation_steps: int = option(
-        1, "Batches for each optimizer step.", group=_TRAINING, ge=1
+        1, "Batches per optimizer step.", group=_TRAINING, ge=1
     )
     seed: int | None = option(
         None, "Seed; a random one when not given.", group=_TRAINING, ge=0, le=2**63 - 1
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
-        None, "Autocast; what accelerate is configured for when not given.", group=_TRAINING
+        None, "Precision of autocast; the setting of accelerate when not given.", group=_TRAINING
     )
     gradient_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: less memory.", group=_TRAINING
@@ -69,8 +71,8 @@ class LengthOptions(Options):
     )
     ddp_timeout: int | None = option(
         None,
-        "Minutes that processes wait for each other; a day when previews are drawn, else "
-        "accelerate's own 10 to 30.",
+        "Minutes that processes wait for each other. When not given: a day if previews are made, "
+        "else accelerate's default of 10 to 30.",
         group=_TRAINING,
         ge=1,
     )
@@ -83,8 +85,10 @@ class AttentionOptions(Options):
     flash_attn: bool = option(False, "FlashAttention 2.", group=_ATTENTION)
     flash3: bool = option(False, "FlashAttention 3.", group=_ATTENTION)
     xformers: bool = option(False, "xformers.", group=_ATTENTION)
-    sage_attn: bool = option(False, "SageAttention, which cannot train: refused.", group=_ATTENTION)
-    split_attn: bool = option(False, "Attention for one item at a time.", group=_ATTENTION)
+    sage_attn: bool = option(
+        False, "SageAttention cannot train; this option is refused.", group=_ATTENTION
+    )
+    split_attn: bool = option(False, "Compute attention for one item at a time.", group=_ATTENTION)
 
     @property
     def attention(self) -> str:

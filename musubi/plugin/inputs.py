@@ -71,7 +71,7 @@ class Input:
 LOSS_MASK = Input(
     name="loss_mask",
     kind="mask",
-    help="Where the loss counts: white does, black does not.",
+    help="Mask of the loss: the loss counts in white parts, and not in black ones.",
     column="mask_path",
     directory="mask_directory",
 )

@@ -119,7 +119,10 @@ TASKS = (
             Input(
                 name="image",
                 kind="image",
-                help="The image that the video starts from; by section: 0:a.png;;;-1:b.png.",
+                help=(
+                    "The image that the video starts from. One image for each section: "
+                    "0:a.png;;;-1:b.png."
+                ),
                 flag="image_path",
                 letter="i",
                 many=True,
@@ -128,7 +131,10 @@ TASKS = (
             Input(
                 name="end_image",
                 kind="image",
-                help="The image that the video ends with, where the last section is made first.",
+                help=(
+                    "The image that the video ends with; only if the last section is made first "
+                    "(without --f1)."
+                ),
                 flag="end_image_path",
                 letter="ei",
             ),
@@ -152,14 +158,14 @@ TASKS = (
             Input(
                 name="image",
                 kind="image",
-                help="The image that the picture encoder sees; the first control image when not given.",
+                help="The image for the image encoder; the first control image when not given.",
                 flag="image_path",
                 letter="i",
             ),
             Input(
                 name="control",
                 kind="image",
-                help="Control images; what is transparent of them is hidden.",
+                help="Control images; their transparent parts are hidden from the model.",
                 flag="control_image_path",
                 letter="ci",
                 column="control_path",
@@ -171,7 +177,10 @@ TASKS = (
             Input(
                 name="control_mask",
                 kind="mask",
-                help="For each control image what of it is seen (white); goes before its transparency.",
+                help=(
+                    "A mask for each control image: the model sees the white parts. Used instead "
+                    "of the image's transparency."
+                ),
                 flag="control_image_mask_path",
                 letter="cim",
                 many=True,

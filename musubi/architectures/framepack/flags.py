@@ -13,7 +13,7 @@ _VAE = (
         name="vae_tiling",
         type=bool,
         default=False,
-        help="Always so: the VAE of this architecture works in overlapping spatial tiles.",
+        help="Always so, whatever the value: the VAE of this architecture works in overlapping spatial tiles.",
         commands=_ALL,
     ),
     Option(
@@ -35,14 +35,20 @@ _VAE = (
     Option(
         name="vae_chunk_size",
         type=int,
-        help="Columns that the VAE's convolutions take at once: less memory, the same result.",
+        help=(
+            "How many columns the VAE's convolutions compute at once: fewer need less memory, "
+            "with the same result."
+        ),
         commands=_ALL,
         saves=32,
     ),
     Option(
         name="vae_sample_seed",
         type=int,
-        help="Store a sample of the VAE's posterior, drawn with this seed; its mean when not given.",
+        help=(
+            "Store a sample of the VAE's distribution, drawn with this seed. When not given, the "
+            "mean is stored."
+        ),
         commands=("cache latents", "train"),
         affects_cache=True,
     ),
@@ -53,8 +59,10 @@ _SECTIONS = (
         name="f1",
         type=bool,
         default=False,
-        help="Sections in the order of time, for FramePack-F1; without it the last one is made first. "
-        "In training, for previews only.",
+        help=(
+            "Make the sections in the order of time, for FramePack-F1. Without it, the last "
+            "section is made first. In training, for previews only."
+        ),
         commands=_ALL,
         needs="sample_prompts",
         affects_cache=True,
@@ -62,8 +70,10 @@ _SECTIONS = (
     Option(
         name="latent_window_size",
         type=int,
-        help="Latent frames of a section; 9, which the model was trained with, when not given. In "
-        "training, for previews only.",
+        help=(
+            "Latent frames of a section; 9 when not given, as the model was trained. In "
+            "training, for previews only."
+        ),
         commands=_ALL,
         needs="sample_prompts",
         affects_cache=True,
@@ -83,7 +93,7 @@ _SECTIONS = (
     Option(
         name="video_sections",
         type=int,
-        help="Length of the video in sections; goes before --video_seconds.",
+        help="Length of the video in sections; used instead of --video_seconds.",
         commands=_GENERATE,
         letter="vs",
         preview_letter="",
@@ -91,15 +101,20 @@ _SECTIONS = (
     Option(
         name="latent_paddings",
         type=str,
-        help="How many sections lie between each section and the start image, the last in time "
-        "first: 3,2,1,0. What is not said is as usual.",
+        help=(
+            "How many sections are between each section and the start image, beginning with the "
+            "last section in time: 3,2,1,0. Sections without a number have their usual one."
+        ),
         commands=_GENERATE,
     ),
     Option(
         name="bulk_decode",
         type=bool,
         default=False,
-        help="Decode the whole video at once: more memory, no fading between sections.",
+        help=(
+            "Decode the whole video at once instead of each section: more memory, no blending "
+            "between sections."
+        ),
         commands=_PREVIEWS,
     ),
 )
@@ -117,7 +132,7 @@ _ONE_FRAME = (
         name="one_frame_no_2x",
         type=bool,
         default=False,
-        help="With --one_frame: no empty history at 2x.",
+        help="With --one_frame: leave out the empty history frames at half resolution (2x).",
         commands=_CACHE,
         needs="one_frame",
         affects_cache=True,
@@ -126,7 +141,7 @@ _ONE_FRAME = (
         name="one_frame_no_4x",
         type=bool,
         default=False,
-        help="With --one_frame: no empty history at 4x.",
+        help="With --one_frame: leave out the empty history frames at quarter resolution (4x).",
         commands=_CACHE,
         needs="one_frame",
         affects_cache=True,
@@ -134,8 +149,10 @@ _ONE_FRAME = (
     Option(
         name="one_frame_inference",
         type=str,
-        help="Make a single frame: default, or words such as "
-        "no_2x,no_4x,no_post,target_index=1,control_index=0;10.",
+        help=(
+            "Make a single frame. The value is `default`, or settings such as "
+            "no_2x,no_4x,no_post,target_index=1,control_index=0;10."
+        ),
         commands=_GENERATE,
         letter="of",
         aliases=("one_frame",),
@@ -145,8 +162,10 @@ _ONE_FRAME = (
         name="one_frame_auto_resize",
         type=bool,
         default=False,
-        help="With --one_frame_inference: the proportions of the first control image, at the area "
-        "that --video_size gives.",
+        help=(
+            "With --one_frame_inference: use the proportions of the first control image, at the "
+            "area of --video_size."
+        ),
         commands=_GENERATE,
         needs="one_frame_inference",
     ),
@@ -156,21 +175,20 @@ _SAMPLING = (
     Option(
         name="custom_system_prompt",
         type=str,
-        help="What the language model is told to do, in place of describing the video.",
+        help="Instruction for the language model, instead of the one to describe the video.",
         commands=_GENERATE,
     ),
     Option(
         name="guidance_scale",
         type=float,
         default=1.0,
-        help="Embedded guidance that the network is told in training, on the scale of "
-        "embedded_cfg_scale.",
+        help="Value of the embedded guidance in training; the same scale as embedded_cfg_scale.",
         commands=("train",),
     ),
     Option(
         name="embedded_cfg_scale",
         type=float,
-        help="Embedded guidance that the network is told; 10 when not given.",
+        help="Value of the embedded guidance, an input of the network; 10 when not given.",
         commands=_GENERATE,
         preview_letter="g",
         written=True,
@@ -179,8 +197,10 @@ _SAMPLING = (
         name="guidance_rescale",
         type=float,
         default=0.0,
-        help="With classifier-free guidance, how far its spread is brought back to that of the plain "
-        "prediction, 0 to 1.",
+        help=(
+            "With classifier-free guidance: how far to rescale the result to the standard "
+            "deviation of the conditional prediction, 0 to 1."
+        ),
         commands=_GENERATE,
         needs="guidance_scale",
         written=True,
@@ -189,14 +209,14 @@ _SAMPLING = (
         name="rope_scaling_factor",
         type=float,
         default=0.5,
-        help="What positions in height and width are multiplied by at high noise.",
+        help="Factor for the positions in height and width at high noise.",
         commands=_GENERATE,
         needs="rope_scaling_timestep_threshold",
     ),
     Option(
         name="rope_scaling_timestep_threshold",
         type=int,
-        help="The timestep, up to 1000, from which on positions are scaled; never when not given.",
+        help="Scale positions from this timestep up (at most 1000); never when not given.",
         commands=_GENERATE,
     ),
 )
@@ -207,7 +227,7 @@ DATASET_OPTIONS = (
     Option(
         name="fp_latent_window_size",
         type=int,
-        help="Latent frames of a section; goes before --latent_window_size.",
+        help="Latent frames of a section; used instead of --latent_window_size.",
         commands=_CACHE,
     ),
     Option(
@@ -226,7 +246,7 @@ DATASET_OPTIONS = (
         name="fp_1f_no_post",
         type=bool,
         default=False,
-        help="With --one_frame: no empty frame behind the window.",
+        help="With --one_frame: leave out the empty frame after the window.",
         commands=_CACHE,
     ),
 )

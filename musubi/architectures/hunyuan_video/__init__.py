@@ -78,8 +78,10 @@ SKYREELS = Sampling(
 START_VIDEO = Input(
     name="video",
     kind="video",
-    help="A video, or a folder of images in the order of their names, to change: denoising "
-    "starts from its first frames, with noise mixed in.",
+    help=(
+        "The video to change, or a folder of images in the order of their names. Denoising "
+        "starts from its first frames with noise added."
+    ),
     flag="video_path",
     hold=False,
 )
@@ -162,13 +164,19 @@ OPTIONS = (
     Option(
         name="vae_chunk_size",
         type=int,
-        help="Columns that the VAE's convolutions take at once: less memory, the same result.",
+        help=(
+            "How many columns the VAE's convolutions compute at once: fewer need less memory, "
+            "with the same result."
+        ),
         commands=("cache latents", "train", "generate"),
     ),
     Option(
         name="vae_sample_seed",
         type=int,
-        help="Store a sample of the VAE's posterior, drawn with this seed; its mean when not given.",
+        help=(
+            "Store a sample of the VAE's distribution, drawn with this seed. When not given, the "
+            "mean is stored."
+        ),
         commands=("cache latents", "train"),
         affects_cache=True,
     ),
@@ -176,14 +184,16 @@ OPTIONS = (
         name="guidance_scale",
         type=float,
         default=1.0,
-        help="Embedded guidance that the network is told in training, on the scale of "
-        "embedded_cfg_scale.",
+        help="Value of the embedded guidance in training; the same scale as embedded_cfg_scale.",
         commands=("train",),
     ),
     Option(
         name="embedded_cfg_scale",
         type=float,
-        help="Embedded guidance that the network is told; 6, and 1 for SkyReels, when not given.",
+        help=(
+            "Value of the embedded guidance, an input of the network. When not given, 6; for "
+            "SkyReels 1."
+        ),
         commands=("generate",),
         preview_letter="g",
         written=True,
@@ -192,8 +202,10 @@ OPTIONS = (
         name="strength",
         type=float,
         default=0.8,
-        help="With video_path, the part of the steps that is taken: above 0; 1 keeps nothing of "
-        "the video.",
+        help=(
+            "With --video_path: the share of the steps to run, above 0 to 1. More changes the "
+            "video more; 1 keeps nothing of it."
+        ),
         commands=("generate",),
         needs="video_path",
     ),
@@ -201,7 +213,7 @@ OPTIONS = (
         name="exclude_single_blocks",
         type=bool,
         default=False,
-        help="Use LoRA files in the double blocks only.",
+        help="Apply LoRA files only to the double blocks.",
         commands=("generate", "lora merge"),
         lora_exclude=r"single_blocks\..*",
     ),

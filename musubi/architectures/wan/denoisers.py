@@ -24,8 +24,10 @@ TINY: Mapping[str, Any] = {
 DIT = Component(
     name="dit",
     role="dit",
-    help="The denoiser: a file, one shard of several, or a diffusers folder. Of two experts, the one "
-    "for low noise.",
+    help=(
+        "The denoiser: a file, one shard of several, or a diffusers folder. For models with two "
+        "experts: the one for low noise."
+    ),
     build=Lazy("musubi.architectures.wan.dit:WanDiT"),
     infer=Lazy("musubi.architectures.wan.dit:infer"),
     dialects=keys.DIT,
@@ -40,10 +42,10 @@ DIT = Component(
         # they are stored in, so they need no entry.
         fp32=(r".*modulation", r".*\.norm[\w]*\..*", r"head\..*"),
         quantize=(
-            r"blocks\.\d+\.(self_attn|cross_attn)\.(q|k|v|o|k_img|v_img)\.weight",
-            r"blocks\.\d+\.ffn\.[02]\.weight",
+            r"(vace_)?blocks\.\d+\.(self_attn|cross_attn)\.(q|k|v|o|k_img|v_img)\.weight",
+            r"(vace_)?blocks\.\d+\.ffn\.[02]\.weight",
         ),
-        per_token=(r"blocks\.\d+\.ffn",),
+        per_token=(r"(vace_)?blocks\.\d+\.ffn",),
         lora=LoraTargets(
             include=(r"blocks\.\d+\..*",),
             exclude=(
@@ -64,7 +66,7 @@ DIT = Component(
 HIGH = replace(
     DIT,
     name="dit_high_noise",
-    help="Of Wan2.2's two experts, the denoiser for high noise.",
+    help="The denoiser for high noise, for Wan2.2 models with two experts.",
 )
 
 _SIZE = {

@@ -102,6 +102,7 @@ class Block(nn.Module):
         cos: torch.Tensor,
         sin: torch.Tensor,
         image: torch.Tensor | None = None,
+        hint: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Tokens B L D in and out.
 
@@ -113,13 +114,16 @@ class Block(nn.Module):
             cos: (L, 64).
             sin: (L, 64).
             image: B I D.
+            hint: What a control block adds behind this block, B L D. A cache of steps that leaves the
+                blocks out then has it in what they added, and nobody adds it again.
         """
         shift, scale, gate, shift2, scale2, gate2 = (self.modulation.float() + e).chunk(6, dim=-2)
         y = self.self_attn(_modulated(x, shift, scale, dtype=x.dtype), cos, sin)
         x = _gated(x, y, gate)
         x = x + self.cross_attn(self.norm3(x), text, image).to(x.dtype)
         y = self.ffn(_modulated(x, shift2, scale2, dtype=x.dtype))
-        return _gated(x, y, gate2)
+        x = _gated(x, y, gate2)
+        return x if hint is None else x + hint
 
 
 class ControlBlock(Block):
@@ -274,12 +278,13 @@ class WanDiT(nn.Module):
         image = None if clip is None else self.img_emb(clip).to(dtype)
         axes = (positions, range(height // PATCH[1]), range(width // PATCH[2]))
         shared = (e, words, *self._tables(axes, x.device), image)
-        hints = self._hints(control, tokens, shared)
+        hints = {n: h * control_scale for n, h in self._hints(control, tokens, shared).items()}
         for number, block in enumerate(self.blocks):
+            hint = hints.get(number)
             if number not in skip:
-                tokens = block(tokens, *shared)
-            if hints and number % self._every == 0:
-                tokens = tokens + hints[number // self._every] * control_scale
+                tokens = block(tokens, *shared, hint)
+            elif hint is not None:
+                tokens = tokens + hint
         return rearrange(
             self.head(tokens[:, before:], time),
             "b (f h w) (p q r c) -> b c (f p) (h q) (w r)",
@@ -293,15 +298,15 @@ class WanDiT(nn.Module):
 
     def _hints(
         self, control: torch.Tensor | None, tokens: torch.Tensor, shared: tuple[Any, ...]
-    ) -> list[torch.Tensor]:
-        """What the control blocks add, one for each."""
+    ) -> dict[int, torch.Tensor]:
+        """What the control blocks add: number of a block → B L D, added behind it."""
         if control is None:
-            return []
+            return {}
         state = self.vace_patch_embedding(control).to(tokens.dtype)
-        hints: list[torch.Tensor] = []
-        for block in self.vace_blocks:
+        hints: dict[int, torch.Tensor] = {}
+        for number, block in enumerate(self.vace_blocks):
             hint, state = block(state, tokens, *shared)
-            hints.append(hint)
+            hints[number * self._every] = hint
         return hints
 
 

@@ -42,14 +42,17 @@ _SKIPPED_LAYERS = (
         name="slg_mode",
         type=str,
         choices=("original", "uncond"),
-        help="Skip-layer guidance: beside the unconditional call (original), or instead of it (uncond).",
+        help=(
+            "Skip-layer guidance: a third call of the network (original), or in place of the "
+            "unconditional call (uncond)."
+        ),
         commands=("generate",),
     ),
     Option(
         name="slg_scale",
         type=float,
         default=3.0,
-        help="Skip-layer guidance: its strength in the mode original.",
+        help="Skip-layer guidance: strength in the mode `original`.",
         commands=("generate",),
         needs="slg_mode=original",
     ),
@@ -57,7 +60,7 @@ _SKIPPED_LAYERS = (
         name="slg_start",
         type=float,
         default=0.0,
-        help="Skip-layer guidance: where it begins, as a part of the steps.",
+        help="Skip-layer guidance: where it begins, as a share of the steps (0 to 1).",
         commands=("generate",),
         needs="slg_layers",
     ),
@@ -65,7 +68,7 @@ _SKIPPED_LAYERS = (
         name="slg_end",
         type=float,
         default=0.3,
-        help="Skip-layer guidance: where it ends, as a part of the steps.",
+        help="Skip-layer guidance: where it ends, as a share of the steps (0 to 1).",
         commands=("generate",),
         needs="slg_layers",
     ),
@@ -84,15 +87,17 @@ _TASKS = (
         name="one_frame",
         type=bool,
         default=False,
-        help="Make or change one frame, at a place in time of its own, from control images.",
+        help="Make one frame from control images; the frame has its own position in time.",
         commands=("cache latents", "train"),
         task={"i2v": "one_frame", "flf2v": "one_frame_flf2v"},
     ),
     Option(
         name="one_frame_inference",
         type=str,
-        help="Make one frame from control images: target_index=1,control_index=0, with the places in "
-        "time separated by ; for several control images.",
+        help=(
+            "Make one frame from control images. The value gives positions in time: "
+            "target_index=1,control_index=0; write ; between several control positions."
+        ),
         commands=("generate",),
         letter="of",
         aliases=("one_frame",),
@@ -105,29 +110,33 @@ _OTHERS = (
         name="strength",
         type=float,
         default=0.8,
-        help="With video_path, the part of the steps that is taken: above 0; 1 keeps nothing of "
-        "the video.",
+        help=(
+            "With --video_path: the share of the steps to run, above 0 to 1. More changes the "
+            "video more; 1 keeps nothing of it."
+        ),
         commands=("generate",),
         needs="video_path",
     ),
     Option(
         name="timestep_boundary",
         type=float,
-        help="The noise level from which on Wan2.2's high-noise expert works: 0.875 for text to "
-        "video and 0.9 for image to video when not given.",
+        help=(
+            "Wan2.2's high-noise expert handles noise levels from this one up. When not given, "
+            "0.875 for text to video and 0.9 for image to video."
+        ),
         commands=("train", "generate"),
     ),
     Option(
         name="guidance_scale_high_noise",
         type=float,
-        help="The guidance scale of Wan2.2's high-noise expert; the task's own when not given.",
+        help="Guidance scale of Wan2.2's high-noise expert; the task's default when not given.",
         commands=("generate",),
     ),
     Option(
         name="control_scale",
         type=float,
         default=1.0,
-        help="VACE: the weight of what the control blocks add.",
+        help="VACE: weight of the control blocks' output.",
         commands=("generate",),
     ),
 )
@@ -138,13 +147,13 @@ DATASET_OPTIONS = (
     Option(
         name="fp_1f_clean_indices",
         type=list[int],
-        help="One frame: the place in time of each control image.",
+        help="One frame: the position in time of each control image.",
         commands=("cache latents", "train"),
     ),
     Option(
         name="fp_1f_target_index",
         type=int,
-        help="One frame: the place in time of the frame that is learned.",
+        help="One frame: the position in time of the frame to learn.",
         commands=("cache latents", "train"),
     ),
 )

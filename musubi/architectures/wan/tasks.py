@@ -23,8 +23,10 @@ GEOMETRY_5B = Geometry(channels=48, stride=(4, 16, 16), frame_rate=24.0, ratio_f
 VIDEO = Input(
     name="video",
     kind="video",
-    help="A video, or a folder of images in the order of their names, to change: denoising starts "
-    "from its first frames, with noise mixed in.",
+    help=(
+        "The video to change, or a folder of images in the order of their names. Denoising "
+        "starts from its first frames with noise added."
+    ),
     flag="video_path",
     hold=False,
 )
@@ -87,7 +89,7 @@ CONTROL_MASKS = Input(
 VACE_MASK = Input(
     name="mask",
     kind="mask",
-    help="VACE: a mask video or image; the video is made anew where it is white.",
+    help="VACE: a mask video or image; the white parts of the video are generated anew.",
     flag="mask_path",
     letter="m",
     column="mask_path",
