@@ -25,7 +25,7 @@ def run(config: Any, architecture: Architecture, report: Report) -> None:
     Args:
         config: A `CacheCheckConfig`.
         architecture: Whose sizes and lengths are meant.
-        report: Is told.
+        report: Shows the results.
 
     Raises:
         ConfigError: The dataset file cannot be used.

@@ -36,7 +36,7 @@ def run(config: Any, architecture: Architecture, report: Report) -> None:
     Args:
         config: A `CachePreviewConfig`, of another mode than "html".
         architecture: Whose sizes and frame rate are meant.
-        report: Is told what was written; gets the pictures in console mode.
+        report: Shows what was written; in console mode, shows the pictures.
 
     Raises:
         ConfigError: The dataset file cannot be used.
