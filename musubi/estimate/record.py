@@ -49,7 +49,7 @@ class Case:
         experts: Denoisers of this size that the command has.
         parked: Those of them that rest wait in host memory.
         whole: The network itself is trained, and no adapter of it.
-        shown: What is trained is attached, and looked at in a denoising step: a preview.
+        shown: The case is a preview: a denoising step with the trained weights attached.
         calls: Calls of the network in a denoising step: two with classifier-free guidance.
         options: The architecture's own options.
     """

@@ -1,6 +1,6 @@
-"""Activations on the host: what blocks keep for the backward pass waits in page-locked memory.
+"""Activations on the host: tensors saved for the backward pass are kept in page-locked memory.
 
-A tensor is copied away while the next block runs, and sent for one block before it is needed.
+A tensor is copied to the host while the next block runs, and back one block before it is needed.
 Kept on the device are weights, and what every block is given: text, rotary tables, the time.
 
 Memory on the device follows from the order of blocks alone, however far the host is ahead: all of it
@@ -30,9 +30,10 @@ class Parked:
 
     Attributes:
         host: Its bytes.
-        eight: These are `packed`; no more once it was collected.
-        back: They on the device: until their place is given up, and again once it was sent for.
-        ready: When `back` is whole; None: always.
+        eight: Whether the bytes are `packed`; False once the tensor was collected.
+        back: The tensor on the device: until its memory is freed, and again once its copy back has
+            started.
+        ready: Event after which `back` is complete; None: it always is.
     """
 
     lot: Lot
@@ -67,12 +68,12 @@ class Lot:
     """One network's activations on the host.
 
     Args:
-        device: Where the network runs.
-        smallest: In bytes; what is smaller stays.
+        device: The device that the network runs on.
+        smallest: In bytes; smaller tensors stay on the device.
         eight: Tensors in 16 bits wait in 8, with a scale for each 128 numbers: half the memory and
             half of the way. What comes back is rounded, whether it was away already or not.
-        report: Told when the memory cannot be page-locked.
-        pool: The host memory. Networks may share it, if one of them runs at a time.
+        report: Gets a warning if the memory cannot be page-locked.
+        pool: The host memory. Networks may share it if only one of them runs at a time.
     """
 
     device: torch.device
@@ -152,7 +153,7 @@ class Lot:
         return parked.back.view(parked.dtype).as_strided(parked.shape, parked.stride)
 
     def start(self) -> None:
-        """A new forward pass: what an abandoned one left is forgotten."""
+        """Start a new forward pass; tensors of an abandoned one are dropped."""
         for parked, left in self._leaving:
             self._wait(left)
             parked.back = None
@@ -166,7 +167,7 @@ class Lot:
 
     def _fetch(self, parked: Parked) -> None:
         if parked.back is not None:
-            # Its place was not given up yet: the copy on the host was for nothing.
+            # Its memory on the device was not freed yet, so the copy on the host is not needed.
             self._leaving = deque(one for one in self._leaving if one[0] is not parked)
         elif self.pool.side is None:
             parked.back = parked.host.to(self.device, copy=True)
