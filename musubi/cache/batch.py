@@ -1,4 +1,4 @@
-"""Records become a batch: the one way, for training, for generating and for tests."""
+"""Join records into a batch; training, generation and tests all use this code."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from musubi.plugin.record import Field, Schema, numbered
 from musubi.plugin.runtime import Record
 
 Batch = dict[str, Any]
-"""Field name to a stack with a batch axis in front; to a list where the field is varlen; to a list
-of lists where it is `many`."""
+"""Field name → a stacked tensor with a batch axis; a list if the field is varlen; a list of lists
+if it is `many`.
+"""
 
 
-# What a batch holds for the engine alone; no runtime sees it.
+# Keys of a batch that only the engine reads; no runtime sees them.
 REGULARIZATION = "regularization"
-"""Key of a batch whose items show what the model should keep."""
+"""Key of a batch of regularization items, which show what the model should keep."""
 
 CLASS_CAPTIONS = "class_captions"
 """Key of the text fields of captions in which the class word stands for the trigger."""
@@ -39,8 +40,8 @@ def batch_of(
     Args:
         records: Media and text records, joined: one for each item.
         schema: Says how each field is joined.
-        names: Of the items, for messages.
-        place: Moves each tensor that is made.
+        names: Names of the items, for messages.
+        place: A function that moves each new tensor.
 
     Raises:
         DataError: A record lacks a field that others have, or its shape differs from the others'.

@@ -1,4 +1,4 @@
-"""What one run of caching is given, and what it did."""
+"""The inputs and the result of one caching run."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class DeviceFullError(RunError):
     """The device's memory is too small for one clip or one caption.
 
     Args:
-        what: The fact, naming the source.
-        fix: What to do where nothing more is known.
+        what: What happened, with the name of the source.
+        fix: What to do, if no better advice is known.
         component: The network that ran.
         size: Width, height and frames of the clip; None for a caption.
     """
@@ -46,18 +46,18 @@ class CachingRun:
 
     Args:
         dataset: The dataset file, resolved.
-        architecture: Whose records are made.
+        architecture: The architecture of the records.
         runtime: Made for the task.
         nets: The encoders.
-        wanted: The task, and what its records must have been made with to be fresh.
+        wanted: What records must have been made with to be fresh.
         dtypes: Component name to the dtype it computes in now.
         options: The architecture's options that shape records, and their values now.
-        report: Is told.
+        report: Shows messages and progress.
         workers: Threads that read and decode.
-        skip_existing: Encode nothing whose record exists.
+        skip_existing: Skip items that have a record.
         keep: Keep records that the dataset does not name.
-        strict: The first file that cannot be used ends the run.
-        me: This process, among those that share the run.
+        strict: Stop at the first file that cannot be used.
+        me: This process among those that share the run.
     """
 
     dataset: DatasetFile
@@ -84,7 +84,7 @@ class CachingRun:
         return True
 
     def failed(self, summary: Summary, name: str, error: Exception | str) -> None:
-        """Leave an item out, or end the run when that was asked for."""
+        """Leave an item out, or end the run with `strict`."""
         reason = _reason(error)
         if self.strict:
             raise DataError(
@@ -103,18 +103,19 @@ def _reason(error: Exception | str) -> str:
 
 
 Told = frozenset[tuple[str, str]]
-"""Names and reasons of files that were left out, and of which the user knows by now."""
+"""Names and reasons of left-out files that were already shown to the user."""
 
 
 @dataclass(kw_only=True)
 class Summary:
-    """What a run of caching did, counted in records.
+    """The result of a caching run, counted in records.
 
     Args:
-        encoded: Made now.
-        fresh: Found fresh, or left as they are because of `--skip_existing`.
+        encoded: Made in this run.
+        fresh: Already fresh, or kept because of `--skip_existing`.
         adopted: Written by musubi-tuner, and used as they are.
-        renewed: Made of the same bytes under other settings or times: only the header was written.
+        renewed: The source's bytes are the same, only its times or settings changed: just the
+            header was rewritten.
         removed: Leftovers that were deleted.
         failed: Sources left out, each with its reason.
     """
@@ -128,11 +129,11 @@ class Summary:
 
     @property
     def usable(self) -> int:
-        """Records that are there now."""
+        """Records that exist now."""
         return self.encoded + self.fresh + self.adopted + self.renewed
 
     def tell(self, report: Report, what: str, *, told: Told = frozenset()) -> None:
-        """Say it: one line, then the files that were left out and have not been told of."""
+        """Show the result: one line, then the left-out files that were not shown before."""
         parts = [f"{self.encoded} encoded", f"{self.fresh} fresh already"]
         parts += [f"{self.renewed} given new headers"] if self.renewed else []
         parts += [f"{self.adopted} adopted"] if self.adopted else []
@@ -155,7 +156,7 @@ class Summary:
 
 def listed(problems: Sequence[Problem]) -> str:
     """Problems as sentences; the first twenty of many."""
-    # Threads find them in any order.
+    # Sorted, since threads find them in any order.
     ordered = sorted(problems, key=lambda problem: problem.name)
     lines = [p.reason if p.name in p.reason else f"{p.name}: {p.reason}" for p in ordered]
     more = [f"And {len(lines) - _SHOWN} more."] if len(lines) > _SHOWN else []

@@ -34,7 +34,7 @@ from musubi.weights.identity import identity
 
 
 def run(config: CacheCheckConfig, architecture: Architecture, report: Report) -> None:
-    """Account for every file without a GPU, then say which records are fresh, stale or missing.
+    """Check every file, without a GPU, then show which records are fresh, stale or missing.
 
     Raises:
         MusubiError: The dataset file cannot be used, or gives nothing.
@@ -107,7 +107,7 @@ def _alone(
     settings: Settings,
     architecture: Architecture,
 ) -> Iterator[tuple[str | None, str | None]]:
-    """The same of sources that are gone, known by their records."""
+    """The same for sources that no longer exist and are known only by their records."""
     for stem, names in cache_index.by_stem.items():
         headers = [h.header for name in names if (h := cache_index.media[name]) and h.header]
         reasons = {judge_alone(header, wanted["media"], settings) for header in headers}

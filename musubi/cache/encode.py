@@ -84,23 +84,23 @@ def ensure(
     tokenizers: Mapping[str, Path] | None = None,
     device: torch.device | None = None,
 ) -> Told:
-    """Make missing and stale records before training, as far as the encoders' files are given.
+    """Make missing and stale records before training, if the encoders' files are given.
 
-    Where one of the encoders has no file, its kind of record is left alone. dtypes that records
-    were made in, and options that training does not take, are not compared.
+    If an encoder has no file, its kind of record is left alone. The dtypes of records, and options
+    that training does not have, are not compared.
 
     Args:
         dataset: The dataset file, resolved.
-        architecture: Whose records.
+        architecture: The architecture of the records.
         task: The task that is trained.
         files: Component name to its weights file.
-        report: Is told, where there was something to do.
+        report: Gets messages if there was something to do.
         options: The architecture's own options.
         tokenizers: Component name to its tokenizer.
         device: Where to encode; cuda when there is one.
 
     Returns:
-        The files that were left out, each of which was told once.
+        The files that were left out; each was shown once.
 
     Raises:
         MusubiError: As `cache_latents` and `cache_text`.
@@ -132,7 +132,7 @@ def ensure(
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    """What was asked for, before any file of it was looked at."""
+    """The request of a caching command, before any file is read."""
 
     dataset: DatasetFile
     architecture: Architecture

@@ -1,7 +1,7 @@
-"""Records that musubi-tuner wrote: which of a source's files are used as they are, and as what.
+"""Use records that musubi-tuner wrote.
 
-Such a record has no typed header. Its name, its keys and its metadata say for which clip it was made,
-and of what size; a header is made from these each time they are read, and the file is not touched.
+Such a record has no typed header. Its name, keys and metadata tell its clip and size. A header is
+made from these whenever the record is read; the file itself is not changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NAME = re.compile(
 
 
 def said(count: int) -> str:
-    """One sentence about records that were adopted: how many, and what nobody can check."""
+    """One sentence about adopted records: how many there are, and what cannot be checked."""
     if count == 1:
         return (
             "1 record of musubi-tuner is used as it is. Which model files, frame rate and options it "
@@ -46,7 +46,7 @@ def said(count: int) -> str:
 
 @dataclass(frozen=True)
 class _Media:
-    """What the name of a media record says."""
+    """The facts in the name of a media record."""
 
     name: str
     start: int
@@ -67,14 +67,14 @@ def adopt(
     architecture: Architecture,
     task: Task,
 ) -> CacheIndex:
-    """Give headers to the records that musubi-tuner wrote, as far as they fit the dataset and the task.
+    """Give headers to the records of musubi-tuner that fit the dataset and the task.
 
     A record that does not fit says why in its `refused`.
 
     Args:
-        cache_index: What lies in the cache directory of the dataset.
+        cache_index: The records in the dataset's cache directory.
         entry: The dataset.
-        sources: Its sources; None when they are gone, and names are all that is known.
+        sources: The sources of the dataset; None if they no longer exist.
         architecture: Whose records.
         task: The task that the records are for.
 
@@ -174,7 +174,7 @@ class _Adopting:
     def header(
         self, source: Source, record: _Media, clip: int, clips: int, parts: int
     ) -> RecordHeader:
-        """What a record would say of itself."""
+        """Make the header of a record."""
         stride = self.task.shape.stride
         return RecordHeader(
             kind="media",
@@ -243,7 +243,10 @@ class _Adopting:
     def _of_image(self, record: _Media, source: Source, held: tuple[int, int]) -> str | None:
         try:
             size = media.image_size(source.path)
-        except (DataError, OSError):  # gone, or unreadable: there is nothing to compare with
+        except (
+            DataError,
+            OSError,
+        ):  # the file is gone or unreadable, so there is nothing to compare
             return None
         if size != record.size:
             return f"it was made from a picture of {record.size[0]}x{record.size[1]} pixels"
@@ -263,7 +266,7 @@ class _Adopting:
         return None
 
     def _gives_size(self, size: tuple[int, int]) -> bool:
-        """Whether musubi-tuner made videos of that size: it always sorted them into buckets."""
+        """Whether musubi-tuner would make videos of this size; it always uses buckets."""
         resolution, step = self.entry.resolution, self.task.shape.side
         if size == resolution or size in buckets.bucket_list(resolution, step):
             return True
@@ -286,7 +289,7 @@ class _Adopting:
 
 
 def _read(name: str, head: Stored, video: bool) -> Iterable[tuple[str, _Media]]:
-    """The stem of a record, and what its name says beside."""
+    """The stem of a record, and the other facts in its name."""
     said = _NAME.fullmatch(name)
     if said is None:
         return
@@ -301,7 +304,7 @@ def _read(name: str, head: Stored, video: bool) -> Iterable[tuple[str, _Media]]:
 
 
 def _misfit(head: Stored, fields: tuple[Field, ...]) -> str | None:
-    """Why a record of another tool is none of a task; None when it is one."""
+    """Why another tool's record does not fit a task; None if it fits."""
     if head.twice:
         return f"it holds {head.twice!r} in two dtypes, and nothing says which is the newer"
     absent = lacking(fields, head.shapes)

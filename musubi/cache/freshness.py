@@ -1,4 +1,4 @@
-"""Whether a record may still be used: what it was made of, compared with what there is now."""
+"""Whether a record may still be used: compare what it was made from with the current files and settings."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What records have to be made with. What is not known is not compared.
+    """What records must have been made with. Unknown values are not compared.
 
     Args:
-        task: Its schema names the fields.
+        task: The task; its schema names the fields.
         encoders: Component name to the identity of its weights file.
         dtypes: Component name to the dtype it computes in.
         options: The architecture's options that shape records.
@@ -40,7 +40,7 @@ class Wanted:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def only(self, components: Iterable[str]) -> Wanted:
-        """The same for some of the components."""
+        """A copy for some of the components."""
         names = set(components)
         return replace(
             self,
@@ -52,10 +52,10 @@ class Wanted:
 def cache_options(
     architecture: Architecture, options: Mapping[str, Any], *commands: Command
 ) -> dict[str, Any]:
-    """The options that shape records, as far as they are given.
+    """The given options that affect records.
 
     Args:
-        architecture: Declares them.
+        architecture: The architecture, which declares the options.
         options: Its own options and their values.
         commands: Only options that each of these commands takes.
     """
@@ -70,17 +70,17 @@ def cache_options(
 
 
 def text_digest(text: str) -> str:
-    """Of a caption."""
+    """Digest of a caption."""
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
-    """Of named values, whatever their order."""
+    """Digest of named values, independent of their order."""
     return text_digest(json.dumps(settings, sort_keys=True, default=str))
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that a source consists of: itself, or what lies in a directory of frames."""
+    """The files of a source: the file itself, or the files in a directory of frames."""
     if path.is_dir():
         return sorted(p for p in path.iterdir() if p.is_file())
     return [path]
@@ -99,7 +99,7 @@ def signature(paths: Iterable[Path]) -> str:
 
 
 def stamp(paths: Iterable[Path]) -> tuple[tuple[str, int, int, int, int], ...]:
-    """What tells whether files were touched while they were read: more than a record can keep.
+    """Facts that show whether files were changed while they were read; more than a record stores.
 
     Each file's path, size, modification time, change time and number.
     """
@@ -112,7 +112,7 @@ def stamp(paths: Iterable[Path]) -> tuple[tuple[str, int, int, int, int], ...]:
 
 
 def content_digest(paths: Iterable[Path]) -> str:
-    """Of every byte of files, and of what directories hold, in this order."""
+    """Digest of all bytes of files, and of the files in directories, in this order."""
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         for file in files_of(path):
@@ -153,9 +153,9 @@ def made_otherwise(header: RecordHeader, wanted: Wanted, fields: Sequence[Field]
 
 
 def odd_ones(headers: Sequence[RecordHeader]) -> dict[int, str]:
-    """Records that disagree with most of the others about encoder or options: index to reason.
+    """Records whose encoder or options differ from most others: index → reason.
 
-    For when no encoder file is given to compare with: a set must at least be of one piece.
+    Used if no encoder file is given to compare with: all records should at least be made alike.
     """
     out: dict[int, str] = {}
     for attribute, what in (

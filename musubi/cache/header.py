@@ -19,15 +19,15 @@ Kind = Literal["media", "text"]
 
 @dataclass(frozen=True, kw_only=True)
 class RecordHeader:
-    """What a record was made of. It travels as JSON under the metadata key `musubi`.
+    """What a record was made from. It is stored as JSON under the metadata key `musubi`.
 
     Args:
         kind: "media" or "text".
-        stem: Leads from a media record to its text record.
+        stem: The source's stem, which also names the text record.
         fields: The names of the tensors it holds, as the runtime gave them.
-        encoders: Component name to the identity of the weights file that made its part. A text
-            record lists only the encoders that have run. Empty when the record was adopted.
-        dtypes: Component name to the dtype it computed in, when one was asked for.
+        encoders: Component name → identity of its weights file. A text record lists only the
+            encoders that have run. Empty if the record was adopted.
+        dtypes: Component name → the dtype it computed in, if one was requested.
         options: The architecture's options that shape records, and their values.
         schema: Version of the task's schema.
         source: Base name of the image, video or directory of frames.
@@ -39,14 +39,14 @@ class RecordHeader:
         start: First frame of the clip.
         length: Frames of the clip; 1 for an image.
         clip: Which of the source's clips, from 0.
-        clips: How many the source gives.
+        clips: How many clips the source gives.
         part: Which section of the clip, from 0.
         parts: How many sections the clip has.
         caption: Digest of the caption, for text records.
-        digest: Of everything the file holds, itself apart; empty in records of older versions. See
-            `store.write_record`.
-        adopted: Made by musubi-tuner, which writes no such header, and used as it is.
-        version: Of this header.
+        digest: Digest of everything in the file except this value; empty in records of older
+            versions. See `store.write_record`.
+        adopted: The record was made by musubi-tuner, which writes no such header.
+        version: Version of this header's layout.
     """
 
     kind: Kind
@@ -115,7 +115,7 @@ def parse(text: str) -> RecordHeader | None:
 
 
 def _plausible(values: Mapping[str, Any]) -> bool:
-    """Whether every value is of its kind, so that nothing that a file says is believed blindly."""
+    """Whether every value has the right type, since the file may be damaged."""
     return (
         all(type(values[name]) is str for name in _TEXTS)
         and all(type(values[name]) is int and 0 <= values[name] < _MOST for name in _COUNTS)

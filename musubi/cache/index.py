@@ -1,4 +1,4 @@
-"""The records of one cache directory, their heads read once."""
+"""The records of one cache directory; their headers are read once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _READERS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class CacheIndex:
-    """What lies in a cache directory.
+    """The records in a cache directory.
 
     Args:
         directory: The directory; it need not exist.
@@ -44,7 +44,7 @@ class CacheIndex:
     foreign: Mapping[str, list[str]] = field(default_factory=dict[str, list[str]])
 
     def path(self, name: str) -> Path:
-        """Where a file of that name lies."""
+        """The path of a file in this directory."""
         return self.directory / name
 
 
@@ -59,12 +59,12 @@ def read_index(
     """Read the head of every record of one architecture in a directory.
 
     Args:
-        directory: Nothing in it is a record when it does not exist.
+        directory: The cache directory; if it does not exist, there are no records.
         architecture: Whose records.
         media: Whether to read media records.
         text: Whether to read text records.
-        whole: Whether to read the records whole and compare them with their digests, which takes as
-            long as the disk needs.
+        whole: Whether to read the records completely and compare them with their digests, which
+            takes as long as the disk needs.
     """
     ending = f"_{architecture.suffix}.safetensors"
     found: dict[str, list[str]] = {"media": [], "text": []}
@@ -138,9 +138,9 @@ def as_cached(
 ) -> dict[str, Any]:
     """The architecture's own options, with those that shape records as the records were made.
 
-    Training need not be told again what caching was told: an option that has its default takes the
-    value that the first record names. So does one that generation has as well, since in training it
-    says how previews are decoded.
+    So the options of caching need not be repeated for training: an option with its default value
+    takes the value of the first record. So does an option that generation has too, since in
+    training that option is for decoding previews.
 
     Args:
         directories: Of the records.
@@ -190,7 +190,7 @@ def _heads(
 
 
 def _compared(directory: Path, heads: Mapping[str, Stored | None]) -> dict[str, Stored | None]:
-    """The heads, with those marked whose records are damaged."""
+    """The heads; those of damaged records are marked."""
     sealed = [name for name, head in heads.items() if head and head.header and head.header.digest]
     with ThreadPoolExecutor(_READERS) as pool:  # digests let other threads run
         found = dict(
@@ -206,7 +206,7 @@ def _compared(directory: Path, heads: Mapping[str, Stored | None]) -> dict[str, 
 
 @contextlib.contextmanager
 def collector_off() -> Iterator[None]:
-    """Keep the garbage collector from walking over every head again and again: half of the time."""
+    """Turn the garbage collector off while heads are read: it would take half of the time."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -222,8 +222,8 @@ class Failure:
 
     Args:
         reason: A sentence or phrase.
-        signature: Of the source when it was tried.
-        plan: Digest of the settings it was tried with.
+        signature: Signature of the source at that time.
+        plan: Digest of the settings at that time.
     """
 
     reason: str
@@ -246,17 +246,22 @@ def read_failures(directory: Path, architecture: Architecture, kind: str) -> dic
     try:
         found = parse_json(read_text(_path(directory, architecture, kind)))
         return {name: Failure(**values) for name, values in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):  # a memory aid: absent is as good
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ):  # only a hint: a missing file does no harm
         return {}
 
 
 def write_failures(
     directory: Path, architecture: Architecture, kind: str, failures: Mapping[str, Failure]
 ) -> None:
-    """Remember the failures of a whole run over a dataset; nothing is left when there are none."""
+    """Save the failures of a run over a dataset; without failures the file is deleted."""
     path = _path(directory, architecture, kind)
     if not failures:
-        with contextlib.suppress(OSError):  # a memory aid
+        with contextlib.suppress(OSError):  # only a hint
             path.unlink(missing_ok=True)
         return
     values = {name: asdict(failures[name]) for name in sorted(failures)}
@@ -280,12 +285,12 @@ def delete_leftovers(
     Args:
         cache_index: The cache directory.
         heads: Its media or its text records.
-        named: File names that the dataset gives.
+        named: File names of records that the dataset needs.
         spared: Base names of sources that could not be read this time; their records stay.
-        report: Told of those that cannot be deleted.
+        report: Gets a warning about records that cannot be deleted.
 
     Returns:
-        What was deleted.
+        The deleted records.
     """
     gone: list[Path] = []
     for name, head in heads.items():

@@ -1,4 +1,4 @@
-"""From a dataset file to its training set: the sources say what is trained on, the records must match."""
+"""Make the training set of a dataset file: find the record of each source."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def open_training_set(  # noqa: PLR0913 - each is another thing known of the run
         dataset: The dataset file, resolved.
         architecture: Whose records to use.
         task: The task to train; its records must hold the fields of its schema.
-        report: Told once what is left out, and why.
+        report: Gets one message about what is left out, and why.
         encoders: Component name to its weights file, where known: records of another file are stale.
         options: The architecture's own options, where known, compared in the same way.
         partial: Go on without the sources whose records are missing or stale.
         pin: Hand out batches in pinned memory.
-        told: What is left out and was told already.
+        told: Left-out files that were already shown.
 
     Raises:
         DataError: Records are missing or stale, or nothing is left to train on: with the reasons and
@@ -143,7 +143,7 @@ def incomplete(found: TrainingSet, path: Path) -> DataError:
 
 @dataclass(frozen=True)
 class _Row:
-    """An item and the headers it was found with."""
+    """An item and the headers of its records."""
 
     item: TrainingItem
     media: RecordHeader
@@ -152,7 +152,7 @@ class _Row:
 
 @dataclass
 class _Opening:
-    """The training set while it is put together."""
+    """Builds a training set."""
 
     architecture: Architecture
     wanted: Wanted
@@ -163,7 +163,7 @@ class _Opening:
     skipped: list[Problem] = field(default_factory=list)
 
     def open(self, entry: DatasetEntry) -> None:
-        """Take up one dataset."""
+        """Add one dataset."""
         cache_index = read_index(entry.cache_directory, self.architecture)
         if not entry.place.exists():
             self.without_sources(entry, cache_index)
@@ -275,7 +275,7 @@ class _Opening:
             self.rows.append(_Row(item, header, text.header))
 
     def agree(self) -> None:
-        """Take out the records that were made otherwise than most."""
+        """Remove records that were made differently from most."""
         odd: dict[int, tuple[str, str]] = {}
         for what, headers in (
             ("latents", [row.media for row in self.rows]),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from musubi.data.clips import ClipPlan
 
 _ATTEMPTS = 3
-"""How often a source is encoded whose files change meanwhile."""
+"""How often to encode a source if its files change while they are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,9 @@ class _MediaRun:
         return self.summary
 
     def make(self, pending: Sequence[StaleClip]) -> None:
-        """Make the records of some sources; those whose files change meanwhile are made again."""
+        """Make the records of some sources. If files change while they are read, their records are
+        made again.
+        """
         for _ in range(_ATTEMPTS):
             work = self.list.plan(pending)
             if work:
@@ -93,7 +95,7 @@ class _MediaRun:
             self.list.failed(one, DataError("it changes while it is read"))
 
     def encode(self, work: Sequence[StaleClip]) -> None:
-        """Decode, encode and write what is left."""
+        """Decode, encode and write the remaining clips."""
         caching = self.caching
 
         def decode(one: StaleClip) -> Iterator[_Decoded]:

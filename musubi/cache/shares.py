@@ -1,4 +1,4 @@
-"""What of a dataset falls to this process, when several share the caching of it."""
+"""Divides the caching of a dataset among several processes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ T = TypeVar("T")
 
 
 class Shares:
-    """Deals out what has to be made, a portion at a time; all of it at once to a process that is alone.
+    """Gives this process its share of the work, one portion at a time; a single process gets
+    everything at once.
 
     Args:
         caching: The run.
-        name: Of what is made, for the claims: "media" or "text".
+        name: The kind of records: "media" or "text".
     """
 
     def __init__(self, caching: CachingRun, name: str) -> None:
@@ -29,7 +30,7 @@ class Shares:
         self._claims: dict[Path, Claims] = {}
 
     def inside(self, caching: CachingRun) -> CachingRun:
-        """The run as a portion sees it: one bar stands for all portions."""
+        """The run for one portion: all portions share one progress bar."""
         if self.me.world == 1:
             return caching
         return replace(caching, report=_WithoutBars(caching.report))
@@ -45,8 +46,8 @@ class Shares:
         """Portions of the items.
 
         Args:
-            items: What has to be made.
-            title: Of the bar.
+            items: The work to do.
+            title: Title of the progress bar.
             path: A file in the cache directory that stands for an item; it need not exist.
             done: Which of some items another process has made meanwhile.
         """
@@ -73,7 +74,7 @@ class Shares:
                 bar.advance(len(portion))
 
     def close(self) -> None:
-        """Give back what is held; the first process leaves no trace."""
+        """Release all locks; the first process deletes the lock file."""
         for claims in self._claims.values():
             claims.close(remove=self.me.first)
         self._claims = {}
@@ -85,7 +86,7 @@ class Shares:
 
 
 class _WithoutBars:
-    """A report that says each thing once, and shows no bar."""
+    """A report that shows each message once, and no progress bar."""
 
     def __init__(self, inner: Report) -> None:
         self._inner = inner

@@ -1,4 +1,4 @@
-"""Which clips of a dataset have to be encoded: those without a fresh record."""
+"""Finds the clips of a dataset that have no fresh record."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ class CachedDataset:
 
 @dataclass(kw_only=True)
 class StaleClip:
-    """One source that has to be opened.
+    """One source with clips to encode.
 
     Args:
-        place: Its dataset.
+        place: The dataset of the source.
         source: The source.
-        origin: What its files are.
-        plans: Its clips that have to be encoded, each with its number.
+        origin: The files of the source.
+        plans: The clips to encode, each with its number.
         clips: How many clips it gives.
         written: File names of the records that were made.
-        problems: What of it was left out, and why.
+        problems: Clips that were left out, and why.
     """
 
     place: CachedDataset
@@ -62,11 +62,11 @@ class StaleClip:
 
 
 class StaleClips:
-    """Finds what has to be done, and does what needs no encoder: new headers.
+    """Finds the clips to encode; where new headers are enough, it writes them.
 
     Args:
         caching: The run.
-        summary: Where it is counted.
+        summary: Counts the results.
     """
 
     def __init__(self, caching: CachingRun, summary: Summary) -> None:
@@ -76,7 +76,7 @@ class StaleClips:
         self.sectioned = caching.wanted.task.schema.sectioned
 
     def survey(self) -> tuple[list[CachedDataset], list[StaleClip]]:
-        """Set the sources aside whose records are all fresh; the others have to be opened."""
+        """Find the sources that have records that are missing or stale."""
         caching = self.caching
         places: list[CachedDataset] = []
         pending: list[StaleClip] = []
@@ -214,7 +214,7 @@ class StaleClips:
         return True
 
     def again(self, work: StaleClip) -> StaleClip:
-        """The same source anew, its files having changed meanwhile: what was made of it goes."""
+        """Start a source again, after its files have changed; its new records are deleted."""
         for name in work.written:
             work.place.cache_index.path(name).unlink(missing_ok=True)
             work.place.named.discard(name)
@@ -256,7 +256,7 @@ class StaleClips:
         )
 
     def failed(self, work: StaleClip, error: Exception, name: str | None = None) -> None:
-        """Leave a source out, and remember it."""
+        """Leave a source out, and record the failure."""
         if isinstance(error, MemoryError):
             raise RunError(
                 f"{work.source.path.name}: the computer's memory is full.",
@@ -275,7 +275,7 @@ class StaleClips:
         )
 
     def stalled(self, work: Sequence[StaleClip]) -> None:
-        """Name the files that threads have been reading for minutes."""
+        """Show the files that threads have been reading for minutes."""
         names = ", ".join(one.source.path.name for one in work)
         self.caching.report.warn(f"Nothing has been read for two minutes; still at: {names}.")
 

@@ -111,7 +111,7 @@ def empty_caption_name(suffix: str) -> str:
 
 
 def possible_stems(name: str) -> tuple[str, ...]:
-    """What the stem of a media record may be, from its name alone: of an image, and of a video.
+    """The possible stems of a media record, from its file name: as an image, and as a video.
 
     >>> possible_stems("my_cat_00000-009_0064x0048_toy.safetensors")
     ('my_cat_00000-009', 'my_cat')
@@ -135,11 +135,11 @@ def tensor_key(
     """The key of one tensor of a record.
 
     Args:
-        field: What the schema says of it.
+        field: The tensor's field in the schema.
         tensor: The tensor.
         latents: The record's main latent, C F H W, whose F, H and W stand in every latent key but
             those of a field that is `many`, where each tensor has a size of its own.
-        name: Its name in the record, where that is not the field's.
+        name: The tensor's name in the record, if it differs from the field's name.
     """
     name = name or field.name
     key = f"varlen_{name}" if field.varlen else name
@@ -175,8 +175,8 @@ def check_record(
     """Refuse a record that the schema does not describe, or that holds NaN or infinity.
 
     Args:
-        record: As an encoder gave it.
-        fields: The schema's.
+        record: The output of an encoder.
+        fields: The fields of the schema.
         name: The item, for the message.
         complete: Whether every field that is not optional must be there.
 
@@ -221,7 +221,7 @@ def metadata_of(
     """The metadata of a record: the old keys and ours.
 
     Args:
-        architecture: Its long name is `architecture`.
+        architecture: The architecture; its name becomes the key `architecture`.
         header: The typed header.
         size: Width and height as in the file name, for media.
         frames: Frames of the clip, for videos.
@@ -244,7 +244,7 @@ def write_record(
     fields: Sequence[Field],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a record whole: a reader finds the old file or the new one, never a part.
+    """Write a record: a reader finds the old file or the complete new one.
 
     Its typed header gets the digest of all that the file holds: see `_digest`.
 
@@ -292,7 +292,8 @@ def _sealed(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) ->
 def _digest(
     header: RecordHeader, metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]
 ) -> str:
-    """Of all that a record holds: its metadata without the digest, each tensor's name, dtype, shape and bytes.
+    """Digest of everything in a record: metadata without the digest, and each tensor's name, dtype,
+    shape and bytes.
 
     How the tensors lie in the file does not count, so that any writer of safetensors may copy it.
     """
@@ -313,7 +314,7 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a record's content is what was written; True when it has no digest to compare with."""
+    """Whether a record matches its digest; True if it has none."""
     try:
         _read_whole(path)
     except DataError:
@@ -361,7 +362,7 @@ def _read_whole(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 class Stored(NamedTuple):
-    """What the head of a record file says, read without its tensors.
+    """The head of a record file, read without the tensors.
 
     Args:
         metadata: All of it, as text.
@@ -369,7 +370,7 @@ class Stored(NamedTuple):
         header: The typed header, or None when the record has none that we understand.
         damaged: Its content was compared with its digest, and is not what was written.
         twice: A field that the file holds in two dtypes; empty when there is none.
-        refused: Why a record without a typed header cannot be used; empty when nobody asked.
+        refused: Why a record without a typed header cannot be used; empty if this was not checked.
     """
 
     metadata: Mapping[str, str]

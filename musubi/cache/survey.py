@@ -1,4 +1,4 @@
-"""A dataset's sources compared with its records: which are fresh, and why the others are not."""
+"""Compares the sources of a dataset with its records: which are fresh, and why the others are not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from musubi.data.sources import Source
 
 _TICK = 3 * 10**9
-"""Nanoseconds, and more than the two seconds in which some disks count."""
+"""In nanoseconds; more than the two seconds to which some file systems round times."""
 
 NO_RECORD = "no record"
 OTHER_SETTINGS = "made with other settings in the dataset file, or by an older version of musubi"
@@ -44,7 +44,7 @@ class Settings:
 
     Args:
         plan: Which clips a source gives, and of what size.
-        preprocessing: What shapes one clip beside its size, its first frame and its length.
+        preprocessing: What else affects a clip, besides its size, its first frame and its length.
     """
 
     plan: str
@@ -60,7 +60,7 @@ def settings_of(entry: DatasetEntry, task: Task) -> Settings:
         "version": PREPROCESSING_VERSION,
         "options": dict(entry.options),
     }
-    if entry.alpha_mask:  # said only where it is, so that older records stay fresh
+    if entry.alpha_mask:  # added only if it is set, so that older records stay fresh
         shaping["alpha_mask"] = True
     choosing: dict[str, Any] = {
         "resolution": tuple(entry.resolution),
@@ -86,13 +86,13 @@ def seen_by_text(source: Source, task: Task) -> dict[str, tuple[Path, ...]]:
 
 
 def origin_of_text(seen: Mapping[str, Sequence[Path]]) -> Origin | None:
-    """What a text record is made of beside its caption; None when that is all."""
+    """The pictures that a text record depends on, besides its caption; None if there are none."""
     paths = [path for given in seen.values() for path in given]
     return Origin(paths) if paths else None
 
 
 class Origin:
-    """The signature and the content of files, each found out at most once.
+    """The signature and the content digest of files; each is computed at most once.
 
     The signature is always taken before the content, so that a file that changes between them has
     another signature from then on.
@@ -106,7 +106,7 @@ class Origin:
         self._recent = False
 
     def begin(self) -> None:
-        """Note how the files are before they are opened."""
+        """Remember the files' times and sizes before they are opened."""
         now = time.time_ns()
         self._stamp = stamp(self._paths)
         self._recent = any(changed > now - _TICK for _, _, changed, *_ in self._stamp)
@@ -145,12 +145,12 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceState:
-    """What is known of one source's records without opening the source.
+    """The state of one source's records, found without opening the source.
 
     Args:
         names: File names of its fresh records, in the order of clips and sections.
         reason: Why they are not complete and fresh; None when they are.
-        renewed: Its files have other times but the same bytes; the headers should learn them.
+        renewed: The files have new times but the same bytes, so the headers should be updated.
         found: Whether there was any record at all.
     """
 
@@ -221,9 +221,9 @@ def judge_text(
     """Why a text record is not fresh; None when it is.
 
     Args:
-        head: Of the record, or None when there is none.
-        caption: The caption there is now; None when its file is gone.
-        wanted: What it should be made with; may be limited to one component.
+        head: The head of the record, or None if there is no record.
+        caption: The current caption; None if its file is gone.
+        wanted: What the record must have been made with; may be limited to one component.
         origin: The pictures that the text encoders see beside the caption, where they see some.
         complete: Whether every field of the schema must be there.
     """
@@ -249,7 +249,7 @@ def text_head(
 
 
 def renew(cache_index: CacheIndex, names: tuple[str, ...], origin: Origin) -> None:
-    """Let headers learn the times of files whose bytes are the same; failing costs only time."""
+    """Update the file times in headers if the bytes are the same. If this fails, only time is lost."""
     for name in names:
         head = cache_index.media[name]
         if head is not None and head.header is not None:
@@ -257,5 +257,5 @@ def renew(cache_index: CacheIndex, names: tuple[str, ...], origin: Origin) -> No
                 rewrite_header(
                     cache_index.path(name), replace(head.header, signature=origin.signature)
                 )
-            except MusubiError:  # a cache that may only be read works all the same
+            except MusubiError:  # a read-only cache works too
                 return

@@ -49,15 +49,15 @@ class _Caption:
     """One text record while it is made.
 
     Args:
-        path: Where it lies.
+        path: Path of the record.
         source: Base name of the source, for messages; empty for the empty caption.
-        stem: Of the source.
+        stem: Stem of the source.
         text: The caption.
         seen: Name of an input → its files, for what the text encoders see beside the caption.
         origin: The same files; None when there are none.
-        head: What the file holds now, or will once the queue is written.
-        place: Its dataset.
-        failed: It is left out.
+        head: The head of the file, as it will be once the queue is written.
+        place: The dataset of the caption.
+        failed: Whether the caption is left out.
     """
 
     path: Path
@@ -179,7 +179,7 @@ class _TextRun:
                     origin=origin_of_text(seen),
                 )
                 if caption.head is not None and caption.head.damaged:
-                    caption.head = None  # nothing of it is taken over
+                    caption.head = None  # nothing of the old record is kept
                 if self.left(caption):
                     self.left_alone += 1
                 else:
@@ -196,7 +196,7 @@ class _TextRun:
         return _Caption(path=path, source="", stem="", text="", head=head, place=place)
 
     def left(self, caption: _Caption) -> bool:
-        """Whether the record stays as it is: a fresh one of musubi-tuner, or any with `--skip_existing`."""
+        """Whether the record is kept unchanged: a fresh one of musubi-tuner, or any with `--skip_existing`."""
         head = caption.head
         if head is None or head.header is None:
             return False
@@ -231,7 +231,7 @@ class _TextRun:
     # making records
 
     def share(self, component: str, captions: Sequence[_Caption], *, complete: bool) -> None:
-        """Run one encoder over the stale captions that fall to this process."""
+        """Run one encoder over this process's share of the stale captions."""
         dealt = self.shares.dealt(
             captions,
             title=f"Encoding captions by the {component}",
@@ -260,7 +260,9 @@ class _TextRun:
             self.bar.advance()
 
     def encoded(self, component: str, caption: _Caption) -> Record:
-        """A record on the CPU. Captions are encoded alone: in company a product rounds otherwise."""
+        """Encode one caption; the record is on the CPU. Captions are encoded one by one, since
+        matrix products round differently in a batch.
+        """
         caching = self.caching
         try:
             with torch.no_grad():
@@ -338,7 +340,7 @@ class _TextRun:
         )
 
     def failed(self, caption: _Caption, error: Exception) -> None:
-        """Leave a caption out, and remember it."""
+        """Leave a caption out, and record the failure."""
         caption.failed = True
         self.caching.failed(self.summary, caption.name, error)
         if caption.source:

@@ -25,17 +25,19 @@ class TrainingItem:
     """One thing to train on: a media record and its text record.
 
     Args:
-        key: Unique in the training set and the same on every machine: dataset number, file name.
-        directory: Where both records lie.
+        key: Unique in the training set and the same on every computer: dataset number and file
+            name.
+        directory: The directory of both records.
         media_name: File name of the media record.
         texts: File names of the text records by what tells its captions apart: see `Source.texts`.
-        regularization: It shows what the model knows and should keep.
+        regularization: Whether this is a regularization item, which shows what the model should
+            keep.
         bucket: Items of one dataset with equal buckets can be stacked: width, height and frames in
             pixels, then the shapes of the tensors.
-        batch_size: Of its dataset.
+        batch_size: Batch size of the dataset.
         repeats: How often an epoch visits it.
         dataset: Number of its dataset in the dataset file, from 0.
-        source: Clips of one video share it.
+        source: Name of the source; clips of one video share it.
         name: For messages: the source file, and where in it.
     """
 
@@ -63,7 +65,7 @@ class TrainingItem:
 
     @cached_property
     def captions(self) -> tuple[str, ...]:
-        """What stands behind the stem for each caption that training draws from."""
+        """The ending after the stem of each caption that training draws from."""
         return tuple(ending for ending in self.texts if not ending.endswith("c"))
 
 
@@ -85,18 +87,18 @@ class Problem:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a dataset file gives to train on.
+    """The training items of a dataset file.
 
     Args:
-        architecture: Whose records these are.
-        task: Its schema says which fields are loaded.
+        architecture: The architecture of the records.
+        task: The task; its schema says which fields are loaded.
         items: In an order that depends on names only.
         caches: The cache directory of each dataset.
         missing: Sources without a record.
         stale: Sources whose record was made from something else.
         skipped: Sources that cannot be used.
         pin: Put batches in pinned memory.
-        of_class: Batches bring the captions of what is to be kept.
+        of_class: Batches also hold the captions with the class word.
     """
 
     architecture: Architecture
@@ -111,7 +113,7 @@ class TrainingSet:
 
     @cached_property
     def digest(self) -> str:
-        """Of everything the order of batches depends on: names, buckets, repeats, batch sizes."""
+        """Digest of everything that the order of batches depends on: names, buckets, repeats, batch sizes."""
         return dataset_digest(self.items)
 
     def load(
@@ -156,7 +158,7 @@ class TrainingSet:
         return batch
 
     def _class_captions(self, items: Sequence[TrainingItem], chosen: Sequence[str]) -> Batch:
-        """The text fields of the captions of what is to be kept, and which items have one."""
+        """The text fields of the captions with the class word, and which items have one."""
         endings = [class_ending(ending) for ending in chosen]
         known = [ending in item.texts for item, ending in zip(items, endings, strict=True)]
         if not any(known):

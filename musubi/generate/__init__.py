@@ -1,1 +1,1 @@
-"""Words to video: `run` is the command, `session` one loaded model, `prompts` the inline grammar."""
+"""From prompts to videos: `run` is the command, `pipeline` one loaded model, `make` one command's results."""

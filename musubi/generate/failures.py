@@ -1,4 +1,4 @@
-"""What becomes of a failure: of one prompt among several, and of a video whose latents are made."""
+"""Failures: of one prompt among several, and of decoding when the latents are already made."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from musubi.errors import (
 from musubi.plugin import Architecture, Report
 
 _SHOWN = 60
-# What says nothing to a command that only decodes.
+# Options that have no effect in a command that only decodes.
 _MAKING: tuple[type[Options], ...] = (
     PromptOptions,
     VideoOptions,
@@ -49,12 +49,12 @@ _SHOWS = {"both": "video", "latent": "video", "latent_images": "images"}
 
 
 class Failures:
-    """Failures of some of several prompts or files: each is told, and the others go on.
+    """Collects failures of single prompts or files: each is reported, and the others go on.
 
     Args:
-        report: Told of each failure.
+        report: Shows each failure.
         total: How many prompts or files there are.
-        one: What one of them is called.
+        one: The word for one of them, such as "prompt".
     """
 
     def __init__(self, report: Report, total: int = 0, *, one: str = "prompt") -> None:
@@ -70,12 +70,13 @@ class Failures:
         alone: bool = False,
         fatal: tuple[type[Exception], ...] = (CheckpointError,),
     ) -> Iterator[None]:
-        """A failure inside is that of `name`.
+        """Inside this context, an exception is recorded as the failure of `name`.
 
         Args:
-            name: What the failure is told of.
-            alone: There is nothing beside it: its failure is raised.
-            fatal: What fails all the others too, and is raised: a network that cannot be loaded.
+            name: The prompt or file, for the message.
+            alone: There are no others, so the failure is raised.
+            fatal: Kinds of failures that all others share, such as a network that cannot be loaded;
+                they are raised.
         """
         try:
             yield
@@ -88,7 +89,7 @@ class Failures:
             self.add(name, failure)
 
     def add(self, name: str, failure: MusubiError, count: int = 1) -> None:
-        """Tell of a failure, and go on."""
+        """Report a failure, and go on."""
         self._report.warn(f"{name}: {failure}")
         self.names.append(name)
         self.count += count
@@ -97,10 +98,10 @@ class Failures:
             torch.cuda.empty_cache()
 
     def tell(self) -> None:
-        """Say at the end what failed.
+        """Show at the end what failed.
 
         Raises:
-            RunError: Something did.
+            RunError: Something failed.
         """
         if self.count:
             raise self.summary()
@@ -117,7 +118,7 @@ class Failures:
 
 
 def as_failure(name: str, error: Exception) -> MusubiError:
-    """Whatever was raised, as what the user is told."""
+    """Turn any exception into an error for the user."""
     if isinstance(error, MusubiError):
         return error
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
@@ -144,7 +145,7 @@ def short(text: str) -> str:
 def decoding(
     config: GenerateConfig, architecture: Architecture, task: str, files: Sequence[Path]
 ) -> str:
-    """The command that decodes latent files as `config` would have, as one line that a shell takes."""
+    """The command that decodes latent files with the options of `config`, as one line for a shell."""
     left = {name for group in _MAKING for name in group.model_fields} - set(_KEPT)
     left |= {"output_type", "continue_video", "models"}
     left |= {one.flag or "" for one in architecture.inputs}

@@ -1,6 +1,6 @@
-"""What a folder already holds of the videos that are asked for: `--continue` makes none of them again.
+"""Finds finished videos in a folder, so that `--continue` does not make them again.
 
-A file says by its metadata which recipe it was made by; one without metadata is not recognised.
+The metadata of a file holds its recipe; a file without metadata is not recognised.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ Kind = Literal["latent", "video", "images"]
 
 
 def same(stored: Mapping[str, Any], recipe: Recipe, facts: Mapping[str, Any]) -> bool:
-    """Whether a recipe as a file gives it back is this one, whatever the seed of both."""
+    """Whether a stored recipe equals this one, apart from the seed."""
     wanted = json.loads(json.dumps({**asdict(recipe), **facts}, ensure_ascii=False, default=str))
     return {**stored, "seed": 0} == {**wanted, "seed": 0}
 
 
 @dataclass(frozen=True)
 class FinishedVideo:
-    """What there is of a video whose denoising is done.
+    """The files of a video whose denoising is done.
 
     Args:
         name: The stem of its files.
-        recipe: As it was made, with its seed.
-        files: What there is of it.
+        recipe: The recipe it was made with, including the seed.
+        files: The files that exist.
     """
 
     name: str
@@ -49,7 +49,7 @@ class FinishedVideo:
     files: frozenset[Kind]
 
     def complete(self, output: str) -> bool:
-        """Whether nothing of an output type is missing.
+        """Whether all files of an output type exist.
 
         Images beside latents do not count: all of them may not have been written.
         """
@@ -60,7 +60,7 @@ class FinishedVideo:
 
     @property
     def denoised(self) -> bool:
-        """Whether its latents are there, so that it need only be decoded."""
+        """Whether the latents exist, so that only decoding is left."""
         return "latent" in self.files
 
 
@@ -71,7 +71,7 @@ class _Entry:
 
 
 class FinishedVideos:
-    """The finished videos of a folder; each is given away once.
+    """The finished videos of a folder; `take` returns each one only once.
 
     Args:
         folder: Where to look.
@@ -86,13 +86,13 @@ class FinishedVideos:
     def take(
         self, recipe: Recipe, facts: Mapping[str, Any], output: str, *, any_seed: bool
     ) -> FinishedVideo | None:
-        """A video of this recipe that is complete, or whose latents are there.
+        """A video of this recipe that is complete, or whose latents exist.
 
         Args:
-            recipe: What is asked for.
+            recipe: The requested recipe.
             facts: What else decides the result.
             output: The output type.
-            any_seed: The seed is not given: one of any seed will do.
+            any_seed: The user gave no seed, so a video with any seed fits.
         """
         for name, entry in self._entries.items():
             seed = entry.recipe.get("seed")

@@ -1,4 +1,4 @@
-"""Guidance around one network: classifier-free unless a task has its own, and the steps it skips.
+"""Guidance: classifier-free unless a task has its own kind, and the steps without guidance.
 
 Guided velocity: vu + g (vc - vu) (Ho and Salimans 2022), from two calls of the network.
 """
@@ -21,7 +21,7 @@ Call = Callable[[torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]
 
 
 class Hook(Protocol):
-    """How a guided velocity is made of calls of the network at one place: `Task.guidance`."""
+    """Computes the guided velocity of one step from calls of the network: `Task.guidance`."""
 
     def __call__(
         self,
@@ -34,14 +34,15 @@ class Hook(Protocol):
 
 
 def cfg_steps(mode: SkipMode, ratio: float | None, steps: int) -> tuple[bool, ...]:
-    """At which steps guidance applies; at the others the conditional prediction stands alone.
+    """At which steps guidance applies; the other steps use the conditional prediction alone.
 
-    The mode names what is left out: "early" applies guidance to the last part of the steps, "late"
-    to the first, "middle" to both ends, "early_late" to the middle, "alternate" now and then.
+    The mode names the steps without guidance: with "early", guidance applies to the last part of
+    the steps; with "late", to the first part; with "middle", to both ends; with "early_late", to
+    the middle; with "alternate", to steps at even distances.
 
     Args:
-        mode: Which steps go without; "none" leaves none out.
-        ratio: The part of the steps to which guidance applies; None: all.
+        mode: Which steps run without guidance; "none": no step does.
+        ratio: Share of the steps with guidance; None: all.
         steps: How many there are.
     """
     if mode == "none" or ratio is None:
@@ -78,15 +79,15 @@ def guided(
     times: Sequence[float],
     hook: Hook | None = None,
 ) -> Predict:
-    """The velocity that a solver follows: `call` with guidance around it.
+    """Make the function that a solver calls: it adds guidance to `call`.
 
     Args:
         call: One call of the network.
-        positive: What is asked for.
-        negative: What is asked against; None: nothing is, and there is no guidance.
+        positive: Conditioning of the prompt.
+        negative: Conditioning of the negative prompt; None: no guidance.
         recipe: What is made.
-        times: The noise level that the network is told at each step.
-        hook: The task's own guidance; classifier-free when None.
+        times: The noise level that the network gets at each step.
+        hook: The task's own guidance; None: classifier-free guidance.
     """
     steps = len(times)
     applies = cfg_steps(

@@ -1,4 +1,4 @@
-"""The pictures and videos that a recipe starts from, as the clip that the cache's own verb encodes."""
+"""The input pictures and videos of a recipe, as a clip for `Runtime.encode_media`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from musubi.plugin import Clip, Input, Prompt, Recipe, Task
 
 
 def has_media(options: Mapping[str, Any], task: Task) -> bool:
-    """Whether something beside the text is encoded: the task needs it, or it may have it and does."""
+    """Whether a recipe has pictures or videos to encode, in addition to the text."""
     return task.always_encodes or any(one.required or _files(one, options) for one in task.inputs)
 
 
 def check(recipe: Recipe, task: Task) -> None:
-    """Look at the files that a recipe starts from, before anything large is loaded.
+    """Check the input files of a recipe, before anything large is loaded.
 
     Raises:
-        ConfigError: A file does not exist, or what is asked for cannot be made.
+        ConfigError: A file does not exist, or the recipe cannot be generated.
         DataError: A video cannot be read, or is too short.
     """
     if task.check is not None:
@@ -39,7 +39,7 @@ def check(recipe: Recipe, task: Task) -> None:
 
 
 def clip_for(recipe: Recipe, task: Task) -> Clip:
-    """What the task takes beside its text, each at the size that it asks for.
+    """The clip with all inputs of the recipe, each resized as the task declares.
 
     Raises:
         DataError: A picture cannot be read, or a video is too short.
@@ -83,7 +83,7 @@ def prompt_for(text: str, recipe: Recipe, task: Task) -> Prompt:
 
 
 def seen_paths(recipe: Recipe, task: Task) -> tuple[str, ...]:
-    """The files that the text encoders see: prompts are remembered by these too."""
+    """The files that the text encoders see; the cache of encoded prompts depends on them too."""
     return tuple(
         str(path) for one in task.inputs if one.seen_by_text for path in _files(one, recipe.options)
     )
@@ -99,7 +99,7 @@ def _read(wanted: Input, path: Path, recipe: Recipe) -> np.ndarray:
     size = (recipe.width, recipe.height)
     if not moves(wanted, path):
         return fitted(wanted, picture(wanted, path), size)
-    # The first frames as they come, whatever their rate. Each is made its final size at once: a
+    # The first frames, whatever their frame rate. Each is resized at once: a
     # long video at its own size is gigabytes.
     info = _probed(wanted, path, recipe)
     numbers = range(min(recipe.frames, info.frames))

@@ -1,4 +1,4 @@
-"""Prompts as they are typed."""
+"""Read prompts that the user types."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ PROMPT = "> "
 
 
 def ask(read: Callable[[], str] | None = None) -> Iterator[str]:
-    """Yield each line that is typed, until the input ends; blank ones are passed over.
+    """Yield each typed line until the input ends; blank lines are skipped.
 
-    With `prompt_toolkit` installed, lines can be edited and earlier ones are called back.
+    With `prompt_toolkit` installed, lines can be edited, and earlier lines recalled.
     """
     read = read if read is not None else _reader()
     while True:

@@ -1,4 +1,6 @@
-"""Whether latents are for a network: those of another autoencoder have the same shape, and decode to noise."""
+"""Checks that latents are for this autoencoder. Those of another one may have the same shape, and
+decode to noise.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,10 @@ def check_latents(
 ) -> None:
     """Refuse latents that the task's autoencoder cannot decode.
 
-    What the file says of itself counts; the files of older tools say less, and get a warning.
+    The file's metadata decides. Files of older tools have less metadata, and get a warning.
 
     Raises:
-        ConfigError: They are of another size, or of another autoencoder.
+        ConfigError: The latents have another size, or are of another autoencoder.
     """
     channels = found.latents.shape[1]
     if channels != task.shape.channels:

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ChosenLora:
-    """One LoRA file, narrowed to the modules that are wanted, and its strength."""
+    """One LoRA file, reduced to the chosen modules, and its strength."""
 
     file: LoraFile
     multiplier: float
@@ -49,11 +49,11 @@ def choose(
 
     Args:
         config: The options.
-        architecture: Whose modules the files are for.
+        architecture: The architecture that the files are for.
         shapes: Name of each parameter of the DiT's checkpoint → its shape.
-        report: Told what in a file was not understood.
+        report: Gets a warning about tensors that were not understood.
         denoiser: The name of the denoiser that they are for.
-        ending: Of the options for another denoiser than the first: "_high_noise".
+        ending: Ending of the options for a denoiser that is not the first: "_high_noise".
 
     Raises:
         CheckpointError: A file is no LoRA of this architecture, or of another size.
@@ -93,12 +93,13 @@ def _ending_of(file: LoraFile, architecture: Architecture) -> str:
 
 
 def merging(chosen: Sequence[ChosenLora]) -> Transform:
-    """What merges the files into the DiT's tensors while they load."""
+    """Make the function that merges the files into the DiT's tensors while they load."""
     return merging_transform([(one.file, one.multiplier) for one in chosen])
 
 
 def merging_rest(chosen: Sequence[ChosenLora]) -> Transform | None:
-    """What merges those changes that `attach` cannot put beside a layer, or None.
+    """Make the function that merges the changes that `attach` cannot attach to a layer; None if
+    there are none.
 
     These are differences of norms, modulations and the like: small tensors, and no layer's product.
     """
@@ -111,7 +112,7 @@ def merging_rest(chosen: Sequence[ChosenLora]) -> Transform | None:
 
 
 def attach(dit: nn.Module, chosen: Sequence[ChosenLora]) -> None:
-    """Put the files beside the DiT's layers, which stay as they are."""
+    """Attach the files to the DiT's layers, whose weights stay unchanged."""
     for one in chosen:
         beside = {n: d for n, d in one.file.deltas.items() if _attachable(n, d)}
         if not beside:
@@ -123,7 +124,7 @@ def attach(dit: nn.Module, chosen: Sequence[ChosenLora]) -> None:
 
 
 def _attachable(name: str, delta: Delta) -> bool:
-    """Whether a change is of a linear layer's weight; what else there is, is merged."""
+    """Whether a change is to the weight of a linear layer; other changes are merged."""
     plain = delta.inner if isinstance(delta, Decomposed) else delta
     matrix = not isinstance(plain, (Difference, Replacement)) or plain.value.ndim == 2
     convolution = isinstance(plain, Pair) and (plain.down.ndim > 2 or plain.mid is not None)

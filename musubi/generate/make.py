@@ -1,4 +1,4 @@
-"""What one command makes: recipes to latents to files, whatever fails on the way."""
+"""One command's work: from recipes to latents to files, with failures handled."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from musubi.weights.load import Inspection
 
 @dataclass(frozen=True)
 class NamedRecipe:
-    """A recipe, and what it is called when it fails."""
+    """A recipe, and its name in messages."""
 
     recipe: Recipe
     name: str
@@ -43,18 +43,18 @@ class NamedRecipe:
 
 @dataclass
 class Generation:
-    """A command with its networks at hand.
+    """One command with its networks.
 
     Args:
         config: The options.
-        architecture: Whose networks.
+        architecture: The architecture of the networks.
         choice: The task and variant.
         pipeline: The networks.
-        found: Denoiser → what its file holds.
-        folder: Where everything is written.
-        facts: What else than a recipe decides a result.
-        policy: Of the denoisers.
-        report: Told of everything.
+        found: Denoiser → what was found in its file.
+        folder: The folder for all results.
+        facts: Everything besides the recipe that decides the result.
+        policy: The memory policy of the denoisers.
+        report: Shows messages and progress.
     """
 
     config: GenerateConfig
@@ -77,14 +77,14 @@ class Generation:
 
     @property
     def grammar(self) -> prompts.Grammar:
-        """What prompt lines may say."""
+        """The options that prompt lines may use."""
         return prompts.grammar(self.architecture)
 
     def requests(self, asked: Mapping[str, Any], name: str) -> list[NamedRecipe]:
-        """What the command line says, with `asked` laid over it: one for each of `--num_videos`.
+        """The recipes of the command line, overridden by `asked`: one for each of `--num_videos`.
 
         Raises:
-            ConfigError: It cannot be made.
+            ConfigError: The recipe cannot be generated.
         """
         config = self.config
         given, own = requested(config, self.architecture)
@@ -118,7 +118,7 @@ class Generation:
         return made
 
     def prompt(self) -> None:
-        """Make what `--prompt` says."""
+        """Make the videos of `--prompt`."""
         asked = {"prompt": self.config.prompt}
         made = self.requests(asked, short(self.config.prompt or ""))
         failures = Failures(self.report, len(made), one="video")
@@ -126,7 +126,7 @@ class Generation:
         failures.tell()
 
     def batch(self, path: Path) -> None:
-        """Make every prompt of a file; one that cannot be read or made is reported and left out."""
+        """Make every prompt of a file; a prompt that cannot be read or made is reported and skipped."""
         entries = prompts.read_entries(path, self.grammar)
         if not entries:
             raise ConfigError(f"{path} holds no prompt.", fix="Write one prompt a line.")
@@ -163,7 +163,7 @@ class Generation:
             self.report.warn(str(failures.summary()))
 
     def decode(self, files: Sequence[Path]) -> None:
-        """Turn latent files into videos or images; all are looked at before the VAE is loaded."""
+        """Turn latent files into videos or images; all files are checked before the VAE is loaded."""
         failures = Failures(self.report, len(files), one="file")
         alone = len(files) == 1
         good: list[Path] = []
@@ -187,15 +187,16 @@ class Generation:
     def make(
         self, wanted: Sequence[NamedRecipe], failures: Failures, *, alone: bool | None = None
     ) -> None:
-        """Encode all, denoise all, decode and write all: each as soon as memory allows.
+        """Encode all requests, denoise all, then decode and write all: each as soon as memory
+        allows.
 
         What was denoised is on disk as latents until its frames are, so that a failure loses none.
         With `--continue` nothing is made again that is there.
 
         Args:
             wanted: What to make.
-            failures: Takes what fails beside others.
-            alone: Whether a failure is the command's own; when there is one request, if None.
+            failures: Collects the failures of single requests.
+            alone: Raise a failure instead of collecting it; None: only if there is one request.
         """
         alone = len(wanted) == 1 if alone is None else alone
         if len(wanted) > 1:
@@ -232,7 +233,7 @@ class Generation:
     def _prepared(
         self, wanted: Sequence[NamedRecipe], failures: Failures, alone: bool
     ) -> list[NamedRecipe]:
-        """Those whose texts and pictures could be encoded."""
+        """The requests whose texts and pictures could be encoded."""
         of = {id(one.recipe): one for one in wanted}
 
         def failed(recipe: Recipe, error: Exception) -> None:
@@ -246,7 +247,7 @@ class Generation:
     def _left(
         self, wanted: Sequence[NamedRecipe]
     ) -> tuple[list[NamedRecipe], list[tuple[NamedRecipe, Path]]]:
-        """What has still to be denoised, and what has only to be decoded: its latents are there."""
+        """The requests that must be denoised, and those that only need decoding, since their latents exist."""
         if not self.config.continue_video:
             return list(wanted), []
         there, output = FinishedVideos(self.folder), self.config.output_type
@@ -269,7 +270,9 @@ class Generation:
         return any(recipe is one for one in self.drawn)
 
     def _denoise(self, recipe: Recipe) -> tuple[Recipe, Path]:
-        """Solve it, or what is left of it; the recipe as it was made, and the file of its latents."""
+        """Denoise a recipe, or the sections that are left of it. Returns the recipe used, and the
+        file of its latents.
+        """
         kept = self._kept(recipe)
         try:
             with self._explained("sample"):
@@ -291,7 +294,7 @@ class Generation:
         return kept.recipe, path
 
     def _kept(self, recipe: Recipe) -> KeptSections:
-        """Where its sections are kept: those of an unfinished video, when it goes on from one."""
+        """The store for a recipe's sections; it may hold those of an unfinished video."""
         found = None
         if self.config.continue_video:
             any_seed = self._any_seed(recipe)
@@ -315,7 +318,7 @@ class Generation:
     # from latents to files
 
     def _fits_beside(self, recipe: Recipe, *, last: bool) -> bool:
-        """Whether frames can be decoded while the denoisers stay where they are.
+        """Whether frames can be decoded while the denoisers stay on the device.
 
         After the last prompt they need not stay: they are freed first.
         """
@@ -368,7 +371,7 @@ class Generation:
             self.report.note(f"Wrote {path}.")
 
     def _tell_kept(self, files: Sequence[Path], *, stopped: bool = False) -> None:
-        """Say where latents are whose frames are not, and what decodes them."""
+        """Show where latents without frames are, and the command that decodes them."""
         files = [path for path in files if path.is_file()]
         if not files or self.config.output_type == "latent":
             return
@@ -431,7 +434,7 @@ class Generation:
 
 
 def _without_tail(chunks: Iterator[np.ndarray], trimmed: int) -> Iterator[np.ndarray]:
-    """The pictures of all chunks, but for the last ones."""
+    """The pictures of all chunks, without the last `trimmed` ones."""
     held: deque[np.ndarray] = deque()
     for chunk in chunks:
         for picture in chunk:

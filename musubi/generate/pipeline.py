@@ -38,11 +38,11 @@ from musubi.plugin import (
 )
 
 Failed = Callable[[Recipe, Exception], None]
-"""`(recipe, error)`: told of a recipe that cannot be made."""
+"""`(recipe, error)`: called for a recipe that cannot be made."""
 
 
 class _Trial:
-    """Recipes that are prepared together: the failure of one is not that of another."""
+    """Recipes that are prepared together, with separate failures."""
 
     def __init__(self, failed: Failed | None) -> None:
         self._failed = failed
@@ -50,7 +50,9 @@ class _Trial:
 
     @contextmanager
     def of(self, recipes: Sequence[Recipe]) -> Iterator[None]:
-        """What fails inside is the failure of these recipes; of all, when a network cannot be loaded."""
+        """Inside this context, an exception is a failure of these recipes, or of all if a network
+        cannot be loaded.
+        """
         try:
             yield
         except Exception as error:
@@ -62,50 +64,52 @@ class _Trial:
                     self._failed(recipe, error)
 
     def left(self, recipes: Sequence[Recipe]) -> list[Recipe]:
-        """Those that did not fail."""
+        """The recipes that did not fail."""
         return [recipe for recipe in recipes if id(recipe) not in self._out]
 
 
 class SectionWatch:
-    """What is done with the sections of a rollout; this one does nothing.
+    """Gets the sections of a rollout; this class does nothing with them.
 
-    `musubi generate` keeps them on disk, so that a video that is made in sections can be looked at
-    while it is made, and gone on with.
+    `musubi generate` saves them to disk, so that the user can watch the finished sections of a
+    video and continue it later.
     """
 
     def solved(self, number: int) -> torch.Tensor | None:
-        """The latents of a section that was solved before; None: it has to be solved."""
+        """The latents of a section that was made before; None: the section must be made."""
         return None
 
     def made(self, number: int, latents: torch.Tensor) -> None:
-        """The latents of a section that has just been solved."""
+        """Called with the latents of a section that was just made."""
 
     def so_far(self, number: int, latents: torch.Tensor) -> None:
-        """The latents of the video as far as it is made, before section `number` is solved."""
+        """Called with the latents of the video so far, before section `number` is made."""
 
 
 class Pipeline:
     """The phases of generation over one set of networks.
 
-    Text encoders are loaded one after the other, encode all that is asked for, and are freed;
-    then the DiT denoises; then the VAE decodes. Each distinct prompt is encoded once.
+    Text encoders are loaded one after the other, encode all prompts, and are freed; then the DiT
+    denoises; then the VAE decodes. Each distinct prompt is encoded once.
 
     Args:
-        architecture: Whose networks these are.
+        architecture: The architecture of the networks.
         task: What is made.
         runtime_options: The architecture's own options, for its runtime.
         nets: The networks.
         device: Where to compute.
-        dit_dtype: What the DiT computes in, under autocast; None: as its weights are stored.
+        dit_dtype: The dtype that the DiT computes in, under autocast; None: the dtype of its
+            weights.
         report: Where progress is shown.
-        denoisers: Name → the denoiser to use instead of `nets`', such as the one in training; it is
-            not moved, freed or switched between training and evaluation here.
+        denoisers: Name → a denoiser to use instead of the one in `nets`, such as the one in
+            training. It is never moved, freed or switched between training and evaluation mode
+            here.
 
     Attributes:
-        park: Move networks that rest to host memory instead of dropping them: set it when more
-            prompts will follow.
-        park_experts: The same for denoisers that rest while another one works.
-        keep: Names of small networks for which it holds too: those that several prompts need.
+        park: Move networks that are not in use to host memory, instead of dropping them: set this
+            when more prompts will follow.
+        park_experts: The same for denoisers that are not in use while another one is.
+        keep: Names of small networks to move to host memory too, since several prompts need them.
     """
 
     park: bool = False
@@ -142,19 +146,20 @@ class Pipeline:
 
     @torch.no_grad()
     def prepare(self, recipes: Sequence[Recipe], failed: Failed | None = None) -> list[Recipe]:
-        """Encode what these recipes need and is not encoded yet: each encoder is loaded once.
+        """Encode everything that these recipes need and that is not encoded yet. Each encoder is
+        loaded once.
 
         Args:
             recipes: What will be made.
-            failed: Told of a recipe that cannot be prepared, and why; the others go on. None: the
-                first failure is raised.
+            failed: Called with each recipe that cannot be prepared, and the error; the others go
+                on. None: the first failure is raised.
 
         Returns:
             The recipes that can be made.
 
         Raises:
-            MusubiError: What a recipe starts from is missing or cannot be read; or a network cannot
-                be loaded.
+            MusubiError: An input of a recipe is missing or cannot be read, or a network cannot be
+                loaded.
         """
         trial = _Trial(failed)
         for recipe in recipes:
@@ -182,8 +187,8 @@ class Pipeline:
     def encode(self, recipe: Recipe) -> dict[str, Conditioning]:
         """The conditioning of each of the recipe's texts, by name, on the device.
 
-        There is no negative one when nothing reads it: with a guidance scale of 1 the network is
-        called once a step.
+        There is no negative conditioning if it is not used: with a guidance scale of 1 the network
+        is called once per step.
         """
         self.prepare([recipe])
         texts = texts_of(recipe, self.task)
@@ -195,10 +200,10 @@ class Pipeline:
 
         Args:
             recipe: What to make.
-            watch: Told of the sections, and asked for those that were solved before.
+            watch: Gets the sections, and returns those that were made before.
 
         Raises:
-            RunError: The network answered with numbers that are not finite.
+            RunError: The network's output is not finite.
         """
         watch = watch or SectionWatch()
         given = self.encode(recipe)
@@ -231,11 +236,11 @@ class Pipeline:
 
         Args:
             latents: What to decode, on any device; the runtime moves as much as it decodes at once.
-            recipe: What they were made by, where that is known.
-            deep: Whether 8 bits are too few.
+            recipe: The recipe of the latents, if known.
+            deep: Return 16-bit frames instead of 8-bit ones.
 
         Raises:
-            RunError: The VAE answered with numbers that are not finite.
+            RunError: The VAE's output is not finite.
         """
         latents = latents if latents.ndim == 5 else latents[None]
         names = [c.name for c in self.architecture.of_role("vae", self.task)]
@@ -249,13 +254,13 @@ class Pipeline:
                 yield np.stack([_levels(picture, deep) for picture in pictures[0].unbind(1)])
 
     def drop(self) -> None:
-        """Forget the networks of `keep`: no more prompts will follow."""
+        """Drop the networks of `keep`; call this when no more prompts follow."""
         kept, self.keep = self.keep, set()
         for name in kept:
             self._rest(name)
 
     def free(self) -> None:
-        """Let the denoisers rest, unless they were handed in."""
+        """Park or drop the denoisers, unless the caller passed them in."""
         for name in self.task.denoisers:
             if name not in self.denoisers:
                 self._rest(name)
@@ -298,7 +303,7 @@ class Pipeline:
     def _levels(
         self, recipe: Recipe, section: Section, solver: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The noise levels of a section, and what the network is told at each step."""
+        """The noise levels of a section, and the noise level that the network gets at each step."""
         if self.task.sigmas is not None:
             tokens = self.task.shape.tokens(*section.noise.shape[-3:])
             levels = torch.as_tensor(self.task.sigmas(recipe, tokens))
@@ -310,7 +315,7 @@ class Pipeline:
     # denoisers: one at a time
 
     def _choose(self, t: float) -> None:
-        """Let the denoiser of this noise level work, and the one before it rest."""
+        """Put the denoiser for this noise level on the device, and park or drop the previous one."""
         name = self.experts.at(t)
         if name == self._working:
             return
@@ -319,7 +324,7 @@ class Pipeline:
         self._working = name
 
     def _call(self, x: torch.Tensor, t: torch.Tensor, given: Conditioning) -> torch.Tensor:
-        """One call of the denoiser that works."""
+        """One call of the current denoiser."""
         assert self._working is not None
         dit = self.denoisers.get(self._working)
         if dit is None:
@@ -400,7 +405,7 @@ class Pipeline:
 def compute_dtype(module: nn.Module) -> torch.dtype:
     """The dtype that most of a network's weights are stored in.
 
-    Weights in 8 bits compute in what the rest is stored in; in bfloat16 when there is no rest.
+    8-bit weights compute in the dtype of the other weights, or in bfloat16 if there are none.
     """
     counts: dict[torch.dtype, int] = {}
     for parameter in module.parameters():

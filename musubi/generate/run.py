@@ -1,4 +1,4 @@
-"""The command `musubi generate`: models from files, recipes from words, files from both."""
+"""The command `musubi generate`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def run(config: GenerateConfig, architecture: Architecture, report: Report) -> N
     """Generate, decode, or save a merged model, as the options say.
 
     Raises:
-        MusubiError: Something given cannot be used; in a batch, once everything else is done.
+        MusubiError: An option or file cannot be used. In a batch, it is raised after everything
+            else is done.
     """
     if config.save_merged_model is not None:
         loras.save_merged(config, architecture, report)
@@ -60,7 +61,7 @@ def run(config: GenerateConfig, architecture: Architecture, report: Report) -> N
 def _with_tasks_of_prompts(
     config: GenerateConfig, architecture: Architecture, path: Path
 ) -> GenerateConfig:
-    """The command as if it had said what each prompt of its file says: an option that means a task."""
+    """Apply options of the prompt file that choose the task as if they were on the command line."""
     asked = _readable(path, prompts.grammar(architecture))
     meant = [o.name for o in architecture.options if o.task and "generate" in o.commands]
     said = {
@@ -72,7 +73,7 @@ def _with_tasks_of_prompts(
 
 
 def _readable(path: Path, grammar: prompts.Grammar) -> list[Mapping[str, Any]]:
-    """The prompts of a file without those that cannot be read, which the batch reports."""
+    """The readable prompts of a file; the batch reports the others."""
     found: list[Mapping[str, Any]] = []
     for _, read in prompts.read_entries(path, grammar):
         with suppress(MusubiError):
@@ -127,7 +128,7 @@ def _open(config: GenerateConfig, architecture: Architecture, report: Report) ->
     )
     for name in used:
         if architecture.component(name).tokenizer is not None:
-            nets.tokenizer(name)  # a missing one is said before anything large is loaded
+            nets.tokenizer(name)  # a missing one is reported before anything large is loaded
     pipeline = Pipeline(architecture, choice.task, own, nets, device=device, report=report)
     pipeline.park_experts = config.offload_inactive_dit
     facts = {
@@ -203,7 +204,7 @@ def _say_unused(
 def _say_experts(
     config: GenerateConfig, task: Task, found: Mapping[str, Inspection], report: Report
 ) -> None:
-    """Say what becomes of a task of several denoisers, and of options that are about them."""
+    """Show how several denoisers are used, and which options for them have no effect."""
     if config.offload_inactive_dit and len(found) < 2:
         report.warn("--offload_inactive_dit changes nothing: there is one denoiser.")
     absent = [name for name in task.denoisers if name not in found]
@@ -215,7 +216,7 @@ def _say_experts(
 
 
 def _needed(config: GenerateConfig, architecture: Architecture, task: Task) -> list[str]:
-    """Names of the networks that will be used, so that a missing one is said before any is loaded."""
+    """Names of the networks that will be used, so that a missing file is reported before any is loaded."""
     vae = [c.name for c in architecture.of_role("vae", task)]
     if config.latent_path:
         return vae

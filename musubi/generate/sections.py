@@ -1,4 +1,5 @@
-"""A video that is made in sections: each is on disk as soon as it is made, and can be gone on from.
+"""Videos that are made in sections: each section is saved as soon as it is made, so that the video
+can be continued.
 
 Beside the video to come, `{name}_section000.mp4` shows the first section that was made, and
 `{name}_section000_latent.safetensors` holds its latents and the whole recipe. Once the whole video is
@@ -31,7 +32,7 @@ Decode = Callable[[torch.Tensor, Recipe], Iterable[np.ndarray]]
 class KeptSections(SectionWatch):
     """Sections on disk while the video is made.
 
-    Nothing is written of a video that is one section.
+    For a video of only one section nothing is written.
 
     Args:
         recipe: What is made.
@@ -39,7 +40,7 @@ class KeptSections(SectionWatch):
         folder: Where they are.
         facts: What else decides the result; stored with each section.
         decode: Makes pictures of a section; None: no videos of sections are written.
-        report: Told of each file.
+        report: Shows each file.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class KeptSections(SectionWatch):
             )
 
     def clear(self) -> None:
-        """Delete what is not needed any more: the whole video is on disk."""
+        """Delete the sections when the whole video is on disk."""
         for path in self._folder.glob(f"{self.name}{_MARK}[0-9][0-9][0-9]*"):
             path.unlink()
 
@@ -109,13 +110,13 @@ class KeptSections(SectionWatch):
 def unfinished(
     folder: Path, recipe: Recipe, facts: Mapping[str, Any], *, any_seed: bool
 ) -> tuple[str, Recipe] | None:
-    """The name and the recipe of a video that was begun and not finished; the latest of several.
+    """The name and the recipe of an unfinished video; the latest if there are several.
 
     Args:
         folder: Where to look.
-        recipe: What is asked for now; only a video of the same recipe is gone on with.
+        recipe: The requested recipe; only a video of the same recipe is continued.
         facts: What else decides the result.
-        any_seed: The seed is not given: that of the unfinished video is taken.
+        any_seed: The user gave no seed; the seed of the unfinished video is used.
     """
     for path in sorted(folder.glob(f"*{_MARK}000{_LATENTS}"), reverse=True):
         try:
@@ -138,7 +139,7 @@ def pictures(chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _go_on() -> None:
-    """Once there is something to go on from, the command that does so is another one."""
+    """When there are sections to continue from, show the command with `--continue`."""
     line = stopping.way_on()
     if line is not None and "--continue" not in line.split():
         stopping.go_on_with(f"{line} --continue")

@@ -17,9 +17,10 @@ BUILT_IN = "0"
 
 
 class Steps:
-    """Which of a recipe's steps leave out the blocks of the network, or how their residuals grow.
+    """Decides which steps of a recipe skip the network's blocks, or measures the ratios of their
+    residuals.
 
-    Without a recipe, and without options that ask for it, every call runs as it is.
+    Without a recipe or without MagCache options, every call runs in full.
 
     Attributes:
         step: Number of the step that is taken now.
@@ -38,7 +39,7 @@ class Steps:
         self._schedule: tuple[bool, ...] = ()
 
     def start(self, steps: int, positive: Conditioning, negative: Conditioning | None) -> None:
-        """A run of the solver begins: nothing is known of its residuals."""
+        """Start a new denoising loop, and forget earlier residuals."""
         self._names = {id(positive): "positive", id(negative): "negative"}
         if self._policy is not None:
             self._schedule = skipped(self._policy, steps)
@@ -52,7 +53,7 @@ class Steps:
         given: Conditioning,
         call: Callable[[], torch.Tensor],
     ) -> torch.Tensor:
-        """One call of the network: as it is, or without its blocks."""
+        """One call of the network, in full or without its blocks."""
         name = self._names.get(id(given))
         if name is None or not (self._measuring or self._policy):
             return call()
@@ -63,7 +64,7 @@ class Steps:
         return self._caches[network].run(name, self.step, call)
 
     def measured(self) -> list[str]:
-        """What was measured, as the option that uses it; empty when nothing was."""
+        """The measured ratios, as the option to use them; empty if nothing was measured."""
         if not self._measuring:
             return []
         return [

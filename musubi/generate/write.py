@@ -1,4 +1,4 @@
-"""What generation leaves on disk: videos, images and latents, each whole or not there at all.
+"""Write videos, images and latents; each file is written completely or not at all.
 
 Names: `{time}_{seed}.mp4`, `{time}_{seed}_latent.safetensors`, `{time}_{seed}/{time}_{seed}_000.png`
 (without the folder when there is one frame); time is `YYYYmmdd-HHMMSS`. What is decoded from a latent
@@ -66,7 +66,7 @@ def stem(folder: Path, seed: int, *, original: str | None = None) -> str:
     Args:
         folder: Where it will be written.
         seed: A number, and nothing that a file says.
-        original: The stem of the file it is made of.
+        original: The stem of the latent file that is decoded.
     """
     name = f"{datetime.now():%Y%m%d-%H%M%S}_{int(seed)}"
     if original:
@@ -135,7 +135,7 @@ def write_latents_somewhere(
     """`write_latents`; in the system's folder for temporary files when `path` cannot be written.
 
     Raises:
-        RunError: Neither can be.
+        RunError: Neither folder can be written.
     """
     try:
         return write_latents(latents, path, metadata)

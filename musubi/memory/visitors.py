@@ -57,11 +57,20 @@ def _visit(
     **kwargs: Any,
 ) -> Any:
     there = home.buffer.to(device, non_blocking=True, copy=True)
-    away = {item.leaf: layer._parameters[item.leaf] for item in home.items}
-    for item in home.items:
-        # Parameters of their own: what the backward pass may keep must not be emptied under it.
-        layer._parameters[item.leaf] = nn.Parameter(item.view(there), requires_grad=False)
+    # An 8-bit weight has its scale among the buffers.
+    owners: list[dict[str, Any]] = [
+        layer._parameters if item.leaf in layer._parameters else layer._buffers
+        for item in home.items
+    ]
+    pairs = list(zip(owners, home.items, strict=True))
+    away = [(owned, item.leaf, owned[item.leaf]) for owned, item in pairs]
+    for owned, item in pairs:
+        # Tensors of their own: what the backward pass may keep must not be emptied under it.
+        come = item.view(there)
+        parameter = owned is layer._parameters
+        owned[item.leaf] = nn.Parameter(come, requires_grad=False) if parameter else come
     try:
         return inner(*args, **kwargs)
     finally:
-        layer._parameters.update(away)
+        for owned, leaf, tensor in away:
+            owned[leaf] = tensor

@@ -1,4 +1,4 @@
-"""What helps the networks beside the DiT when they do not fit: the settings of text encoders and VAE."""
+"""Advice for text encoders and VAEs that do not fit into memory."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ _CLOSE = "close other programs that use the GPU"
 
 
 def for_text(architecture: Architecture, network: Network, policy: Policy, room: int | None) -> str:
-    """The setting to change next for a text encoder, as a sentence: what keeps the numbers first.
+    """The setting to change next for a text encoder, as a sentence; settings that do not change its
+    output come first.
 
     Args:
-        architecture: Whose encoder.
+        architecture: The architecture of the encoder.
         network: The encoder.
-        policy: How it runs now.
-        room: Bytes of the device; None: not known, then the largest saving counts.
+        policy: The current memory policy.
+        room: Bytes of device memory; None: unknown, so the largest saving is chosen.
     """
 
     def need(changed: Policy) -> int:
         return needed(networks.text(architecture, network, changed, None))
 
     def streaming(kept: Policy) -> Policy:
-        """As few more streamed blocks as are enough, else all."""
+        """Stream as few more blocks as are enough; if none is enough, stream all."""
         sizes = weights_of(component, network.numbers, dtype=network.dtype, storage=kept.storage)
         counts = stream_counts(component, [len(stack) for stack in sizes.blocks])
         more = [replace(kept, streamed=c) for c in counts if sum(c) > sum(kept.streamed)]
@@ -63,9 +64,9 @@ def for_vae(architecture: Architecture, options: Mapping[str, Any], command: Com
     """The setting to change next for a VAE, as a sentence.
 
     Args:
-        architecture: Whose VAE.
-        options: The architecture's own options, as they are now.
-        command: Whose options may be named.
+        architecture: The architecture of the VAE.
+        options: The current values of the architecture's own options.
+        command: The command; only its options are named.
     """
     left = [
         f"--{o.name}" if o.saves is True else f"--{o.name} {o.saves}"

@@ -19,13 +19,13 @@ def decoding_fits(
     size: tuple[int, int, int],
     device: torch.device,
 ) -> bool:
-    """Whether the VAE and what it computes fit into what is free now; False where that is not known.
+    """Whether the VAE and its activations fit into the free memory; False if that is unknown.
 
     Args:
         config: The options; `--vram` bounds what may be used.
         architecture: Whose VAE.
         size: Width, height and frames of the video.
-        device: Where the networks are.
+        device: The device of the networks.
     """
     room = free_room(config, device)
     if room is None:
@@ -46,7 +46,7 @@ def decoding_fits(
 
 
 def free_room(config: GenerateConfig, device: torch.device) -> int | None:
-    """Bytes that are free on the device, within `--vram`; of the host where it is the device."""
+    """Free bytes on the device, within `--vram`; on the CPU, free host memory."""
     if device.type != "cuda":
         return host_room()
     free, _ = torch.cuda.mem_get_info(device)

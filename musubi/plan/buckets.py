@@ -1,4 +1,4 @@
-"""The sizes that a dataset file gives: of its clips, or of its records where the sources are gone."""
+"""The video sizes of a dataset file: of its clips, or of its records if the sources are gone."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def of_dataset(
         architecture: Whose clips.
         task: Of the architecture.
         path: The dataset file.
-        report: Shown the survey, and told what is gone.
+        report: Shows the survey of the dataset, and what is missing.
 
     Raises:
         ConfigError: There is no clip.

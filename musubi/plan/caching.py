@@ -39,7 +39,8 @@ def run_text(config: CacheTextConfig, architecture: Architecture, report: Report
 def explained(
     config: Options, architecture: Architecture, task: Task, command: Command
 ) -> Iterator[None]:
-    """Inside, a device that is too small for one clip or caption is answered with figures.
+    """Inside this context, running out of memory for one clip or caption gives an error with
+    figures.
 
     Args:
         config: The options of the command.
@@ -55,7 +56,7 @@ def explained(
     except DeviceFullError as error:
         try:
             said = _explain(error, config, architecture, task, command)
-        except Exception:  # whatever is wrong with the plan must not hide the fact
+        except Exception:  # a failing plan must not hide the real error
             said = error
     else:
         return
@@ -80,7 +81,7 @@ def _explain(
         fix = advice.for_vae(architecture, options, command)
         at = f" at {bucket}"
     else:
-        # Where training makes text records, its encoders run whole.
+        # When training makes text records, its encoders stay on the device.
         caches = command == "cache text"
         policies = encoder_policies(config, architecture) if caches else {}
         policy = policies.get(error.component, Policy())

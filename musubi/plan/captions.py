@@ -1,4 +1,4 @@
-"""A caption through a text encoder that exists in shapes only: what it allocates and multiplies."""
+"""Runs a text encoder without weights (only shapes), and records its allocations and products."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ TOKENS = 512
 # Without a recording: how many tensors as wide as the widest layer are alive at once.
 _ALIVE = 6
 
-# Recordings of this process: what was recorded → the component, so that its id stays its own, and
-# the recording.
+# Recordings of this process: what was recorded → the recording, and the component (kept alive, so
+# that its id is not used again).
 _traces: dict[Hashable, tuple[Component, Trace]] = {}
 
 
@@ -31,14 +31,14 @@ def record(
 ) -> Trace:
     """The operations of one caption.
 
-    The architecture's own way of encoding is run, with a tokenizer that fills captions to the
-    longest that it allows. An encoder that cannot be run so is counted by its layers.
+    The architecture's own encoding code is run with a tokenizer that gives captions of the greatest
+    length. An encoder that cannot be run in this way is counted by its layers.
 
     Args:
-        architecture: Whose text encoder.
+        architecture: The architecture of the text encoder.
         network: The encoder at its size.
         eight: Whether its large matrices are stored in 8 bits.
-        tokens: Of the caption; None: as many as it allows.
+        tokens: Length of the caption; None: the greatest length.
     """
     numbers = tuple((k, str(v)) for k, v in sorted(network.numbers.items()))
     key = (id(network.component), numbers, network.dtype, eight, tokens)
@@ -73,7 +73,7 @@ def _run(architecture: Architecture, name: str, module: nn.Module, tokens: int |
             args, kwargs = walk((args, kwargs), mode.from_tensor)
             with recorder:
                 out = inner(*args, **kwargs)
-        # What comes after the network reads numbers: masks and lengths are real, this is nothing.
+        # Code after the network reads numbers: masks and lengths are real, this output is empty.
         return walk(out, lambda t: torch.zeros(t.shape, dtype=t.dtype))
 
     module.forward = forward
@@ -130,7 +130,7 @@ class Recorded:
         return name in self._modules
 
     def free(self, name: str) -> None:
-        """They weigh nothing."""
+        """Do nothing, since the networks take no memory."""
 
     def tokenizer(self, name: str) -> Any:
         if self._tokenizer is None:
@@ -139,10 +139,10 @@ class Recorded:
 
 
 class FullLengthTokenizer:
-    """Called as those of transformers are; every caption has as many tokens as may be.
+    """Called like the tokenizers of transformers; every caption has the greatest length.
 
     Args:
-        tokens: Of a caption; None: `max_length`.
+        tokens: Tokens of a caption; None: `max_length`.
     """
 
     bos_token_id = 0

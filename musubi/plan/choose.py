@@ -1,11 +1,11 @@
-"""The fastest settings that fit a card: what keeps every number as it is comes first.
+"""Choose the fastest settings that fit a card; settings that do not change the results come first.
 
-Tried in the order of what they cost: nothing computed again, then all but attention, then whole
-blocks; for each as few streamed blocks as fit, with activations on the device and then on the host;
-where none of that fits, feed-forward layers in chunks.
-Where steps are few, blocks are compiled if that saves more time than it takes, or else nothing fits.
-Weights in 8 bits change the numbers a little: they are taken when nothing exact fits, or when the
-exact settings would wait for the link.
+Settings are tried in the order of their cost: no recomputation, then everything but attention, then
+whole blocks; for each of these, as few streamed blocks as possible, with activations on the device
+and then on the host; if none of that fits, feed-forward layers in chunks. If there are few steps,
+blocks are compiled only if that saves more time than it takes, or if nothing fits without it.
+Weights in 8 bits change the numbers a little: they are used if no exact settings fit, or if exact
+settings would wait for copies from the host.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from musubi.estimate.step import Estimate, Optimizer, estimate
 from musubi.plugin.architecture import Component
 from musubi.plugin.policy import Policy, Recompute, Storage
 
-# What an allocator cannot use, and what a library takes that PyTorch does not see.
+# Memory that an allocator cannot use, and memory of libraries that PyTorch does not see.
 MARGIN_PART = 0.05
 MARGIN = 256 << 20
 # Exact settings may be this much slower than those in 8 bits.
 _WORTH = 1.15
 SLICES = 4
-# What is computed again: each keeps less than the one before.
+# Kinds of recomputation; each keeps less memory than the one before.
 _AGAIN: tuple[Recompute, ...] = ("none", "attention", "blocks")
 # Seconds that compiling takes, for one size of video: the first steps of full-size models took 15 to
 # 60 s longer on one H200, training, and about 15 to 25 s generating; other hosts are slower.
@@ -41,12 +41,12 @@ Beside = Callable[[Policy], Iterable[Estimate]]
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenPolicy:
-    """Settings, and what they need.
+    """Settings and their estimate.
 
     Attributes:
         policy: The settings.
-        estimate: What they need.
-        ram: Bytes of host memory, where these decided: with more, other settings were taken.
+        estimate: The memory and time that they need.
+        ram: Bytes of host memory, if host memory decided the settings; else None.
     """
 
     policy: Policy
@@ -75,20 +75,19 @@ def choose(  # noqa: PLR0913 - each is another limit or another fact
     """The fastest settings that fit.
 
     Args:
-        case: What is run, at the largest size that will be met.
+        case: The network and its largest input.
         vram: Bytes of device memory; a margin of 5% and 256 MiB is left free.
         ram: Bytes of host memory, everything of the process included; None: any amount.
-        ram_is: Where that number is from, as words before it.
-        optimizer: Of a training step.
-        card: Decides what is fast; a common one when not given.
-        fixed: Fields of `Policy` that the user has decided.
+        ram_is: Words for messages that say where `ram` comes from.
+        optimizer: The optimizer of a training step.
+        card: The card, whose speeds decide what is fast; a common one when not given.
+        fixed: Fields of `Policy` that the user has set.
         may_compile: Whether blocks can be compiled here.
-        steps: How many are run for each time that blocks are compiled; None: so many that compiling
-            always pays.
-        beside: What else must fit under the same policy, such as previews; None: nothing.
+        steps: How many steps run for each compilation; None: so many that compiling always pays.
+        beside: What else must fit with the same policy, such as previews; None: nothing.
 
     Raises:
-        ConfigError: Nothing fits; says what comes nearest.
+        ConfigError: Nothing fits; the message says what comes nearest.
     """
     search = _Search(
         case,
@@ -105,7 +104,7 @@ def choose(  # noqa: PLR0913 - each is another limit or another fact
     found = search.best()
     if ram is None or found.estimate.host <= ram:
         return found
-    # The fastest of all is the fastest of those that need less, where it is one of them.
+    # If the fastest of all is among those that need less memory, it is the fastest of them too.
     return replace(replace(search, ram=ram).best(), ram=ram)
 
 
@@ -142,7 +141,7 @@ class _Search:
         return fastest
 
     def _that_fit(self, modes: list[Policy]) -> list[ChosenPolicy]:
-        """Those that fit, in the same order; where the leanest does not, the others are not tried."""
+        """The settings that fit, in the same order. If the smallest does not fit, the others are not tried."""
         found: dict[Policy, ChosenPolicy] = {}
         hopeless: set[tuple[bool, bool]] = set()
         for policy in sorted(modes, key=lambda p: -_AGAIN.index(p.recompute)):
@@ -198,7 +197,7 @@ class _Search:
             )
 
     def _fewest(self, policy: Policy) -> ChosenPolicy | None:
-        """With as few streamed blocks as it takes to fit the device; None when it does not."""
+        """The policy with as few streamed blocks as needed to fit; None if it does not fit."""
         counts = self._counts(policy)
         low, high = 0, len(counts) - 1
         most = self._with(policy, counts[high])
@@ -222,7 +221,9 @@ class _Search:
         return stream_counts(dit, [len(stack) for stack in sizes.blocks])
 
     def _frozen(self) -> bool:
-        """Whether the network itself stays as it is: only then can it be streamed and rounded."""
+        """Whether the network's own weights are not trained: only then can they be streamed or
+        stored in 8 bits.
+        """
         return not self.case.whole
 
     def _with(self, policy: Policy, streamed: tuple[int, ...]) -> ChosenPolicy:
@@ -237,14 +238,14 @@ class _Search:
         return all(needed(other) <= self.vram for other in others)
 
     def _time(self, one: ChosenPolicy) -> float:
-        """Of one step, or of all of them and of compiling, where their number is known."""
+        """Seconds of one step; if the number of steps is known, of all steps and of compiling."""
         seconds = one.estimate.seconds or 0.0
         if self.steps is None:
             return seconds
         return self.steps * seconds + (COMPILING if one.policy.compile else 0.0)
 
     def _waits(self, one: ChosenPolicy) -> bool:
-        """Whether the link is what it waits for."""
+        """Whether the step waits for copies from the host."""
         free = self._with(replace(one.policy, offload_activations=False), ())
         return (one.estimate.seconds or 0.0) > _WORTH * (free.estimate.seconds or 0.0)
 

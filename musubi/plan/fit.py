@@ -28,7 +28,7 @@ from musubi.plugin.policy import Policy
 
 
 class PlannedItem(Protocol):
-    """What is asked of an item of a training set."""
+    """What the planner reads from an item of a training set."""
 
     @property
     def dataset(self) -> int:
@@ -59,14 +59,14 @@ def policy_for(
     buckets: Sequence[Bucket] | Callable[[], Sequence[Bucket]],
     report: Report,
 ) -> Policy:
-    """The DiT's policy: what the options say, completed by the planner where there is `--vram`.
+    """The DiT's memory policy: from the options, and completed by the planner if `--vram` is given.
 
     Args:
         config: The options of `train` or `generate`.
-        architecture: Whose DiT.
-        trains: Which of the two.
-        buckets: What will be met; asked for only when needed.
-        report: Told what was chosen.
+        architecture: The architecture of the DiT.
+        trains: Whether the command is `train`.
+        buckets: A function that returns the sizes of the dataset; called only if needed.
+        report: Shows the chosen settings.
 
     Raises:
         ConfigError: Nothing fits, or options contradict each other.
@@ -98,7 +98,7 @@ def policy_for(
 
 
 def decided_by_host(config: PlanConfig, chosen: ChosenPolicy) -> str:
-    """A sentence that says so where host memory is why settings are not faster; else nothing."""
+    """A sentence that says that host memory decided the settings; empty if it did not."""
     if chosen.ram is None:
         return ""
     if config.ram is not None:
@@ -112,13 +112,13 @@ def decided_by_host(config: PlanConfig, chosen: ChosenPolicy) -> str:
 def encoders_for(
     config: Options, architecture: Architecture, networks: Mapping[str, Network] | None = None
 ) -> dict[str, Policy]:
-    """Policies of the other networks: the options', and with `--vram` as many blocks streamed as
-    it takes for each text encoder to fit.
+    """Memory policies of the other networks, from the options. With `--vram`, as many blocks of
+    each text encoder are streamed as needed to fit.
 
     Args:
         config: The options of any command that has them.
         architecture: Whose networks.
-        networks: Those of known size, where they were looked at.
+        networks: The networks whose size is known.
 
     Raises:
         ConfigError: `--vram` is no size.
@@ -142,7 +142,9 @@ def encoders_for(
 def _fewest(
     architecture: Architecture, network: Network, policy: Policy, room: int
 ) -> tuple[int, ...]:
-    """The fewest blocks of a text encoder to stream; nearly all when that is too few."""
+    """The smallest number of blocks of a text encoder to stream so that it fits; nearly all if none
+    is enough.
+    """
     component = network.component
     sizes = weights_of(component, network.numbers, dtype=network.dtype, storage=policy.storage)
     counts = stream_counts(component, [len(stack) for stack in sizes.blocks])
@@ -159,13 +161,13 @@ def fitting(
 ) -> ChosenPolicy:
     """The fastest settings that fit `--vram` and `--ram` at the largest bucket.
 
-    Options of memory that were given stay as they are.
+    Memory options that the user gave stay as they are.
 
     Args:
         config: The options.
-        about: What runs.
+        about: The workload.
         card: Decides what is fast.
-        here: It runs on this computer: without `--ram`, what the host has free is the limit.
+        here: The command runs on this computer: without `--ram`, free host memory is the limit.
 
     Raises:
         ConfigError: Nothing fits, or a size cannot be read.
@@ -184,20 +186,21 @@ def fitting(
         card=card,
         fixed=decided(config, policy),
         may_compile=may_compile(),
-        # What is compiled for the second size fits all others.
+        # The version compiled for the second size works for all others.
         steps=None if about.trains else about.steps / min(len(about.buckets), 2),
     )
     drawn = PreviewNeeds.of(about)
     if drawn is not None:
         try:
             return find(beside=drawn)
-        except ConfigError:  # a preview that fails is reported; what is trained is what counts
+        except ConfigError:  # failing previews are only reported, so they need not fit
             pass
     return find()
 
 
 def given(config: PlanConfig, dit: Component, *, trains: bool) -> Policy:
-    """What the options say of the DiT; those that only `train` has say nothing of generating.
+    """The DiT's policy from the options alone; options that only `train` has are ignored for
+    generation.
 
     Raises:
         ConfigError: They contradict each other or the network.
@@ -217,12 +220,12 @@ def given(config: PlanConfig, dit: Component, *, trains: bool) -> Policy:
 
 
 def check(config: PlanConfig, about: Workload, policy: Policy) -> None:
-    """Refuse what the command itself would refuse of the network.
+    """Refuse options that the command itself would refuse for this network.
 
     Args:
         config: The options.
-        about: What is planned.
-        policy: What the options say of the DiT.
+        about: The planned workload.
+        policy: The DiT's policy from the options.
 
     Raises:
         ConfigError: Options contradict each other or the network.
@@ -236,7 +239,7 @@ def check(config: PlanConfig, about: Workload, policy: Policy) -> None:
 
 
 def may_compile() -> bool:
-    """Whether blocks can be compiled here; where there is no CUDA device, one is planned for."""
+    """Whether blocks can be compiled here; without a CUDA device, the plan is for one, so they can."""
     import importlib.util
 
     import torch
@@ -245,7 +248,7 @@ def may_compile() -> bool:
 
 
 def decided(config: PlanConfig, policy: Policy) -> dict[str, Any]:
-    """The fields of the policy that options decide, and the planner leaves alone."""
+    """The fields of the policy that the user's options set and that the planner must not change."""
     fixed: dict[str, Any] = {}
     if policy.storage != "native":
         fixed |= {"storage": policy.storage, "quantized_matmul": policy.quantized_matmul}

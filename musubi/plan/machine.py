@@ -1,4 +1,4 @@
-"""The memory of the computer that a command runs on: what the device has free, and the host."""
+"""The free memory of this computer: on the device, and on the host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from musubi.config.sizes import parse_bytes
 from musubi.errors import ConfigError
 from musubi.estimate.step import PROCESS
 
-# Left to other programs, and to files that are being read.
+# Kept free for other programs, and for files that are being read.
 _MARGIN_PART = 0.05
 _MARGIN = 1 << 30
 # More than any computer has: what a cgroup of the first version says when it has no limit.
@@ -20,7 +20,7 @@ _UNLIMITED = 1 << 60
 
 
 def device_bytes(text: str) -> int:
-    """`--vram` in bytes; "auto" is what is free on the device.
+    """`--vram` in bytes; "auto" is the device's free memory.
 
     Raises:
         ConfigError: It is no amount, or there is no device to ask.
@@ -41,8 +41,8 @@ def device_bytes(text: str) -> int:
 def host_room() -> int | None:
     """Bytes of host memory that a command may plan with here; None: not known.
 
-    What is free less a margin, shared by the processes that a launcher started on this computer.
-    At least what a process needs that keeps nothing on the host: that much is not a choice.
+    Free memory less a margin, divided by the processes that a launcher started on this computer. It
+    is at least what any process needs, even one that keeps no weights on the host.
     """
     free = free_host()
     if free is None:
@@ -86,7 +86,7 @@ def _available(path: Path) -> int | None:
 
 
 def _cgroups(path: Path, root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """What each group with a limit leaves, from this process's own group to the outermost."""
+    """The memory that each cgroup with a limit still allows, from this process's own group to the outermost."""
     for line in _text(path).splitlines():
         _, controllers, name, *_ = *line.split(":", 2), "", ""
         if not controllers:  # the second version

@@ -1,4 +1,4 @@
-"""What the other networks need: text encoders, and the VAE on the way in and on the way out."""
+"""What the other networks need: text encoders, and the VAE when encoding and decoding."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def decoding(
 
 
 def _clip(task: Task, bucket: Bucket) -> Clip:
-    """A clip of that size, with what a dataset must bring beside it."""
+    """A clip of this size, with all required inputs."""
     frames = np.zeros((bucket.frames, bucket.height, bucket.width, 3), dtype=np.uint8)
     inputs = {
         one.name: (frames if one.kind == "video" else frames[:1],)
@@ -64,7 +64,7 @@ def _clip(task: Task, bucket: Bucket) -> Clip:
 
 
 def _shown(pieces: Iterable[torch.Tensor]) -> None:
-    """Take each piece as generating does: none stays on the device."""
+    """Consume each piece as generation does, so that no piece stays on the device."""
     for _ in pieces:
         pass
 
@@ -107,7 +107,9 @@ def _record(used: Sequence[Network], act: Any) -> Trace:
 
 
 def _seconds(trace: Trace, card: Card) -> float:
-    """Of operations that run one by one: the device's, or the host's that starts them."""
+    """Seconds of operations that run one by one: the larger of the device's time and the host's
+    time to start them.
+    """
     work = work_of(trace.ops)
     return max(card.seconds(work), started(work))
 
@@ -128,7 +130,7 @@ def text(
 
 
 def loading(network: Network, policy: Policy) -> Estimate:
-    """A network on its way from its file: what is placed, and one tensor in float32 on top."""
+    """Loading a network from its file: its weights, and one tensor in float32 in addition."""
     component = network.component
     sizes = weights_of(component, network.numbers, dtype=network.dtype, storage=policy.storage)
     there, away = sizes.placed(policy.streamed)

@@ -1,4 +1,4 @@
-"""Out of memory: what was needed, phase by phase, and the one setting to change next."""
+"""When memory runs out: show what each phase needs, and the one setting to change next."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def explained(
     Args:
         config: The options of the command.
         architecture: Whose networks.
-        where: What runs inside.
+        where: Which phase runs inside.
         policy: Of the DiT.
-        buckets: What is met; the options' own size when there is none.
+        buckets: The video sizes; the options' own size if there are none.
 
     Raises:
         RunError: The device's memory is full.
@@ -64,7 +64,7 @@ def explained(
         said = explain(error, config, architecture, where, policy=policy, buckets=buckets)
     else:
         return
-    raise said  # out here: the traceback of the first would keep its tensors alive
+    raise said  # raised outside: the traceback of the first error would keep its tensors alive
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -113,7 +113,7 @@ def remedy(
     Args:
         about: What runs.
         policy: Of the DiT.
-        where: What ran when memory was full.
+        where: The phase that ran when memory was full.
         room: Bytes of the device; None: not known, then the largest saving counts.
         encoders: Component name → policy of the other networks.
     """
@@ -140,7 +140,7 @@ def remedy(
 
 
 def _changes(about: Workload, policy: Policy) -> Iterator[Policy]:
-    """Changes of one setting each, the cheapest first."""
+    """Policies with one setting changed, the cheapest change first."""
     dit = about.architecture.dit
     whole = about.case.whole
     if about.trains and policy.recompute == "none":
@@ -169,7 +169,7 @@ def _needs(about: Workload, policy: Policy) -> int:
 
 
 def _for_text(about: Workload, encoders: Mapping[str, Policy], room: int | None) -> str:
-    """What helps the text encoder that needs the most."""
+    """Advice for the text encoder that needs the most memory."""
     known = [
         (network, encoders.get(c.name, Policy()))
         for c in about.architecture.of_role("text", about.task)
@@ -180,7 +180,7 @@ def _for_text(about: Workload, encoders: Mapping[str, Policy], room: int | None)
 
 
 def device_room() -> int | None:
-    """What PyTorch may use of the device: all of it, or a part that was set."""
+    """Bytes of the device that PyTorch may use: all, or the share that was set."""
     if not torch.cuda.is_available():
         return None
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory

@@ -1,4 +1,4 @@
-"""The phases of a command one after the other, each with what it needs."""
+"""The phases of a command in order, each with the memory and time that it needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from musubi.plugin.architecture import Role
 from musubi.plugin.policy import Policy
 
 PREVIEW_STEP, PREVIEW_DECODE = "a step of a preview", "decode a preview"
-# Buckets that are looked at, the largest ones; the others need less.
+# How many of the largest buckets are planned; the others need less.
 SHOWN = 6
 
 
@@ -24,8 +24,8 @@ class Phase:
 
     Attributes:
         name: What happens.
-        bucket: At what size; None when the size does not matter.
-        estimate: What it needs.
+        bucket: The video size; None if the size does not matter.
+        estimate: The memory and time that the phase needs.
     """
 
     name: str
@@ -43,10 +43,10 @@ def phases(
     """Every phase of training or generating, in the order they run, the largest bucket first.
 
     Args:
-        subject: What is planned.
+        subject: The planned workload.
         policy: Of the DiT.
         encoders: Component name → policy of the other networks.
-        card: Decides the seconds.
+        card: The card, whose speeds give the seconds.
     """
     found = _texts(subject, encoders or {}, card)
     if subject.trains:

@@ -1,4 +1,6 @@
-"""What previews need while a network is trained: it stays where it is, with all that is trained."""
+"""The memory that previews need during training, while the network and the trained weights stay on
+the device.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from musubi.plugin.policy import Policy
 
 @dataclass(frozen=True)
 class Shown:
-    """Attaches what is trained to a network that is only looked at: no gradient is asked for."""
+    """Attaches the trained weights to a network that only predicts, without gradients."""
 
     attach: Attach
 
@@ -33,11 +35,11 @@ class PreviewNeeds:
     """The previews of a training run.
 
     Args:
-        about: The run.
-        calls: The size of each → calls of the network in a step; at least one.
+        about: The workload of the run.
+        calls: Size of each preview → network calls per step. There is at least one preview.
 
     Attributes:
-        buckets: Their sizes, the largest first.
+        buckets: The sizes of the previews, the largest first.
     """
 
     def __init__(self, about: Workload, calls: Mapping[Bucket, int]) -> None:
@@ -47,7 +49,7 @@ class PreviewNeeds:
 
     @classmethod
     def of(cls, about: Workload) -> PreviewNeeds | None:
-        """Those of a run; None when it draws none."""
+        """The previews of a run; None if the run makes no previews."""
         calls: dict[Bucket, int] = {}
         for ask in about.previews:
             bucket = _bucket(ask)
@@ -55,14 +57,16 @@ class PreviewNeeds:
         return cls(about, calls) if calls else None
 
     def __call__(self, policy: Policy) -> Iterator[Estimate]:
-        """What must fit under a policy of the network: a step and the decoding of the largest."""
+        """Estimates that must fit with a policy of the network: a step and the decoding of the
+        largest preview.
+        """
         yield self.step(self.buckets[0], policy, None)
         decoding = self.decoding(policy, None)
         if decoding is not None:
             yield decoding
 
     def step(self, bucket: Bucket, policy: Policy, card: Card | None) -> Estimate:
-        """A denoising step at that size."""
+        """A denoising step at this size."""
         about = self._about
         assert about.case.attach is not None
         half = about.case.dtype in (torch.bfloat16, torch.float16)
@@ -73,13 +77,13 @@ class PreviewNeeds:
             calls=self._calls[bucket],
             compute=about.case.dtype if half else None,  # previews take no --mixed_precision
         )
-        # Nothing is kept for a backward pass, so that it does not matter how.
+        # Nothing is kept for a backward pass, so recomputation does not matter.
         plain = replace(policy, recompute="none", offload_activations=False)
         found = estimate(case, plain, card=card)
         return self._beside(found, policy, self._at_rest(policy, names=("what is trained",)))
 
     def decoding(self, policy: Policy, card: Card | None) -> Estimate | None:
-        """Latents to frames, the largest; None when nothing is known of the VAE."""
+        """Decoding of the largest preview; None if the VAE is unknown."""
         used = self._about.used("vae")
         if not used:
             return None
@@ -93,12 +97,12 @@ class PreviewNeeds:
         return self._beside(found, policy, resting)
 
     def _at_rest(self, policy: Policy, names: Sequence[str]) -> dict[str, int]:
-        """What the run keeps on the device meanwhile."""
+        """What the run keeps on the device during previews."""
         parts = self._run(policy).parts
         return {name: parts[name] for name in names if name in parts}
 
     def _beside(self, found: Estimate, policy: Policy, more: Mapping[str, int]) -> Estimate:
-        """The estimate of a phase, with what the run keeps, and the VAE that waits on the host."""
+        """The estimate of a phase, plus what the run keeps, plus the VAE on the host."""
         run = self._run(policy)
         used = self._about.used("vae")
         waits = sum(weights_of(n.component, n.numbers, dtype=n.dtype).total for n in used)
@@ -112,7 +116,7 @@ class PreviewNeeds:
         )
 
     def _run(self, policy: Policy) -> Estimate:
-        """The run between two steps: nothing waits for a backward pass."""
+        """The memory of the run between two steps, when nothing is saved for a backward pass."""
         plain = replace(policy, offload_activations=False)
         return estimate(self._about.case, plain, optimizer=self._about.optimizer)
 

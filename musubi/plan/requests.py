@@ -1,4 +1,4 @@
-"""What `musubi generate` and the previews of training will be asked for: recipes, and calls a step."""
+"""The videos that `musubi generate` or the previews of training will make, and their network calls per step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Request:
     Attributes:
         width: In pixels.
         height: In pixels.
-        frames: As many as are made.
+        frames: How many frames are made.
         steps: Denoising steps.
         calls: Calls of the network in a step: two with guidance.
     """
@@ -38,7 +38,7 @@ class Request:
 
     @classmethod
     def of(cls, recipe: Recipe, task: Task) -> Request:
-        """What a recipe asks for."""
+        """The request of a recipe."""
         return cls(
             width=recipe.width,
             height=recipe.height,
@@ -58,7 +58,7 @@ def requests(
 ) -> tuple[Request, ...]:
     """One for each prompt of `--from_file`; else one, as the options say (`--interactive` too).
 
-    Lines that cannot be read or made are left out, as `generate` leaves them out.
+    Lines that cannot be read or made are skipped, as `generate` does.
 
     Args:
         config: The options of `generate` or `plan`.
@@ -66,7 +66,7 @@ def requests(
         choice: The task and variant, for what is not said.
 
     Raises:
-        ConfigError: The file cannot be read, or the options ask for what cannot be made.
+        ConfigError: The file cannot be read, or the options ask for something that cannot be made.
     """
     given, own = requested(config, architecture)
 
@@ -94,7 +94,7 @@ def requests(
 def previews(
     config: Options, path: Path, architecture: Architecture, choice: Choice
 ) -> tuple[Request, ...]:
-    """One for each prompt of `--sample_prompts`, as training will draw it.
+    """One for each prompt of `--sample_prompts`, as training will make it.
 
     Args:
         config: The options of `train` or `plan`.
@@ -115,7 +115,7 @@ def previews(
 
 
 def _prompts(path: Path, architecture: Architecture) -> list[Callable[[], Mapping[str, Any]]]:
-    """What gives each prompt of a file; a line that cannot be read raises when it is asked for."""
+    """One function for each prompt of a file; for a line that cannot be read, calling the function raises."""
     says = grammar(architecture)
     if path.suffix.lower() in (".toml", ".json"):
         return [partial(dict, asked) for asked in read_prompt_file(path, says)]

@@ -24,7 +24,7 @@ from musubi.plugin.policy import Policy
 
 
 def run(config: PlanConfig, architecture: Architecture, report: Report) -> None:
-    """Show the plan; with --vram, the settings that fit as well.
+    """Show the plan; with --vram, also the settings that fit.
 
     Raises:
         MusubiError: Something given cannot be used, or nothing fits.
@@ -59,7 +59,7 @@ def run(config: PlanConfig, architecture: Architecture, report: Report) -> None:
 
 
 def _chosen(config: PlanConfig, about: Workload, card: Card | None, report: Report) -> ChosenPolicy:
-    """The settings that fit; when none do, the failure says which sizes would."""
+    """The settings that fit; if there are none, the error names sizes that would fit."""
     try:
         with report.progress("Trying settings", 1, unit="size") as bar:
             chosen = fitting(config, about, card, here=_is_here(config))
@@ -129,7 +129,7 @@ def _is_here(config: PlanConfig) -> bool:
 
 
 def _host_memory(config: PlanConfig, chosen: ChosenPolicy) -> str:
-    """What the settings take the host's memory to be."""
+    """Which limit of host memory the settings assume."""
     needs = f"They need {gib(chosen.estimate.host)} GiB of host memory"
     room = host_room() if _is_here(config) else None
     if config.ram is not None:
@@ -143,7 +143,7 @@ def _host_memory(config: PlanConfig, chosen: ChosenPolicy) -> str:
 
 
 def _too_large(phase: Phase, about: Workload, encoders: Mapping[str, Policy], room: int) -> str:
-    """A phase beside the DiT's that does not fit, and what helps it that is not done yet."""
+    """A phase of another network that does not fit, and what would help."""
     architecture = about.architecture
     hint = _for_text(phase, about, encoders, room)
     if phase.name in ("encode", "decode", PREVIEW_DECODE):
@@ -158,7 +158,7 @@ def _too_large(phase: Phase, about: Workload, encoders: Mapping[str, Policy], ro
 def _for_text(
     phase: Phase, about: Workload, encoders: Mapping[str, Policy], room: int | None
 ) -> str:
-    """What helps a text encoder; nothing where the phase is another's."""
+    """Advice for a text encoder; empty if the phase is of another network."""
     for component in about.architecture.of_role("text", about.task):
         if phase.name == f"text by the {component.name}":
             network, policy = about.networks[component.name], encoders.get(component.name, Policy())

@@ -1,4 +1,4 @@
-"""Which sizes of video fit a card, found from few recordings: memory grows in step with the tokens."""
+"""Which video sizes fit a card. Memory grows linearly with the tokens, so few recordings are enough."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from musubi.plugin.policy import Policy
 from musubi.plugin.report import Progress
 
 USUAL = ((832, 480), (640, 384), (480, 320), (352, 256))
-"""Areas that video models are trained at on ordinary cards; more rarely pays for its time."""
+"""Common training sizes on consumer cards; larger ones are rarely worth the time."""
 _LARGE = ((1280, 720),)
 _TOLD = 3
 
@@ -28,12 +28,12 @@ def that_fit(
 ) -> list[Bucket]:
     """A few sizes that fit `--vram`, each with as many frames as fit, the largest first.
 
-    Where the asked size does not fit with all its frames, none that is larger is looked at.
+    If the requested size does not fit with all its frames, no larger size is tried.
 
     Args:
         config: The options, with `--vram`.
-        about: What runs; its largest bucket is the asked size.
-        progress: Moved by one for each size that was looked at.
+        about: The workload; its largest bucket is the requested size.
+        progress: A progress bar, moved by one for each size that was tried.
         here: It runs on this computer: without `--ram`, what the host has free is the limit.
     """
     room = device_bytes(config.vram or "0")
@@ -88,7 +88,7 @@ def way_out(config: PlanConfig, found: Sequence[Bucket]) -> str:
 
 
 def _leanest(config: PlanConfig, about: Workload) -> Policy:
-    """What needs the least of the device, of what the planner may choose."""
+    """The policy that needs the least device memory, among those that the planner may choose."""
     dit, case = about.architecture.dit, about.case
     fixed = decided(config, given(config, dit, trains=about.trains))
     trains = about.trains

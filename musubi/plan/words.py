@@ -50,7 +50,7 @@ def flags(policy: Policy, component: Component, *, trains: bool) -> list[str]:
 
 
 def swapped(policy: Policy, component: Component) -> int:
-    """The number that `--blocks_to_swap` takes for it."""
+    """The value of `--blocks_to_swap` for this policy."""
     if not any(policy.streamed):
         return 0
     swap = component.traits.swap

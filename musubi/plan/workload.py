@@ -1,4 +1,4 @@
-"""What a plan is about: the networks of a command and their sizes, from files or as published."""
+"""The workload of a plan: the networks of a command and their sizes, from files or as published."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Network:
 
     Args:
         component: The component.
-        numbers: What it is built from.
-        dtype: What its weights are loaded in.
+        numbers: The arguments that it is built from.
+        dtype: The dtype that its weights are loaded in.
     """
 
     component: Component
@@ -74,13 +74,13 @@ class Workload:
     """Everything that a plan is computed from.
 
     Attributes:
-        trains: Whether it is about training.
+        trains: Whether the plan is for training.
         networks: Component name → the network; those of unknown size are missing.
-        buckets: What will be met, the largest first.
+        buckets: The video sizes, the largest first.
         case: The DiT at the largest bucket.
-        optimizer: Of training.
-        steps: Of generating: how many denoising steps like the case's the command takes.
-        previews: Of training: what is drawn while it runs.
+        optimizer: The optimizer in training.
+        steps: For generation: how many denoising steps of the case's size the command makes.
+        previews: For training: the previews.
     """
 
     architecture: Architecture
@@ -100,7 +100,7 @@ class Workload:
         return self.choice.task
 
     def used(self, *roles: Role) -> list[Network]:
-        """The task's networks of these roles; none when the size of one is not known."""
+        """The task's networks of these roles; an empty list if the size of one is unknown."""
         names = [c.name for r in roles for c in self.architecture.of_role(r, self.task)]
         found = [self.networks[name] for name in names if name in self.networks]
         return found if len(found) == len(names) else []
@@ -125,19 +125,19 @@ def workload(
     report: Report,
     buckets: Sequence[Bucket] | None = None,
 ) -> Workload:
-    """What the options of `train`, `generate` or `plan` are about.
+    """Build the workload from the options of `train`, `generate` or `plan`.
 
     Args:
         config: The options.
         architecture: Whose networks.
         trains: Whether training is meant.
-        report: Shown the survey of a dataset.
-        buckets: What will be met, where it is known; else it is found out.
+        report: Shows the survey of a dataset.
+        buckets: The video sizes, if they are known; else they are found from the options.
 
     Raises:
-        ConfigError: A task, a size or a LoRA argument that cannot be.
-        CheckpointError: A file that is something else.
-        DataError: A dataset that gives nothing.
+        ConfigError: A task, a size or a LoRA argument is not possible.
+        CheckpointError: A file is something else.
+        DataError: The dataset gives nothing.
     """
     config = as_plan(config, architecture)
     networks = networks_of(config, architecture)
@@ -254,7 +254,7 @@ def networks_of(config: Options, architecture: Architecture) -> dict[str, Networ
 
 
 def _seen(component: Component, path: Path, architecture: Architecture) -> Inspection | None:
-    """What a file shows; None when it is another component's that has the same option."""
+    """What was found in a file; None if the file is of another component with the same option."""
     try:
         return inspect(component, path)
     except CheckpointError:
@@ -311,7 +311,7 @@ def _buckets(
 
 
 def _steps(asks: Sequence[Request], case: Case) -> float:
-    """Of all requests, in steps of the largest."""
+    """The denoising steps of all requests, counted in steps of the largest one."""
     whole = case.width * case.height * case.frames * case.calls
     return sum(ask.steps * ask.volume * ask.calls / whole for ask in asks)
 

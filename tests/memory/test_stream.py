@@ -42,13 +42,13 @@ class Net(nn.Module):
         return x
 
 
-def placed(policy: Policy, count: int = 5) -> tuple[Net, Net]:
+def placed(policy: Policy, count: int = 5, traits: Traits = TRAITS) -> tuple[Net, Net]:
     """The network as it is, and another one with the same weights under a policy."""
     torch.manual_seed(0)
     plain = Net(count).requires_grad_(False)
     with torch.device("meta"):
         module = Net(count).requires_grad_(False)
-    placement = PolicyPlacement(TRAITS, policy, CPU, smallest=1)
+    placement = PolicyPlacement(traits, policy, CPU, smallest=1)
     values = plain.state_dict()
     placement.prepare(module, {name: value.dtype for name, value in values.items()})
     for name, value in values.items():
@@ -157,6 +157,19 @@ def test_8_bits_travel_with_their_scales(storage: Storage) -> None:
     x = torch.randn(3, 4)
     assert torch.equal(resident(x), streamed(x))
     assert streamed.blocks[0].inner.weight.dtype == DTYPES[storage]
+
+
+@pytest.mark.parametrize("storage", ["fp8_scaled", "int8"])
+def test_8_bit_layers_outside_the_blocks_visit_with_their_scales(storage: Storage) -> None:
+    traits = Traits(stacks=("blocks",), quantize=(r"first\.weight",))
+    _, resident = placed(Policy(storage=storage), traits=traits)
+    plain, streamed = placed(Policy(storage=storage, streamed=(4,)), traits=traits)
+    x = torch.randn(3, 4)
+    for _ in range(2):
+        assert torch.equal(resident(x), streamed(x))
+    assert not torch.equal(resident(x), plain(x))
+    assert streamed.first.weight.dtype == DTYPES[storage]
+    assert not streamed.first.weight.numel(), "between its calls it is nowhere on the device"
 
 
 def test_parking_gives_the_slots_back() -> None:

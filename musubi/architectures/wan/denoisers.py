@@ -42,10 +42,10 @@ DIT = Component(
         # they are stored in, so they need no entry.
         fp32=(r".*modulation", r".*\.norm[\w]*\..*", r"head\..*"),
         quantize=(
-            r"blocks\.\d+\.(self_attn|cross_attn)\.(q|k|v|o|k_img|v_img)\.weight",
-            r"blocks\.\d+\.ffn\.[02]\.weight",
+            r"(vace_)?blocks\.\d+\.(self_attn|cross_attn)\.(q|k|v|o|k_img|v_img)\.weight",
+            r"(vace_)?blocks\.\d+\.ffn\.[02]\.weight",
         ),
-        per_token=(r"blocks\.\d+\.ffn",),
+        per_token=(r"(vace_)?blocks\.\d+\.ffn",),
         lora=LoraTargets(
             include=(r"blocks\.\d+\..*",),
             exclude=(

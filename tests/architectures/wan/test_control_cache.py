@@ -1,10 +1,13 @@
-"""A cache of steps leaves out the blocks of a network with control blocks, and adds no hint twice."""
+"""Control blocks: a cache of steps adds no hint twice, and 8 bits and slices reach them."""
+
+import re
 
 import pytest
 import torch
 
 from musubi.architectures.wan import ARCHITECTURE
 from musubi.flow.step_cache import StepCache
+from musubi.memory import ffn_chunks, quantized
 from musubi.testing.twins import build_twin
 
 
@@ -28,3 +31,13 @@ def test_a_step_left_out_gives_what_the_same_step_gave(layers, control):
     assert len(calls) == 1, "the second step leaves the blocks out"
     torch.testing.assert_close(without, whole, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(whole, network(x, t, words, control=given, control_scale=0.0))
+
+
+def test_they_are_stored_and_sliced_as_the_blocks_are():
+    traits = ARCHITECTURE.dit.traits
+    network = build_twin(ARCHITECTURE.dit, numbers={"vace_layers": 2, "vace_dim": 96})
+    names = quantized.convert(network, traits, quantized_matmul=False)
+    stems = [re.sub(r"\d+", "N", name) for name in names]
+    ordinary = [stem for stem in stems if stem.startswith("blocks.")]
+    assert [s for s in stems if s.startswith("vace_")] == [f"vace_{stem}" for stem in ordinary]
+    assert ffn_chunks.apply(network, traits, 2) == 4
