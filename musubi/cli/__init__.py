@@ -1,4 +1,4 @@
-"""Words in, one call out."""
+"""The command line: parses the words, and calls the command."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The `musubi` command.
 
     Args:
-        argv: The words behind the program's name; those of this process when None.
+        argv: The words after the program's name; None: those of this process.
 
     Raises:
-        SystemExit: Always: 0, 2 for what the user can mend, 1 for the unexpected, 130 or 143 when stopped.
+        SystemExit: Always: 0; 2 for errors that the user can fix; 1 for unexpected errors; 130 or
+            143 when stopped.
     """
     from musubi import stopping
     from musubi.cli import failures
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     safe_streams()
     if sys.platform == "linux":
-        # Segments that can grow: what is freed in pieces is used again, and less memory lies idle.
+        # Segments that can grow: memory that is freed in pieces can be used again, so less of it is
+        # wasted.
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words

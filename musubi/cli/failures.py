@@ -1,4 +1,4 @@
-"""What a failure looks like: one line that says what, one that says what to do, an exit code."""
+"""How an error is shown: one line that says what failed, one that says what to do, and an exit code."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def told(debug: bool) -> Iterator[None]:
     except MusubiError as error:
         _say(error.what, error.fix, debug)
         raise SystemExit(error.exit_code) from None
-    except Exception as error:  # the last line before the user: nothing may pass unsaid
+    except Exception as error:  # the last place to catch an error: every error must be shown
         what, fix = _unexpected(error)
         _say(what, fix if not debug else None, debug)
         raise SystemExit(1) from None
@@ -70,7 +70,7 @@ def _unexpected(error: Exception) -> tuple[str, str]:
 
 
 def stopped(what: str = "Stopped.", way_on: str | None = None) -> None:
-    """Tell that the command was stopped, and on a line of its own which one goes on."""
+    """Show that the command was stopped, and on a separate line the command to continue."""
     from musubi.cli.report import ending
 
     line = way_on

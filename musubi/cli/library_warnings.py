@@ -1,4 +1,4 @@
-"""What libraries log as warnings, said as warnings of ours, so that it does not tear a bar."""
+"""Shows warnings that libraries log as our own warnings, so that they do not break a progress bar."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from musubi.plugin.report import Report
 
 
 class LibraryWarnings(logging.Handler):
-    """Hands warnings to a report.
+    """Passes warnings to a report.
 
     Args:
-        report: Where they are said.
+        report: Shows the warnings.
     """
 
     def __init__(self, report: Report) -> None:
@@ -24,7 +24,7 @@ class LibraryWarnings(logging.Handler):
 
 
 def listen(report: Report) -> None:
-    """Have `report` say what libraries warn of."""
+    """Make `report` show the warnings of libraries."""
     # It misses a package for products in 4 bits on a CPU, which nothing here asks for.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     logging.getLogger().addHandler(LibraryWarnings(report))

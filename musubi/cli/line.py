@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 RUNS = (("train",), ("plan",))
-"""Commands that know of several runs in one file."""
+"""Commands that accept several runs in one file."""
 
 
 def own_flags(command: Command) -> dict[str, Flag]:
@@ -63,11 +63,11 @@ def own_flags(command: Command) -> dict[str, Flag]:
 
 
 class CommandLine:
-    """What was typed behind a command.
+    """The options that were typed after a command.
 
     Args:
         command: The command.
-        words: Those behind the command's own.
+        words: The words after the name of the command.
         lenient: Refuse nothing: only help or completions are wanted.
 
     Raises:

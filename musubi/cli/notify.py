@@ -1,4 +1,4 @@
-"""`--notify`: a word when a command has ended, by the terminal's bell or to an address."""
+"""`--notify`: a notification when a command has ended, by the terminal's bell or to an address."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check(way: str) -> None:
 
 @contextmanager
 def told(way: str | None, what: str) -> Iterator[None]:
-    """Send a word at the end of the block, however it ends.
+    """Send a notification at the end of the block, even if it fails.
 
     Args:
         way: "bell", an address that takes a text by POST, or None for nothing.

@@ -35,7 +35,7 @@ def safe_streams() -> None:
 
 
 def first_process() -> bool:
-    """Whether this is the only process, or the one of several that speaks."""
+    """Whether this is the only process, or the first of several, which prints for all."""
     return all(os.environ.get(name, "0") in ("", "0") for name in ("RANK", "LOCAL_RANK"))
 
 
@@ -71,7 +71,7 @@ def failure(what: str, fix: str | None, *, traceback: bool = False) -> None:
 
 
 def ending(what: str, way_on: str | None) -> None:
-    """What a command that was stopped says last, on stderr: no failure, and a line that can be copied."""
+    """The last message of a command that was stopped, on stderr, with a line that can be copied."""
     from rich.text import Text
 
     console = _console(stderr=True)
@@ -81,7 +81,7 @@ def ending(what: str, way_on: str | None) -> None:
 
 
 def bell() -> None:
-    """Ring, where somebody may hear it."""
+    """Ring the bell, if there is a terminal."""
     if sys.stderr.isatty():
         sys.stderr.write("\a")
         sys.stderr.flush()

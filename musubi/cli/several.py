@@ -23,7 +23,7 @@ def run_all(words: Sequence[str], names: Sequence[str], report: Report) -> None:
     Args:
         words: As typed behind `musubi train`.
         names: Of the runs.
-        report: Told of each, and how all ended.
+        report: Shows each run, and at the end how all runs ended.
 
     Raises:
         ConfigError: Several processes were started for one file of several runs.

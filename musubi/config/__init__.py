@@ -1,1 +1,1 @@
-"""What a person writes, as flags or TOML, becomes one frozen, checked value."""
+"""Options from flags or TOML, checked and put into one frozen value."""

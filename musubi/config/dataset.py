@@ -1,4 +1,4 @@
-"""The dataset file: what `[general]` and `[[datasets]]` may say, and each dataset with all decided.
+"""Read the dataset file: `[general]` and `[[datasets]]`, with every value filled in.
 
 A value is looked up in the dataset, then in `[general]`, then on the command line, then here.
 A relative path is meant from the working directory; when there is nothing, from the dataset file's
@@ -154,7 +154,7 @@ def _columns(path: Path) -> set[str]:
         with path.open(encoding="utf-8-sig") as lines:
             first = json.loads(next((line for line in lines if line.strip()), "{}"))
     except (OSError, ValueError, TypeError):
-        return set()  # whoever reads the list says what is wrong with it
+        return set()  # the code that reads the list reports what is wrong with it
     return {re.sub(r"_\d+$", "", key) for key in first} if isinstance(first, dict) else set()
 
 

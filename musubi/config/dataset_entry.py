@@ -68,7 +68,7 @@ PLACES = ("image_directory", "image_jsonl_file", "video_directory", "video_jsonl
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionRules:
-    """What becomes of the captions of a dataset before they are encoded.
+    """How the captions of a dataset are changed before they are encoded.
 
     Args:
         prefix: In front of each.
@@ -114,9 +114,10 @@ class DatasetEntry:
         caption_extension: With its dot; None only for listed files.
         batch_size: Most items of a batch.
         num_repeats: How often an epoch visits each item.
-        weight: Its share of an epoch's visits, over the sum of all weights; None: by its size.
-        is_reg: It shows what the model knows and should keep.
-        reg_ratio: Of such datasets: their visits over those of the others.
+        weight: Weight of this dataset, relative to the sum of all weights; None: it is used by its
+            size.
+        is_reg: Whether this is a regularization dataset, which shows what the model should keep.
+        reg_ratio: For regularization datasets: their visits divided by those of the others.
         rules: What becomes of its captions.
         target_frames: Clip lengths at the model's frame rate, ascending, each once.
         frame_extraction: Where in a video clips are cut.
@@ -175,7 +176,7 @@ class DatasetFile:
     Args:
         path: The file.
         datasets: In the order of the file.
-        notes: What was understood otherwise than it was written: one line each, to be reported.
+        notes: One line for each key that was read differently from how it was written.
     """
 
     path: Path

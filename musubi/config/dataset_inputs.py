@@ -30,10 +30,10 @@ def inputs_of(
         place: What to call the dataset, and the key that names its clips.
         home: The directory of the dataset file.
         exists: Whether its clips are there.
-        notes: Told what is not read.
+        notes: Collects messages about keys that are not used.
 
     Raises:
-        ConfigError: A directory does not exist, or means nothing beside the rest.
+        ConfigError: A directory does not exist, or has no effect with the other keys.
     """
     (architecture, task), (where, key) = target, place
     listed = key.endswith("jsonl_file")

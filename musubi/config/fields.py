@@ -31,8 +31,8 @@ class Flag:
         metavar: What stands for its value in help.
         choices: The allowed words, when they are few.
         aliases: Other names it is known by.
-        default: Its value when nobody says anything.
-        required: Whether somebody must say something.
+        default: The value if the option is not given.
+        required: Whether the option must be given.
         number: Whether a word that reads as a number is meant as one, though text is allowed too.
     """
 

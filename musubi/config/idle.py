@@ -1,4 +1,4 @@
-"""Options that were given and change nothing, since they are about another option that was not.
+"""Options that were given but have no effect, because an option that they need was not given.
 
 An option acts, or is refused, or the user is told that it did not act: this is the third case, for
 all commands. What contradicts another option is refused where the command's options are checked.
@@ -122,7 +122,7 @@ _ALWAYS = frozenset(
 
 
 def idle(config: Options, architecture: Architecture | None = None) -> list[str]:
-    """A sentence for each option that was given and changes nothing.
+    """A sentence for each option that was given but has no effect.
 
     Args:
         config: The checked options of a command.
@@ -159,7 +159,7 @@ def _of_architecture(config: Options, architecture: Architecture) -> dict[str, t
 
 
 def is_given(config: Options, name: str) -> bool:
-    """Whether somebody gave an option another value than it has anyway."""
+    """Whether an option was given a value that is not its default."""
     field = type(config).model_fields[name]
     return name in config.model_fields_set and getattr(config, name) != field.get_default(
         call_default_factory=True

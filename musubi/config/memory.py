@@ -1,4 +1,4 @@
-"""The options that decide where weights and activations live, for every command that runs a network."""
+"""The options that decide where weights and activations are kept, for every command that runs a network."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class CompileOptions(Options):
 
 
 class NetworkMemoryOptions(CompileOptions):
-    """Where the DiT lives."""
+    """Where the DiT's weights are kept."""
 
     fp8_scaled: bool = option(
         False,
@@ -111,7 +111,7 @@ class NetworkMemoryOptions(CompileOptions):
 
 
 class RoomOptions(Options):
-    """How much memory there is, for the planner to choose what is left open."""
+    """How much memory there is, so that the planner can choose the memory options that were not given."""
 
     vram: Annotated[str | None, BeforeValidator(_amount("vram", "auto"))] = option(
         None,
@@ -138,7 +138,7 @@ class RoomOptions(Options):
 
 
 class TrainMemoryOptions(NetworkMemoryOptions):
-    """Where a network in training lives."""
+    """Memory options for training."""
 
     fp8_base: bool = option(
         False,
@@ -206,7 +206,7 @@ class TrainMemoryOptions(NetworkMemoryOptions):
 
 
 class GenerateMemoryOptions(NetworkMemoryOptions):
-    """Where a network that generates lives."""
+    """Memory options for generation."""
 
     fp8: bool = option(
         False,
@@ -217,7 +217,7 @@ class GenerateMemoryOptions(NetworkMemoryOptions):
 
 
 class EncoderMemoryOptions(Options):
-    """Where a text encoder lives."""
+    """Memory options of text encoders."""
 
     text_encoder_swap: int | None = option(
         None,
@@ -229,7 +229,7 @@ class EncoderMemoryOptions(Options):
 
 
 def dit_policy(config: NetworkMemoryOptions, dit: Component) -> Policy:
-    """What the options say of the DiT.
+    """The DiT's memory policy from the options.
 
     Raises:
         ConfigError: They contradict each other or the network.
@@ -323,7 +323,7 @@ def compiles(config: Any) -> bool:
 
 
 def compiler_words(config: Any) -> dict[str, Any]:
-    """What `torch.compile` is told: backend, mode, dynamic, fullgraph.
+    """The arguments of `torch.compile`: backend, mode, dynamic, fullgraph.
 
     Raises:
         ConfigError: A word is neither true nor false.

@@ -25,7 +25,7 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     "bench": (),
     "plan": ("dit", "vae", "text", "image"),
 }
-# A plan takes what the commands take that it is for.
+# `plan` takes the options of the commands that it plans.
 _PLANNED: frozenset[Command] = frozenset({"train", "generate"})
 
 
@@ -78,7 +78,7 @@ def option(
     """Declare one option.
 
     Args:
-        default: Its value when nobody says anything; `...` makes it required.
+        default: The value if the option is not given; `...` makes the option required.
         help: One sentence, with units.
         group: The panel it is shown in.
         metavar: The placeholder in help, such as "H W".
@@ -157,7 +157,7 @@ def for_architecture(
 def _input_fields(
     model: type[Options], architecture: Architecture, command: Command
 ) -> dict[str, Any]:
-    """The flags of what a prompt brings beside its text."""
+    """The flags for the pictures and videos of a prompt."""
     fields: dict[str, Any] = {}
     for one in architecture.inputs if command in ("generate", "plan") else ():
         if one.flag is not None and one.flag not in model.model_fields:
@@ -196,7 +196,7 @@ def further_denoisers(architecture: Architecture) -> tuple[Component, ...]:
 
 
 def expert_ending(architecture: Architecture, component: Component) -> str:
-    """What options and files of a denoiser have behind their name: "" for the first one."""
+    """The ending of a denoiser's options and files: "" for the first one."""
     if component.name == architecture.dit.name:
         return ""
     return "_" + component.name.removeprefix(architecture.dit.name).lstrip("_")

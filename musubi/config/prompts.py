@@ -147,8 +147,8 @@ def parse_line(
     Args:
         text: The line.
         says: What it may say; what every architecture takes, when None.
-        defaults: What holds where the line says nothing.
-        note: Told of letters that are not used.
+        defaults: Values for everything that the line does not set.
+        note: Called with a message about each letter that is not used.
 
     Raises:
         ConfigError: An unknown letter, or a value that is not what the letter takes.

@@ -1,4 +1,4 @@
-"""From what was asked to a recipe in which every number is decided: the one place that decides them."""
+"""Build a complete recipe from the given options; this is the only place that fills in defaults."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def build_recipe(
         given: As `config.prompts.parse_line` makes it, and `fps`, `solver`, `cpu_noise`.
         options: The architecture's own options and the engine's `cfg_skip_mode` and
             `cfg_apply_ratio`; keys of `given` that are among them are laid over.
-        report: Told when the frames are rounded.
+        report: Gets a message if the number of frames is rounded.
         size_of: Measures a picture whose proportions the video takes; None: such pictures are not
             looked at.
         complete: Whether the inputs that the task needs must be there; a plan does without.

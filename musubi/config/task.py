@@ -1,4 +1,4 @@
-"""Which task is meant: by `--task`, by what the checkpoint shows, and never against it."""
+"""Find the task from `--task` and the checkpoint, and refuse contradictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which items make which batch: a pure function of seed, epoch and what there is to train on.
+"""Which items form which batch: a pure function of the seed, the epoch and the items.
 
 Order comes from BLAKE2 of names and numbers, so it is the same on every machine, in every version
 of Python, and whatever order the items are listed in. An epoch's batches are listed for all
@@ -17,7 +17,7 @@ Batch = tuple[int, ...]
 
 
 class Item(Protocol):
-    """What the order needs to know; `musubi.cache.match.TrainingItem` is one."""
+    """What the order depends on; `musubi.cache.match.TrainingItem` is one."""
 
     @property
     def key(self) -> str:
@@ -41,12 +41,12 @@ class Item(Protocol):
 
     @property
     def repeats(self) -> int:
-        """How often an epoch visits it."""
+        """How often an epoch uses the item."""
         ...
 
 
 class Shared(Protocol):
-    """What a dataset says of its share; `musubi.config.dataset.DatasetEntry` is one."""
+    """How often a dataset is used; `musubi.config.dataset.DatasetEntry` is one."""
 
     @property
     def index(self) -> int:
@@ -60,17 +60,17 @@ class Shared(Protocol):
 
     @property
     def is_reg(self) -> bool:
-        """Whether it shows what should be kept."""
+        """Whether this is a regularization dataset, which shows what the model should keep."""
         ...
 
     @property
     def reg_ratio(self) -> float:
-        """Of such a dataset: visits over those of the others."""
+        """For a regularization dataset: its visits divided by the visits of the other datasets."""
         ...
 
 
 def dataset_digest(items: Sequence[Item]) -> str:
-    """Of all that the order depends on; another digest means another order."""
+    """Digest of everything that the order depends on; another digest means another order."""
     digest = hashlib.blake2b(digest_size=16)
     for row in sorted(repr((i.key, i.dataset, i.bucket, i.batch_size, i.repeats)) for i in items):
         digest.update(row.encode("utf-8") + b"\0")
@@ -78,7 +78,8 @@ def dataset_digest(items: Sequence[Item]) -> str:
 
 
 def visits_of(items: Sequence[Item], entries: Sequence[Shared]) -> dict[int, int]:
-    """How many visits of an epoch each dataset gets; empty where its items and repeats alone say it.
+    """How often an epoch uses items of each dataset; empty if that follows from items and repeats
+    alone.
 
     Where datasets have weights, they share the visits of all by these. Datasets of regularization
     share what the others have, times their ratio, by their own size.
@@ -122,7 +123,7 @@ def epoch_order(
         seed: Of the run.
         epoch: Number of the epoch.
         digest: `dataset_digest(items)`, when it is known already.
-        visits: Of datasets that are visited otherwise than their items' repeats say: see `visits_of`.
+        visits: Visits of datasets that do not follow from the repeats: see `visits_of`.
     """
     digest = dataset_digest(items) if digest is None else digest
     salt = f"{seed}\0{epoch}\0{digest}\0"
@@ -142,7 +143,9 @@ def epoch_order(
 def _share(
     items: Sequence[Item], dataset: int, count: int, salt: str, epoch: int, repeats: list[int]
 ) -> None:
-    """Give the items of a dataset so many visits in all; what an epoch leaves out the next one takes."""
+    """Distribute a number of visits over the items of a dataset; items left out in one epoch come
+    in the next.
+    """
     slots = [
         (_rank(f"{salt}share\0{item.key}\0{copy}"), i)
         for i, item in enumerate(items)

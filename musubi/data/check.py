@@ -1,4 +1,4 @@
-"""An account of every file of a dataset: used, or left out for one reason; sizes, frames and steps."""
+"""Check every file of a dataset: whether it is used, or why not; sizes, frames and steps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(config: Any, architecture: Architecture, report: Report) -> None:
     Args:
         config: A `CacheCheckConfig`.
         architecture: Whose sizes and lengths are meant.
-        report: Is told.
+        report: Shows the results.
 
     Raises:
         ConfigError: The dataset file cannot be used.

@@ -1,4 +1,6 @@
-"""From a source to its clips: planned without decoding, then decoded in one pass, small at once."""
+"""From a source to its clips: planned without decoding, then decoded in one pass, each frame
+resized at once.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from musubi.plugin.inputs import LOSS_MASK, Input
 from musubi.plugin.runtime import Clip
 
 _KEPT = 0.75
-"""The share of a frame that has to be left for its cropping to go without a word."""
+"""If less than this share of a frame is left after cropping, the user is told."""
 _NAMED = 3
 """Files of one kind that a sentence names."""
 
@@ -215,7 +217,7 @@ def decode_all(
 
 
 def conversions(plans: Iterable[ClipPlan], entry: DatasetEntry, rate: float) -> list[str]:
-    """What was done about frame rates and odd pictures, one sentence for each kind that was met."""
+    """How frame rates and unusual pictures were handled: one sentence for each kind."""
     plans = list(plans)
     videos = {id(p.video): p.video for p in plans if p.video is not None and not p.video.images}
     said = _rates(list(videos.values()), entry, rate) + _cropped(plans, entry)
@@ -325,7 +327,7 @@ def _given(
 def _check_masks(
     source: Source, size: Size, beside: Mapping[Path, tuple[VideoInfo, np.ndarray]]
 ) -> None:
-    """Refuse a mask of other proportions: cropped as the clip is, it would lie beside what it means."""
+    """Refuse a mask of other proportions: cropped like the clip, it would not cover the right place."""
     for path in source.inputs.get(LOSS_MASK.name, ()):
         video = beside[path][0] if path in beside else None
         width, height = (video.width, video.height) if video else media.image_size(path)

@@ -1,4 +1,4 @@
-"""Which frames of a video are used: its rate made the model's, then clips cut from it."""
+"""Which frames of a video are used: convert to the model's frame rate, then cut clips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What will be trained, to look at: contact sheets, clips as video files, or text in the terminal."""
+"""Show what will be trained: contact sheets, clips as video files, or text in the terminal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(config: Any, architecture: Architecture, report: Report) -> None:
     Args:
         config: A `CachePreviewConfig`, of another mode than "html".
         architecture: Whose sizes and frame rate are meant.
-        report: Is told what was written; gets the pictures in console mode.
+        report: Shows what was written; in console mode, shows the pictures.
 
     Raises:
         ConfigError: The dataset file cannot be used.
@@ -138,7 +138,7 @@ def _sheets(decoded: Iterator[tuple[ClipPlan, Clip]], one: Surveyed, folder: Pat
 
 
 def _inputs(clip: Clip) -> Iterator[np.ndarray]:
-    """What was given beside a clip, in three channels."""
+    """The inputs of a clip, in three channels."""
     for given in clip.inputs.values():
         for frames in given:
             yield frames[..., :3] if frames.shape[-1] >= 3 else frames.repeat(3, axis=-1)
@@ -214,7 +214,7 @@ def _videos(
 
 
 def _side_by_side(clip: Clip) -> np.ndarray:
-    """The clip, and beside it what was given and has its size."""
+    """The clip, and beside it the inputs of the same size."""
     shape = clip.frames.shape
     beside = [f for f in _inputs(clip) if f.shape[1:] == shape[1:] and len(f) in (1, shape[0])]
     return np.concatenate([clip.frames, *(np.broadcast_to(f, shape) for f in beside)], axis=2)

@@ -1,4 +1,4 @@
-"""Reading ahead in threads: captions, clips and records, while their taker is busy with others."""
+"""Read captions, clips and records ahead in threads, while earlier ones are used."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def read_ahead(
         tasks: Taken up in order, one at a time.
         work: Yields a task's results.
         workers: Number of threads. 0: each task is done when its results are asked for.
-        ahead: Most results that wait at once, beside one in the hand of each thread.
+        ahead: How many results may wait at once, besides one in each thread.
         in_order: Results come in the order of tasks, and else as soon as they are there.
-        stalled: Told which tasks are under way when nothing has come for two minutes.
+        stalled: Called with the running tasks if no result has come for two minutes.
     """
     if workers < 1:
         for task in tasks:
@@ -141,7 +141,7 @@ class _Line(Generic[Task, Result]):
         return min(self.current, default=self.begun)
 
     def serve(self) -> None:
-        """The life of one thread."""
+        """The loop of one thread."""
         while (found := self._begin()) is not None:
             number, task = found
             for result in _results(self.work, task):
@@ -171,7 +171,7 @@ class _Line(Generic[Task, Result]):
 
     def _put(self, number: int, task: Task, result: Result | Exception) -> bool:
         with self.changed:
-            # The task whose turn it is never waits for others, which wait for it.
+            # The task whose result is next never waits for other tasks, which wait for it.
             while not self.stopped and len(self.waiting) >= self.ahead:
                 if self.in_order and number == self._oldest() and self._next() is None:
                     break

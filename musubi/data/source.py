@@ -23,7 +23,7 @@ class Source:
         stem: Its name up to the last dot: the first part of its records' names, and unique.
         captions: Those that training draws from, each stripped, none empty; one or more.
         class_captions: For each, what is said of what is to be kept; None where nothing is.
-        inputs: Name of an input → the files given for it, in order.
+        inputs: Name of an input → its files, in order.
         dataset: Number of its dataset.
     """
 
@@ -100,7 +100,7 @@ class Scan:
     Args:
         sources: In the order of their names.
         skipped: Images and videos that cannot be used.
-        others: What else lies there and belongs to nothing: not an error, but worth a look.
+        others: Other files that are not used; not an error, but worth a look.
     """
 
     sources: list[Source]

@@ -1,4 +1,4 @@
-"""What lies in a dataset: each file with its caption and its controls, or the reason it is left out.
+"""The files of a dataset: each with its caption and its inputs, or the reason why it is left out.
 
 Directories are read in one pass each, and names are compared as text: brackets, spaces and any
 script are letters like others.

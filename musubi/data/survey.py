@@ -52,7 +52,7 @@ def survey_of(
     Args:
         config: With `dataset_config`, `task` and `num_workers`.
         architecture: Whose clips.
-        report: Told what is odd in the file, and shown a bar.
+        report: Gets messages about unusual things in the file, and shows a progress bar.
         command_line: Options that stand in where the file says nothing; None is "not given".
 
     Raises:

@@ -52,7 +52,7 @@ class World:
         return self.folder / self.files[component]
 
     def flags(self, command: str) -> list[str]:
-        """What stands behind a command: the architecture, its files and dtypes."""
+        """The options at the end of a command: the architecture, its files and dtypes."""
         words = ["--arch", self.arch]
         if command in ("train", "generate"):
             words += ["--task", self.task]

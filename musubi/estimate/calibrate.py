@@ -1,4 +1,5 @@
-"""Measure the card in front of us for some seconds, and remember it: `musubi bench --calibrate`.
+"""Measure the card in this computer for some seconds, and save the result: `musubi bench
+--calibrate`.
 
 What is found is kept as `cards.json` in the user's cache, by the name of the card and the version of
 PyTorch; plans take it before any table.
@@ -100,7 +101,7 @@ def measure(
 
 
 def remembered(name: str) -> Card | None:
-    """What was measured of that card before, with this version of PyTorch."""
+    """The saved measurement of this card with this version of PyTorch; None if there is none."""
     found = _read().get(_key(name))
     with contextlib.suppress(TypeError):
         return None if found is None else Card(**found)
@@ -108,7 +109,7 @@ def remembered(name: str) -> Card | None:
 
 
 def remember(card: Card) -> Path:
-    """Keep it for plans, and say where.
+    """Save the measurement for plans, and return the file.
 
     Raises:
         RunError: It cannot be written.
@@ -122,7 +123,9 @@ def remember(card: Card) -> Path:
 
 
 def of_this_computer(index: int = 0) -> Card | None:
-    """The card in this computer, measured now where it was not before; None: it could not be."""
+    """The card in this computer; it is measured now if there is no saved measurement. None: it
+    cannot be measured.
+    """
     name = torch.cuda.get_device_name(index)
     found = remembered(name)
     if found is not None:

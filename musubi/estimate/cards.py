@@ -128,7 +128,7 @@ def named(name: str) -> Card:
     """The card of that name: a part of it is enough.
 
     Raises:
-        ConfigError: None is called so.
+        ConfigError: There is no such card.
     """
     asked = _words(name)
     parts = [card for card in CARDS if asked and asked <= _words(card.name)]

@@ -47,7 +47,7 @@ class Case:
         attach: Puts what is trained on the network and returns its parameters; None: nothing is
             trained, and the case is a denoising step.
         whole: The network itself is trained, and no adapter of it.
-        shown: What is trained is attached, and looked at in a denoising step: a preview.
+        shown: The case is a preview: a denoising step with the trained weights attached.
         calls: Calls of the network in a denoising step: two with classifier-free guidance.
         options: The architecture's own options.
     """

@@ -1,4 +1,4 @@
-"""What a step will need: peak bytes on the device, bytes on the host, seconds. Nothing is run.
+"""Estimate a step without running it: peak bytes on the device, bytes on the host, seconds.
 
 The weights are counted exactly, from their shapes. Activations are recorded from a step of the
 network in shapes only, two blocks a stack (`estimate.record`), and put together for all blocks as the
@@ -56,11 +56,11 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """What steps the trained tensors.
+    """The optimizer of a training step.
 
     Args:
         name: `--optimizer_type`.
-        offload: It and its states live on the host.
+        offload: The optimizer and its states are on the host.
         average: An average of the weights lies beside its states, in float32.
     """
 

@@ -1,4 +1,4 @@
-"""Denoisers by noise level: which of a task's experts works at one."""
+"""Chooses the denoiser (expert) of a task for a noise level."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from musubi.plugin.architecture import Task
 
 
 class Experts:
-    """The denoisers of a task, each with the noise levels that are its own.
+    """The denoisers of a task, each with the noise levels that it handles.
 
     Args:
         task: Names the denoisers.
@@ -18,7 +18,7 @@ class Experts:
         names: Only these denoisers; None: all.
 
     Raises:
-        ConfigError: A noise level is nobody's, or everybody's.
+        ConfigError: A noise level is handled by no denoiser, or by several.
     """
 
     def __init__(
@@ -36,8 +36,8 @@ class Experts:
         self.intervals = {name: found[name] for name in names or task.denoisers}
 
     def at(self, t: float) -> str:
-        """The name of the one that works at noise level `t`, from 0 (clean) to 1; the nearest one
-        where the one that would is left out.
+        """The name of the denoiser for noise level `t`, from 0 (clean) to 1. If that one is not
+        among `names`, the nearest one.
         """
         for name, (low, high) in self.intervals.items():
             if low <= t < high or (high == 1 and t >= 1):
@@ -46,7 +46,7 @@ class Experts:
 
     @property
     def range(self) -> tuple[float, float]:
-        """The lowest and the highest noise level that is somebody's."""
+        """The lowest and the highest noise level that a denoiser handles."""
         lows, highs = zip(*self.intervals.values(), strict=True)
         return min(lows), max(highs)
 

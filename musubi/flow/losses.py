@@ -11,7 +11,7 @@ HuberSchedule = Literal["constant", "exponential", "snr"]
 
 
 def distance(error: torch.Tensor, kind: LossType, c: torch.Tensor | None = None) -> torch.Tensor:
-    """What each number of an error costs, float32, shaped like it.
+    """The loss of each number of an error, float32, shaped like the error.
 
     "huber" and "smooth_l1" are pseudo-Huber losses: squares near 0, straight lines far from it
     (Charbonnier et al. 1997). "huber" is 2c (sqrt(e^2 + c^2) - c), which is e^2 for a large c;
@@ -47,8 +47,8 @@ def huber_c(
     Args:
         schedule: How it depends on the noise level.
         t: Noise levels, 0 to 1.
-        c: Its least value.
-        scale: A factor of all values.
+        c: The smallest value.
+        scale: A factor for all values.
     """
     t = t.float()
     if schedule == "exponential":

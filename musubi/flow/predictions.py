@@ -1,4 +1,4 @@
-"""What every solver asks of a network, and tells whoever waits for it."""
+"""The functions that a solver calls: the network's prediction, and a callback after each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The noise levels that a solver visits, from noise to clean, and the timesteps the network is told.
+"""The noise levels of a solver's steps, from noise to clean, and the timesteps that the network
+gets.
 
 The levels follow the sampling code that its authors released with the first model here, which places
 those of UniPC and of DPM++ differently;
@@ -50,7 +51,8 @@ def sigmas(solver: str, steps: int, shift: float) -> torch.Tensor:
 
 
 def steps_taken(steps: int, strength: float) -> int:
-    """How many of `steps` are taken, the last ones, from clean latents that noise is mixed into.
+    """How many of `steps` are run (the last ones) when denoising starts from clean latents with
+    noise added.
 
     >>> steps_taken(50, 0.8)
     40
@@ -73,7 +75,7 @@ def steps_taken(steps: int, strength: float) -> int:
 
 
 def timesteps(solver: str, levels: torch.Tensor) -> torch.Tensor:
-    """What the network is told at each step, float64 (steps,), on the scale 0 to 1000.
+    """The timestep that the network gets at each step, float64 (steps,), from 0 to 1000.
 
     Args:
         solver: Some solvers' timesteps are cut to whole numbers.

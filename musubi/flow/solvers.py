@@ -185,7 +185,7 @@ def _correct(
     now: tuple[float, torch.Tensor],
     order: int,
 ) -> torch.Tensor:
-    """UniC: redo the step that led to `now` with what the network answered there."""
+    """UniC: redo the step that led to `now`, with the network's prediction at `now`."""
     s, clean = history[-1]
     t, answer = now
     keep, add = _first_order(s, t)

@@ -1,4 +1,4 @@
-"""MagCache: steps at which the blocks do not run, and what they added last time is added again.
+"""MagCache: skip the blocks at some steps, and add their last residual again.
 
 Ma et al. 2025, https://arxiv.org/abs/2506.09045. The residual of the blocks, what leaves them less
 what entered, changes from step to step by a ratio of norms that hardly depends on the prompt. Which
@@ -19,14 +19,14 @@ from musubi.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class MagCache:
-    """Which steps are left out.
+    """The options that decide which steps are skipped.
 
     Args:
         ratios: Measured norm of each step's residual over the one before, the first is 1; for any
             number of steps.
-        retention: The part of the steps, from the first, that always run.
+        retention: Share of the steps, from the first one, that are never skipped.
         threshold: The largest error that may add up before a step runs again.
-        k: Most steps that are left out in a row.
+        k: How many steps in a row may be skipped.
     """
 
     ratios: tuple[float, ...]
@@ -110,7 +110,7 @@ class StepCache:
         self._grown: dict[int, list[float]] = {}
 
     def start(self) -> None:
-        """Forget: the next call belongs to another run of the solver."""
+        """Forget all residuals: the next call belongs to another denoising loop."""
         self._residuals.clear()
 
     def run(self, key: Hashable, step: int, call: Callable[[], torch.Tensor]) -> torch.Tensor:

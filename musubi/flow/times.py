@@ -1,4 +1,4 @@
-"""Noise levels to train on, how a sample is mixed at one, and what the network should answer there."""
+"""Noise levels for training, how a sample is mixed with noise, and the target of the network."""
 
 from __future__ import annotations
 

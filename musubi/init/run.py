@@ -32,7 +32,7 @@ def run(config: InitConfig, report: Report, ask: Ask | None = None) -> None:
 
     Args:
         config: What was given.
-        report: Told what was found and written.
+        report: Shows what was found and written.
         ask: Asks the user; the terminal when None, and nobody where there is none.
 
     Raises:
@@ -119,7 +119,7 @@ def write_task(choice: Choice) -> str:
 
 
 class _Question:
-    """Asks for what was not given, as long as there is somebody to ask."""
+    """Asks for values that were not given, if there is a terminal."""
 
     def __init__(self, ask: Ask | None, report: Report) -> None:
         self.ask = ask

@@ -30,8 +30,8 @@ class Adapter(nn.Module):
     """The change of one layer, its tensors as parameters in float32.
 
     Args:
-        delta: Of the weight, or None.
-        bias: Of the bias, or None.
+        delta: Change of the weight, or None.
+        bias: Change of the bias, or None.
         drops: Dropout while training.
         start: A pair that is subtracted: what `delta` was at first, when that was not nothing.
         strength: A factor of the change.
@@ -183,12 +183,12 @@ class Adapters(nn.Module):
 
         Args:
             model: The network.
-            targets: Which of its layers can take one.
-            rank: Of every adapter.
+            targets: Which layers can take an adapter.
+            rank: Rank of every adapter.
             alpha: The scale is alpha / rank; None or 0 means alpha = rank.
-            dropout: Of single numbers, between the two matrices.
-            rank_dropout: Of whole ranks, for each item of the batch.
-            module_dropout: Of whole adapters, for each call.
+            dropout: Dropout of single numbers, between the two matrices.
+            rank_dropout: Dropout of whole ranks, for each item of the batch.
+            module_dropout: Dropout of whole adapters, for each call.
             include: Patterns of layers to keep whatever excludes them.
             exclude: Patterns of layers to leave out.
             groups: Only these groups of the architecture.

@@ -74,7 +74,7 @@ def run(config: LoraConvertConfig, report: Report) -> None:
 def _sayable(
     deltas: dict[str, Delta], form: str, architecture: Architecture
 ) -> tuple[dict[str, Delta], list[str]]:
-    """What a form has words for, and the names of the rest."""
+    """The adapters that a format can hold, and the names of the others."""
     kept, dropped = dict[str, Delta](), list[str]()
     for name, delta in deltas.items():
         pair = {name: delta}

@@ -34,7 +34,7 @@ class Delta(ABC):
     linear: ClassVar[bool] = True
 
     def change(self, weight: torch.Tensor) -> torch.Tensor:
-        """What is added to the weight at full strength, in float32 and in the weight's shape."""
+        """The change of the weight at full strength, in float32 and in the weight's shape."""
         return self.matrix().reshape(weight.shape)
 
     def matrix(self) -> torch.Tensor:
@@ -61,7 +61,7 @@ class Delta(ABC):
         return found
 
     def mapped(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
-        """The same with each tensor replaced by what the function makes of it."""
+        """A copy in which the function was applied to each tensor."""
         made: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -72,7 +72,7 @@ class Delta(ABC):
         return dataclasses.replace(self, **made)
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on a device."""
+        """A copy on a device."""
         return self.mapped(lambda t: t.to(device))
 
     def norm(self) -> float | None:
@@ -80,11 +80,11 @@ class Delta(ABC):
         return float(self.matrix().double().norm()) if self.linear else None
 
     def rows(self, start: int, stop: int) -> Delta | None:
-        """The same for these rows of the weight alone; None where it does not come apart."""
+        """The change of these rows of the weight alone; None if the change cannot be split."""
         return None
 
     def turned(self) -> Delta | None:
-        """The same for a weight whose halves of axis 0 have changed places; None where it cannot."""
+        """The change for a weight whose halves of axis 0 are swapped; None if that is not possible."""
         count = self.outputs
         if count is None:
             return None

@@ -92,7 +92,7 @@ def tensors_of(component: Component, path: str, device: torch.device) -> Iterato
     """A checkpoint, open.
 
     Raises:
-        CheckpointError: It is something else.
+        CheckpointError: The file is something else.
     """
     with open_weights(locate(component, Path(path))) as weights:
         yield OurTensors(weights, examine(component, weights), device)

@@ -66,7 +66,7 @@ class LoraFile:
     Args:
         path: The file or folder.
         deltas: Our name of a parameter → its change; the stems of the file without an architecture.
-        metadata: Of the file.
+        metadata: Metadata of the file.
         form: "kohya", "comfy" (`diffusion_model.` or bare names) or "diffusers".
         unknown: Names in the file that mean nothing to this version.
         notes: Lines that the user should see.
@@ -97,7 +97,7 @@ class LoraFile:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What its changes are called, the most frequent first."""
+        """The kinds of its changes, the most frequent first."""
         count: dict[str, int] = defaultdict(int)
         for delta in self.deltas.values():
             count[delta.title] += 1
@@ -152,7 +152,7 @@ def read_lora(
 
     Args:
         path: The file, or a folder as peft writes it.
-        architecture: Whose layers it is for; None keeps the names of the file.
+        architecture: The architecture that the file is for; None keeps the names of the file.
         shapes: Names of the network's parameters and their shapes, when they are at hand; a shape
             of None is not looked at.
         finite: Refuse numbers that are not finite.

@@ -23,9 +23,11 @@ class Drops:
     """Dropout while training.
 
     Args:
-        dropout: Of single numbers: between the matrices of a pair, else of the change.
-        rank: Of whole ranks of a pair, or of whole rows of the change, for each item of the batch.
-        module: Of an adapter as a whole, for each call.
+        dropout: Dropout of single numbers: between the matrices of a pair, or of the change for
+            other kinds.
+        rank: Dropout of whole ranks of a pair, or of whole rows of the change, for each item of the
+            batch.
+        module: Dropout of the whole adapter, for each call.
     """
 
     dropout: float = 0.0
@@ -47,7 +49,7 @@ def added(
     """The change of a layer's output.
 
     Args:
-        delta: Of the layer's weight.
+        delta: Change of the layer's weight.
         layer: Linear or a convolution.
         x: Its input.
         output: What it gave.

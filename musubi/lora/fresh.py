@@ -18,21 +18,22 @@ INNER = ("lora", "loha", "lokr")
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What is trained, and how.
+    """The kind of a new adapter, and its settings.
 
     Args:
         name: "lora", "loha", "lokr", "dora", "oft" or "full".
-        direction: Of "dora": what changes the direction.
+        direction: For "dora": the kind that changes the direction.
         rank_stabilized: Scale by alpha / sqrt(rank) instead of alpha / rank (arXiv:2312.03732).
-        factor: Of "lokr": how many rows and columns the small matrix has at most; -1: about the root.
-        decompose_both: Of "lokr": the small matrix is a product of two as well.
-        full_matrix: Of "lokr": the large one is no product.
-        unbalanced: Of "lokr": the small one has many rows.
+        factor: For "lokr": the most rows and columns of the small matrix; -1: about the square
+            root.
+        decompose_both: For "lokr": the small matrix is a product of two matrices too.
+        full_matrix: For "lokr": the large matrix is stored whole, not as a product.
+        unbalanced: For "lokr": the small matrix has many rows.
         tucker: Convolutions get a core.
-        by_column: Of "dora": magnitudes of columns, as older files have them, not of rows.
-        constraint: Of "oft": bound of the generator's norm, times the outputs.
-        rescaled: Of "oft": a factor for each row as well.
-        init: Of "lora": "default"; or "pissa", the largest singular vectors (arXiv:2404.02948).
+        by_column: For "dora": magnitudes of columns, as in older files, instead of rows.
+        constraint: For "oft": limit of the generator's norm, times the number of outputs.
+        rescaled: For "oft": also a factor for each row.
+        init: For "lora": "default"; or "pissa", the largest singular vectors (arXiv:2404.02948).
     """
 
     name: str = "lora"
@@ -63,7 +64,7 @@ def fresh(
         kind: What it is.
         layer: Linear or a convolution; its device is the adapter's.
         weight: Its weight as it multiplies; only DoRA looks at the numbers.
-        rank: Of the matrices; of OFT, the size of a block.
+        rank: Rank of the matrices; for OFT, the size of a block.
         alpha: The scale is alpha / rank; None or 0 means alpha = rank.
     """
     if kind.name == "dora":

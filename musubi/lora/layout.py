@@ -44,7 +44,7 @@ def write_lora(
         deltas: Our name of a parameter, or of the layer whose weight it is, → its change.
         form: "kohya" (alpha kept), "comfy" (`diffusion_model.`, also called "diffusion_model"; alpha
             of pairs folded into B), or "diffusers" (the names of diffusers, alpha folded in).
-        dtype: Of the file.
+        dtype: Dtype of the file.
         metadata: Text for the header.
         component: The network; its "diffusers" dialect gives the names of that form.
 

@@ -72,17 +72,17 @@ class Asked:
 
     Args:
         kind: What is made.
-        rank: Of every adapter.
+        rank: Rank of every adapter.
         alpha: The scale is alpha / rank.
-        dropout: Of single numbers.
-        rank_dropout: Of whole ranks.
-        module_dropout: Of whole adapters.
+        dropout: Dropout of single numbers.
+        rank_dropout: Dropout of whole ranks.
+        module_dropout: Dropout of whole adapters.
         include: Patterns of layers to keep.
         exclude: Patterns of layers to leave out.
         groups: Only these groups of the architecture.
         ranks: (pattern, rank, alpha) of layers that differ.
         convolutions: (rank, alpha) of convolutions, or None.
-        plus: Learning rate of the up matrices over that of the rest, or None.
+        plus: Learning rate of the up matrices divided by that of the other ones, or None.
         notes: What was given and does nothing.
     """
 

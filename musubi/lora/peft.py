@@ -75,7 +75,7 @@ def config_of(path: Path, names: tuple[str, ...], header: Mapping[str, str]) -> 
 
     Args:
         path: The file or folder.
-        names: Of its tensors.
+        names: Names of its tensors.
         header: Its metadata.
 
     Raises:

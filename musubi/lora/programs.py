@@ -232,8 +232,8 @@ class Verdict:
     Args:
         program: Its name.
         loads: The tensors that it uses.
-        ignores: Those that it does not.
-        unknown: Those of which it is not known here what they are.
+        ignores: Tensors that the program ignores.
+        unknown: Tensors that this version does not know.
         why: One sentence about what is ignored; empty when nothing is.
     """
 

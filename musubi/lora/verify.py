@@ -104,7 +104,7 @@ def best_form(
     """The form of names that the programs load most of, and how much the worst of them loads.
 
     Args:
-        architecture: Whose network.
+        architecture: The architecture of the network.
         deltas: Our names → changes.
         order: The forms; the first of equal ones is taken. By default those with the released names,
             which the tools around a network know best.

@@ -1,6 +1,6 @@
-"""Activations on the host: what blocks keep for the backward pass waits in page-locked memory.
+"""Activations on the host: tensors saved for the backward pass are kept in page-locked memory.
 
-A tensor is copied away while the next block runs, and sent for one block before it is needed.
+A tensor is copied to the host while the next block runs, and back one block before it is needed.
 Kept on the device are weights, and what every block is given: text, rotary tables, the time.
 
 Memory on the device follows from the order of blocks alone, however far the host is ahead: all of it
@@ -30,9 +30,10 @@ class Parked:
 
     Attributes:
         host: Its bytes.
-        eight: These are `packed`; no more once it was collected.
-        back: They on the device: until their place is given up, and again once it was sent for.
-        ready: When `back` is whole; None: always.
+        eight: Whether the bytes are `packed`; False once the tensor was collected.
+        back: The tensor on the device: until its memory is freed, and again once its copy back has
+            started.
+        ready: Event after which `back` is complete; None: it always is.
     """
 
     lot: Lot
@@ -54,11 +55,11 @@ class Lot:
     """The host memory of one network's activations; buffers are used again in every step.
 
     Args:
-        device: Where the network runs.
-        smallest: In bytes; what is smaller stays.
+        device: The device that the network runs on.
+        smallest: In bytes; smaller tensors stay on the device.
         eight: Tensors in 16 bits wait in 8, with a scale for each 128 numbers: half the memory and
             half of the way. What comes back is rounded, whether it was away already or not.
-        report: Told when the memory cannot be page-locked.
+        report: Gets a warning if the memory cannot be page-locked.
     """
 
     device: torch.device
@@ -139,7 +140,7 @@ class Lot:
         return parked.back.view(parked.dtype).as_strided(parked.shape, parked.stride)
 
     def start(self) -> None:
-        """A new forward pass: what an abandoned one left is forgotten."""
+        """Start a new forward pass; tensors of an abandoned one are dropped."""
         for parked, left in self._leaving:
             self._wait(left)
             parked.back = None
@@ -153,7 +154,7 @@ class Lot:
 
     def _fetch(self, parked: Parked) -> None:
         if parked.back is not None:
-            # Its place was not given up yet: the copy on the host was for nothing.
+            # Its memory on the device was not freed yet, so the copy on the host is not needed.
             self._leaving = deque(one for one in self._leaving if one[0] is not parked)
         elif self._side is None:
             parked.back = parked.host.to(self.device, copy=True)

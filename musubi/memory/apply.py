@@ -35,16 +35,16 @@ _KINDS = {"fp8": "fp8", "fp8_scaled": "fp8", "int8": "int8"}
 
 
 class PolicyPlacement:
-    """Where and how the tensors of one network are put while it is loaded.
+    """Decides where and how the tensors of one network are stored while the network is loaded.
 
     Args:
-        traits: Of the network.
-        policy: What is wanted.
+        traits: Traits of the network.
+        policy: The memory policy.
         device: Where the network will run.
-        strict: Refuse to stream more blocks than there are; else all are.
+        strict: Refuse to stream more blocks than there are; otherwise all blocks are streamed.
         compiler: How its blocks are compiled, when the policy says so.
-        smallest: What is smaller stays on the device: bytes of an activation, numbers of a layer
-            outside the blocks. Each has its own bound when not given.
+        smallest: Smaller tensors stay on the device: in bytes for activations, in numbers for
+            layers outside the blocks. Each has its own default.
         report: Told what cannot be had here.
     """
 
@@ -96,13 +96,13 @@ class PolicyPlacement:
         return name in self._stored
 
     def keeps(self, name: str, dtype: torch.dtype) -> bool:
-        """Whether an 8-bit weight of the file stays as it is: where it is wanted in that dtype."""
+        """Whether an 8-bit weight of the file is kept: only if the policy stores it in that dtype."""
         return name in self._stored and quantized.DTYPES[self.policy.storage] is dtype
 
     def store(
         self, name: str, tensor: torch.Tensor, scale: torch.Tensor | None
     ) -> Mapping[str, torch.Tensor] | None:
-        """The tensor as it is kept, with its scale beside it; None: as it is."""
+        """The tensor as it is stored, with its scale; None: unchanged."""
         if name not in self._stored:
             return None
         if scale is None:
@@ -110,7 +110,7 @@ class PolicyPlacement:
         return {name: tensor, f"{name.rpartition('.')[0]}.{quantized.SCALE}": scale.float()}
 
     def home(self, name: str) -> torch.Tensor | None:
-        """The host memory to be filled, for what is streamed."""
+        """The host memory to fill, for a streamed tensor."""
         return self._views.get(name)
 
     def finish(self, module: nn.Module) -> nn.Module:
@@ -190,10 +190,10 @@ def placer(
     compiler: Compiler | None = None,
     report: Report | None = None,
 ) -> Callable[[Component], PolicyPlacement | None]:
-    """What `weights.nets.Nets` asks for each network that it loads.
+    """Make the function that `weights.nets.Nets` calls for each network that it loads.
 
     Args:
-        policies: Component name → its policy; others are loaded plainly.
+        policies: Component name → its policy; other components are loaded without one.
         device: Where networks run.
         compiler: For those that are compiled.
         report: Told what cannot be had here.
@@ -241,7 +241,9 @@ def around(
 
 
 def park(module: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network between uses; what streams stays at home, and gives its slots back."""
+    """Move a network to another device between uses. Streamed blocks stay on the host, and their
+    slots are freed.
+    """
     stream: BlockStream | None = module.__dict__.get(_STREAM)
     if stream is not None and device != stream.device:
         stream.leave()

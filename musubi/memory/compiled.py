@@ -81,7 +81,7 @@ def check(compiler: Compiler, device: torch.device) -> None:
     """Whether blocks can be compiled for that device.
 
     Raises:
-        ConfigError: Not here; says what is missing.
+        ConfigError: Blocks cannot be compiled here; the message says what is missing.
     """
     if compiler.backend != "inductor" or device.type != "cuda":
         return
@@ -94,7 +94,9 @@ def check(compiler: Compiler, device: torch.device) -> None:
 
 
 def _leave_out_advice() -> None:
-    """Drop a warning that PyTorch gives whoever chooses what is kept: blocks change nothing in place."""
+    """Hide a warning of PyTorch about choosing which tensors to keep; it does not apply, since
+    blocks change nothing in place.
+    """
     logger = logging.getLogger("torch._higher_order_ops.wrap")
     if not any(isinstance(one, _Advice) for one in logger.filters):
         logger.addFilter(_Advice())
@@ -159,7 +161,9 @@ def _recomputed(kind: type[nn.Module], recomputed: Recompute) -> Callable[..., A
 
 
 def _differentiable(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The first block's input asks for no gradient; asked to, it needs no version of its own."""
+    """Make the first block's input require a gradient, so that this block needs no compiled version
+    of its own.
+    """
     first = args[0] if args else None
     if isinstance(first, torch.Tensor) and first.is_floating_point() and not first.requires_grad:
         return (first.detach().requires_grad_(), *args[1:])

@@ -1,4 +1,4 @@
-"""Activations in int8, a scale for each 128 neighbours: what waits on the host takes half the room.
+"""Activations in int8 with a scale for each 128 neighbours: half the memory on the host.
 
 One tensor of bytes holds both, so that one copy takes it away: first the numbers, then the scales in
 float32. Chen et al., ActNN, https://arxiv.org/abs/2104.14129, keep activations so.

@@ -1,4 +1,4 @@
-"""Residency: what travels between host and device while a network runs, block by block.
+"""Residency: tensors that are copied between host and device while a network runs, block by block.
 
 Two things do: the weights of streamed blocks (`stream`), and what blocks keep for the backward
 pass (`activations`). Both follow the blocks forward, and backward again.
@@ -102,7 +102,7 @@ def _unpack(packed: Any) -> torch.Tensor:
 
 
 class _Turn(torch.autograd.Function):
-    """Stands behind a block, so that the backward pass meets it before the block."""
+    """An operation after each block, which the backward pass reaches before the block."""
 
     @staticmethod
     def forward(ctx: Any, traveller: _Traveller, index: int, *outputs: torch.Tensor) -> Any:

@@ -1,4 +1,5 @@
-"""Streaming: frozen blocks live in host memory and visit one of two device slots when they run.
+"""Streaming: frozen blocks are kept in host memory, and copied to one of two slots on the device
+when they run.
 
 Nothing is ever copied back, because nothing in them changes. A copy is sent one block ahead on a
 stream of its own, in the direction of travel; a block that is away holds empty tensors, so that a
@@ -24,7 +25,7 @@ _ALIGNMENT = 256
 
 @dataclass(frozen=True)
 class BlockTensor:
-    """One tensor of a block: where it hangs, and where it lies in the block's buffer."""
+    """One tensor of a block: the module that owns it, and its position in the block's buffer."""
 
     owner: nn.Module
     leaf: str
@@ -45,14 +46,14 @@ class BlockTensor:
 
 @dataclass(frozen=True)
 class Home:
-    """A block's place in host memory: one contiguous buffer, so that one copy brings it."""
+    """A block's host memory: one contiguous buffer, so that one copy is enough."""
 
     items: tuple[BlockTensor, ...]
     buffer: torch.Tensor
 
 
 class BlockStream:
-    """The ring of slots and the blocks that take turns in it.
+    """The slots on the device, and the blocks that use them in turn.
 
     Args:
         homes: Number of a block, in the order blocks run → its place; blocks without one stay on
@@ -74,7 +75,7 @@ class BlockStream:
             empty(home, device)
 
     def enter(self, index: int, *, backward: bool = False) -> None:
-        """Have block `index` in place for what is enqueued next, and send for the one after it.
+        """Make sure that block `index` is in its slot, and start to copy the next one.
 
         Args:
             index: The block's number.
@@ -94,17 +95,17 @@ class BlockStream:
             self._bring(following, self._free_slot(keep=index))
 
     def leave(self) -> None:
-        """Give the slots back to the device; they are made again when a block runs."""
+        """Free the slots; they are allocated again when a block runs."""
         for index, ready in zip(self._held, self._ready, strict=True):
             if index is not None:
                 empty(self.homes[index], self.device)
             if ready is not None:
-                # A copy may still be under way into memory that is about to be someone else's.
+                # A copy may still be running into memory that is about to be freed.
                 torch.cuda.current_stream(self.device).wait_event(ready)
         self._slots, self._held, self._ready = [], [None] * SLOTS, [None] * SLOTS
 
     def pack(self, tensor: torch.Tensor) -> Any:
-        """A note of where a tensor saved for the backward pass lies, if it lies in a slot."""
+        """If a tensor saved for the backward pass is in a slot, return its block and position instead."""
         storage = tensor.untyped_storage().data_ptr()
         for slot, buffer in enumerate(self._slots):
             held = self._held[slot]
@@ -139,7 +140,7 @@ class BlockStream:
         return next(i for i, held in enumerate(self._held) if held is None or held != keep)
 
     def _following(self, index: int, step: int) -> int | None:
-        """The next block that is streamed; the way is walked round and round."""
+        """The next streamed block in this direction; after the last one comes the first."""
         for distance in range(1, self.count):
             number = (index + step * distance) % self.count
             if number in self.homes:
@@ -155,7 +156,7 @@ class BlockStream:
         if self._side is None:
             target.copy_(home.buffer)
         else:
-            # Whatever was enqueued so far may still read the slot.
+            # Operations enqueued earlier may still read the slot.
             before = torch.cuda.current_stream(self.device).record_event()
             with torch.cuda.stream(self._side):
                 self._side.wait_event(before)
@@ -168,7 +169,7 @@ class BlockStream:
 
 @dataclass(frozen=True)
 class _Away:
-    """A saved tensor that lies in a streamed block: found again in whatever slot the block is."""
+    """A saved tensor of a streamed block; it is found again in the block's current slot."""
 
     stream: BlockStream
     index: int
@@ -184,7 +185,7 @@ class _Away:
 
 
 def spread(count: int, streamed: int) -> list[int]:
-    """Which of `count` blocks are streamed: evenly spread, so that the link never rests."""
+    """Which of `count` blocks are streamed: evenly spread, so that copies never pause."""
     return [i for i in range(count) if (i + 1) * streamed // count > i * streamed // count]
 
 

@@ -1,4 +1,5 @@
-"""Visitors: large layers outside the blocks live in host memory and come for their one call.
+"""Visitors: large layers outside the blocks are kept in host memory, and copied to the device for
+their single call.
 
 They run once in a pass, before the blocks or after them, and need nothing sent ahead: what their
 copy takes is a few milliseconds. They go together with streamed blocks.
@@ -43,7 +44,7 @@ def visitors(
 
 
 def apply(layer: nn.Linear, home: Home, device: torch.device) -> None:
-    """Have the layer's tensors come to the device for each call, and be nowhere on it between."""
+    """Copy the layer's tensors to the device for each call, and free them afterwards."""
     empty(home, device)
     wrap(layer, NAME, functools.partial(_visit, home=home, device=device))
 

@@ -52,7 +52,7 @@ def download(
         size: In bytes, when it is whole.
         sha256: Of the whole, when it is known.
         headers: To send with each request.
-        grown: Told how many bytes came.
+        grown: Called with the number of bytes received.
 
     Raises:
         RunError: The connection breaks again and again, or the content is another one.

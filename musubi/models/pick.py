@@ -24,7 +24,7 @@ def filled(config: Options, architecture: Architecture, place: Command, report: 
         config: As it was typed.
         architecture: Whose files.
         place: The command.
-        report: Told what was taken.
+        report: Shows which files were chosen.
 
     Raises:
         ConfigError: Several files fit equally well, or a folder does not exist.

@@ -32,7 +32,7 @@ CAPTION = 600
 
 @dataclass(kw_only=True)
 class Account:
-    """What is known when a run starts, and how it stands.
+    """The facts about a run: those known at its start, and its current state.
 
     Args:
         name: `--output_name`.

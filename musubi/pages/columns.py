@@ -19,9 +19,9 @@ class Column:
     """One key of a line.
 
     Args:
-        key: As it stands in the file.
+        key: The key in the file.
         title: For a person.
-        unit: Of its numbers; empty where they have none.
+        unit: Unit of the numbers; empty if they have none.
         measured: Whether it depends on the machine and the moment.
     """
 

@@ -33,7 +33,7 @@ class LivePage:
     Args:
         folder: `{output_dir}/{output_name}`.
         account: What the run notes.
-        report: Told when the page cannot be written.
+        report: Gets a warning if the page cannot be written.
     """
 
     def __init__(self, folder: Path, account: Account, report: Report) -> None:
@@ -130,7 +130,7 @@ def served(folder: Path, report: Report) -> Iterator[None]:
 
 
 def _tell(process: subprocess.Popen[bytes], report: Report) -> None:
-    """Pass on the first line that the other process says, and read away the rest."""
+    """Show the first line that the other process prints, and discard the others."""
     assert process.stdout is not None
     for number, line in enumerate(process.stdout):
         if number == 0:

@@ -92,7 +92,7 @@ def find(folder: Path, name: str) -> Samples:
 
 
 def recipe(path: Path) -> dict[str, Any]:
-    """What is written in a video or an image about how it was made; empty where nothing is."""
+    """The recipe in the metadata of a video or an image; empty if there is none."""
     try:
         if path.suffix.lower() in VIDEOS:
             with av.open(str(path)) as container:

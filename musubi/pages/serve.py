@@ -147,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _place(self) -> str | None:
         """The address below the token, when the token is right and this machine itself is asked."""
         port = self.server.server_port
-        # A name that was made to lead here belongs to a page of somebody else.
+        # A host name that was made to point here belongs to a foreign website.
         if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):
             return None
         path = self.path.partition("?")[0]

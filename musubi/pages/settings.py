@@ -1,4 +1,4 @@
-"""A run's settings in the groups of `--help`, those that somebody chose first."""
+"""A run's settings in the groups of `--help`; settings that differ from the defaults come first."""
 
 from __future__ import annotations
 

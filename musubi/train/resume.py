@@ -106,6 +106,12 @@ class Resumed:
         state.check(self.state, identity, trainable.tensors(), self.folder)
         for sentence in state.changed(self.state, settings_of(config), DECIDED):
             report.warn(sentence)
+        kept = self.state.identity.get("ema_decay")
+        if kept is not None and "ema_decay" not in identity:
+            report.warn(
+                f"The state holds an average of the weights, and this run goes on without it: add --ema_decay {kept} "
+                "to keep it."
+            )
         state.apply(self.state, trainable, update, self.folder)
         position = self.state.position
         if self.state.data != data.digest and position.epoch:

@@ -57,7 +57,7 @@ class Assembler:
         self._placed: dict[str, torch.dtype] = {}
 
     def plan(self, ours: str, dtype: torch.dtype) -> TensorPlan:
-        """What is to be done for one tensor that is stored in `dtype` if no policy objects."""
+        """How to make one tensor, which is stored in `dtype` unless a policy changes that."""
         return plan_tensor(
             ours,
             dtype,
@@ -218,8 +218,8 @@ class TensorPlan:
         source: Where it comes from.
         scales: For each part, the name of its scale or None.
         dtype: What it is stored in when no policy says otherwise.
-        transformed: It goes through the transform.
-        kept: It stays in 8 bits.
+        transformed: Whether the transform is applied to the tensor.
+        kept: Whether the tensor stays in 8 bits.
         stored: The policy's `store` sees it.
         whole: Its parts are read into one tensor, each at its place.
         straight: And that tensor is placed as it is.
@@ -239,7 +239,7 @@ class TensorPlan:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is read for it, in this order: each part, followed by its scale."""
+        """The tensors to read, in this order: each part, followed by its scale."""
         pairs = zip(self.source.names, self.scales, strict=True)
         return tuple(name for pair in pairs for name in pair if name is not None)
 

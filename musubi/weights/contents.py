@@ -62,7 +62,7 @@ def inspect(
         others: Components that the file may be instead, for the message.
 
     Raises:
-        CheckpointError: It cannot be read, or is something else.
+        CheckpointError: The file cannot be read, or is something else.
     """
     found = locate(component, Path(path))
     with open_weights(found) as weights:

@@ -73,7 +73,8 @@ def open_weights(path: Path | str) -> Weights:
             content, not by the name.
 
     Raises:
-        CheckpointError: It is absent, empty, truncated, incomplete, no checkpoint, or pickled code.
+        CheckpointError: The file is absent, empty, truncated, incomplete, no checkpoint, or pickled
+            code.
     """
     path = Path(path)
     with readable(path):

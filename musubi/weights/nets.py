@@ -30,7 +30,7 @@ class Nets:
     """`plugin.Networks`, from files.
 
     Args:
-        architecture: Whose components these are.
+        architecture: The architecture of the components.
         paths: Component name to its file or folder.
         device: Where networks are loaded to.
         dtypes: Component name to dtype, where it differs from the component's own.
@@ -38,7 +38,7 @@ class Nets:
         transforms: Component name to what is done to its tensors while loading.
         place: Says for a component how it is stored and where; None where nothing is special.
         loaded: Called with the name and the network after each loading.
-        report: Is told what is loaded.
+        report: Shows what is loaded.
     """
 
     def __init__(  # noqa: PLR0913 - where each kind of thing comes from

@@ -92,7 +92,7 @@ def joinable(
         names: The matrices; one will do.
         shapes: Name in the file to shape.
         dtypes: Name in the file to dtype.
-        scales: As `split_scales` gives them.
+        scales: The scales from `split_scales`.
     """
     kinds = {dtypes[name] for name in names}
     if kinds != {torch.float8_e4m3fn} and not (kinds == {torch.int8} and set(names) <= set(scales)):
@@ -125,7 +125,7 @@ def _cast(weight: torch.Tensor, factor: torch.Tensor | None, dtype: torch.dtype)
     Args:
         weight: (rows, …).
         factor: (), or (rows, 1, …).
-        dtype: Of the result.
+        dtype: Dtype of the result.
     """
     if not weight.ndim:
         return _product(weight.float(), factor).to(dtype)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ABANDONED = 24 * 3600.0
-"""Seconds without a change after which nobody writes a file, whoever its owner is."""
+"""Seconds without a change after which a temporary file counts as abandoned, whatever process it belongs to."""
 
 _NAME = re.compile(r"\.musubi-(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,10})-\d{1,12}-[0-9a-f]{8}\.tmp")
 _OLD_NAME = re.compile(r"\.musubi-\d{1,10}-[0-9a-f]{1,8}\.tmp")

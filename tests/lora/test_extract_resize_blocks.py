@@ -1,10 +1,14 @@
 """The difference of two checkpoints as a LoRA, other ranks, sums, and blocks."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from musubi import registry
 from musubi.config.lora import (
@@ -266,3 +270,71 @@ def test_blocks_of_several_stacks(tmp_path):
 def test_odd_block_weights(pair_file, words, says):
     with pytest.raises(ConfigError, match=says):
         weighted(read_lora(pair_file, WAN), words, WAN)
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations make inside, as long as they live."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        before = {
+            t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if is_tensor(t)
+        }
+        for tensor in filter(is_tensor, tree_leaves(found)):
+            if tensor.untyped_storage().data_ptr() not in before:  # no view, and not in place
+                size = tensor.untyped_storage().nbytes()
+                self.now += size
+                self.most = max(self.most, self.now)
+                weakref.finalize(tensor, self.gone, size)
+        return found
+
+    def gone(self, size):
+        self.now -= size
+
+
+def is_tensor(value):
+    return isinstance(value, torch.Tensor)
+
+
+@pytest.fixture(scope="module")
+def deep_and_shallow(tmp_path_factory):
+    """Number of layers → a checkpoint and a tuned one, with every weight changed."""
+    found = {}
+    for layers in (2, 12):
+        folder = tmp_path_factory.mktemp(f"{layers} layers")
+        numbers = {**twins.numbers_for(WAN.task("t2v")), "num_layers": layers}
+        base = twins.write_twin(WAN.dit, folder, numbers=numbers)
+        torch.manual_seed(0)
+        tuned = {n: t + 0.1 * torch.randn_like(t) for n, t in load_file(base).items()}
+        save_file(tuned, folder / "tuned.safetensors")
+        found[layers] = (base, folder / "tuned.safetensors")
+    return found
+
+
+def test_memory_is_one_tensor_however_many_there_are(deep_and_shallow, tmp_path):
+    peaks, sizes = {}, {}
+    for layers, (base, tuned) in deep_and_shallow.items():
+        made, smaller = tmp_path / f"{layers}.safetensors", tmp_path / f"{layers} small.safetensors"
+        options = {"arch": "wan", "device": "cpu", "save_precision": "fp32"}
+        with Peak() as extracting:
+            extract.run(
+                LoraExtractConfig(
+                    base=str(base), tuned=str(tuned), output=str(made), rank=1, **options
+                ),
+                Quiet(),
+            )
+        with Peak() as resizing:
+            resize.run(
+                LoraResizeConfig(files=[str(made)], output=str(smaller), rank=1, **options), Quiet()
+            )
+        peaks[layers] = extracting.most, resizing.most
+        sizes[layers] = base.stat().st_size, made.stat().st_size
+    model, lora = (deep - shallow for shallow, deep in zip(*sizes.values(), strict=True))
+    extra = [deep - shallow for shallow, deep in zip(*peaks.values(), strict=True)]
+    assert max(extra) < 4 * lora < model / 3  # what is made is held, and no more of what is read
+    largest = max(t.numel() * 4 for t in load_file(deep_and_shallow[12][0]).values())
+    assert largest < peaks[2][0] < 16 * largest

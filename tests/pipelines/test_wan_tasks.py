@@ -95,3 +95,9 @@ def test_vace(places):
     )
     (latent,) = (places["folder"] / "made").glob("*.safetensors")
     assert load_file(latent)["latent"].shape[-3:] == (2, 8, 12)
+    run(
+        places,
+        f"generate --arch wan --task vace --dit {{vace}} {files} {MADE} --save_path {{folder}}/small --control_path {{video}} --fp8_scaled --blocks_to_swap 1 --infer_steps 4 --magcache_mag_ratios 1,1,1,1 --magcache_retention_ratio 0.2 --magcache_threshold 9 --magcache_k 2",
+    )
+    (latent,) = (places["folder"] / "small").glob("*.safetensors")
+    assert load_file(latent)["latent"].isfinite().all()

@@ -232,6 +232,14 @@ def test_an_average_is_not_begun_in_the_middle(toy) -> None:
         toy.train(resume="auto", ema_decay=0.9)
 
 
+def test_an_average_that_is_left_behind_is_told_of(toy) -> None:
+    toy.train(ema_decay=0.9, save_state_on_train_end=True, max_train_steps=2)
+    toy.train(resume="auto", max_train_steps=3)
+    assert any(
+        "average of the weights" in w and "--ema_decay 0.9" in w for w in toy.report.warnings
+    )
+
+
 @pytest.mark.parametrize("name", ["adamw", "adamw4bit", "came", "muon", "lion", "adafactor"])
 def test_a_state_of_another_shape_is_refused(toy, name) -> None:
     options = {"optimizer_type": name, "full": True, "save_state_on_train_end": True}
