@@ -24,13 +24,28 @@ MATCH = 0.6  # an overlap under this is no shape
 
 @dataclass(frozen=True)
 class Seen:
-    """What was found; None where nothing fits."""
+    """What was found; None where nothing fits.
+
+    Args:
+        colour: A key of `COLOURS`.
+        shape: What fits most frames.
+        motion: How it moves.
+        floor: A key of `FLOORS`.
+        overlap: Of the shape and the picture, in the middle one of the frames by that.
+        worst: In the frame where it fits least: a ball may be flat in a frame, and a ball in most.
+    """
 
     colour: str | None
     shape: str | None
     motion: str | None
     floor: str
     overlap: float
+    worst: float
+
+    @property
+    def whole(self) -> bool:
+        """Whether every frame shows the shape."""
+        return self.worst >= MATCH
 
     def agrees(self, *, colour: str, shape: str, motion: str, floor: str) -> dict[str, bool]:
         """Word by word, whether it is what the caption says."""
@@ -58,23 +73,24 @@ def _seen(frames: np.ndarray) -> Seen:
     near_edge = (rows - HORIZON).abs() < 3 / SIDE
     strong = away > torch.where(near_edge[:, None], 2 * FAINT, FAINT)
     if strong.float().sum(dim=(1, 2)).median() < 20:
-        return Seen(None, None, None, floor, 0.0)
+        return Seen(None, None, None, floor, 0.0, 0.0)
     solid = pictures[away > 0.7 * away.flatten(1).quantile(0.995, dim=1)[:, None, None]]
     colour_rgb = solid.median(dim=0).values
     colour = _nearest(colour_rgb, COLOURS)
     full = (colour_rgb - behind).norm(dim=-1).clamp(min=FAINT)
     masks = (away / full).clamp(0, 1) * strong
-    shape, overlap, angles = _shape(masks)
-    return Seen(colour, shape, _motion(masks, shape, angles), floor, overlap)
+    shape, overlap, fits = _shape(masks)
+    motion = _motion(masks, shape, [angle for _, angle in fits])
+    return Seen(colour, shape, motion, floor, overlap, min(found for found, _ in fits))
 
 
-def _shape(masks: torch.Tensor) -> tuple[str | None, float, list[float]]:
+def _shape(masks: torch.Tensor) -> tuple[str | None, float, list[tuple[float, float]]]:
     scores: dict[str, float] = {}
     for shape in (*SHAPES, "star"):
         scores[shape] = float(np.median([_fit(shape, mask)[0] for mask in masks[::4]]))
     best = max(scores, key=lambda name: scores[name])
-    angles = [_fit(best, mask)[1] for mask in masks] if SYMMETRY[best] else []
-    return (best if scores[best] >= MATCH else None), scores[best], angles
+    fits = [_fit(best, mask) for mask in masks]
+    return (best if scores[best] >= MATCH else None), scores[best], fits
 
 
 def _fit(shape: str, mask: torch.Tensor) -> tuple[float, float]:

@@ -91,11 +91,12 @@ def controls(count: int) -> list[shapes.Scene]:
 
 
 def kept(scenes: Sequence[shapes.Scene], clips: Sequence[np.ndarray]) -> int:
-    """How many clips, F H W 3, still show the colour, the shape and the motion of their scenes."""
+    """How many clips, F H W 3, show the colour, the motion and, in every frame, the shape of their scenes."""
     right = 0
     for scene, frames in zip(scenes, clips, strict=True):
         seen = detect(frames)
-        right += (seen.colour, seen.shape, seen.motion) == (scene.colour, scene.shape, scene.motion)
+        words = (seen.colour, seen.shape, seen.motion)
+        right += seen.whole and words == (scene.colour, scene.shape, scene.motion)
     return right
 
 
@@ -105,6 +106,6 @@ def learned(clips: Sequence[np.ndarray]) -> int:
 
 
 def shows(frames: np.ndarray) -> bool:
-    """Whether the new thing is in it: its colour, its shape and its motion."""
+    """Whether the new thing is in it: its colour, its motion and, in every frame, its shape."""
     seen = detect(frames)
-    return all(getattr(seen, name) == word for name, word in WORDS.items())
+    return seen.whole and all(getattr(seen, name) == word for name, word in WORDS.items())

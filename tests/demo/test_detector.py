@@ -54,3 +54,14 @@ def test_the_lesson_is_found_in_its_own_clips_and_in_no_others():
     known = {"colour": lesson.WORDS["colour"], "shape": "ball"}
     others = [shapes.random_scene(random.Random(i), **known) for i in range(6)]
     assert lesson.learned(list(shapes.draw(others).numpy())) == 0
+
+
+def test_a_shape_that_is_flat_in_one_frame_is_not_whole():
+    scene, frames = _drawn(colour="red", shape="ball", motion="bounces")
+    assert detect(frames).whole
+    flat = frames.copy()
+    rows = np.flatnonzero((flat[8] != flat[8, :, :1]).any((1, 2)))
+    flat[8, rows[: len(rows) // 2 + 4]] = frames[8, 0, 0]  # a dish is left
+    seen = detect(flat)
+    assert (seen.shape, seen.motion) == ("ball", "bounces") and not seen.whole
+    assert lesson.kept([scene], [frames]) == 1 and lesson.kept([scene], [flat]) == 0
