@@ -121,7 +121,7 @@ def trained(run, world, cached):
         run(*common, "--output_dir", folder / name, "--output_name", "lora",
             "--max_train_steps", steps, "--save_state_on_train_end")  # fmt: skip
     run(*common, "--output_dir", folder / "cut", "--output_name", "lora",
-        "--max_train_steps", 6, "--resume", "auto")  # fmt: skip
+        "--max_train_steps", 6, "--resume", "auto", "--offload_inactive_dit")  # fmt: skip
     return folder
 
 

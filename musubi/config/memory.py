@@ -16,7 +16,15 @@ from musubi.plugin.policy import Recompute, Storage
 
 _MEMORY = "Memory and speed"
 # What only a network that stays as it is can have.
-_FROZEN_ONLY = ("fp8_base", "fp8_scaled", "fp8_fast", "int8", "int8_fast", "blocks_to_swap")
+_FROZEN_ONLY = (
+    "fp8_base",
+    "fp8_scaled",
+    "fp8_fast",
+    "int8",
+    "int8_fast",
+    "blocks_to_swap",
+    "offload_inactive_dit",
+)
 _SIZE = "A size such as 12GiB, 12000MiB or 12 (GiB)"
 
 
@@ -104,8 +112,8 @@ class NetworkMemoryOptions(CompileOptions):
     )
     offload_inactive_dit: bool = option(
         False,
-        "For models with several denoisers: keep those that are not in use in host memory, "
-        "instead of reading them from their files again.",
+        "For models with several denoisers: keep those that are not in use in host memory. Without "
+        "it, `generate` reads them from their files again, and `train` keeps all on the device.",
         group=_MEMORY,
     )
 

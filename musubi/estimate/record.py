@@ -46,6 +46,8 @@ class Case:
         compute: What autocast computes in; None: without autocast.
         attach: Puts what is trained on the network and returns its parameters; None: nothing is
             trained, and the case is a denoising step.
+        experts: Denoisers of this size that the command has.
+        parked: Those of them that rest wait in host memory.
         whole: The network itself is trained, and no adapter of it.
         shown: The case is a preview: a denoising step with the trained weights attached.
         calls: Calls of the network in a denoising step: two with classifier-free guidance.
@@ -62,6 +64,8 @@ class Case:
     dtype: torch.dtype = torch.bfloat16
     compute: torch.dtype | None = torch.bfloat16
     attach: Attach | None = None
+    experts: int = 1
+    parked: bool = False
     whole: bool = False
     shown: bool = False
     calls: int = 2

@@ -97,10 +97,13 @@ def estimate(
     states = optimizers.state_bytes(optimizer.name, trained) if trained else 0
     states += 4 * sum(trained) if optimizer.average else 0
     gradients = 4 * sum(trained)
+    others = case.experts - 1
     steady = {
         "weights": there + LIBRARIES,
-        "what is trained": 4 * fresh + (0 if optimizer.offload else states),
+        "what is trained": (others + 1) * (4 * fresh + (0 if optimizer.offload else states)),
     }
+    if others and case.attach is not None and not case.parked:
+        steady["the denoisers that rest"] = others * there
     depths = [len(stack) for stack in weights.blocks]
     activations = _timeline(pieces, depths, policy, gradients if optimizer.offload else 0)
     if trained and not optimizer.offload:
@@ -114,7 +117,9 @@ def estimate(
     parked = sum(n * s.parked for n, s in zip(depths, pieces.stacks, strict=True))
     parked = int(parked * (PACKED if policy.offload_8bit else 1))
     pinned = away + (parked if policy.offload_activations else 0)
-    on_host = (states + 2 * gradients) if optimizer.offload else 0
+    on_host = (others + 1) * (states + 2 * gradients) if optimizer.offload else 0
+    if case.attach is not None or case.parked:
+        pinned += others * (away + (there if case.parked else 0))
     return Estimate(
         device=sum(parts.values()),
         host=PROCESS + pinned + on_host,

@@ -23,6 +23,7 @@ from musubi.generate.guidance import guided
 from musubi.generate.inputs import check, clip_for, has_media, prompt_for, seen_paths
 from musubi.generate.steps import Steps
 from musubi.memory.apply import park as move_to
+from musubi.memory.turns import Turns
 from musubi.plugin import (
     Architecture,
     Conditioning,
@@ -109,11 +110,14 @@ class Pipeline:
         park: Move networks that are not in use to host memory, instead of dropping them: set this
             when more prompts will follow.
         park_experts: The same for denoisers that are not in use while another one is.
+        turns: Moves the denoisers in `denoisers` to the device when they are used; None: all of them
+            are there.
         keep: Names of small networks to move to host memory too, since several prompts need them.
     """
 
     park: bool = False
     park_experts: bool = False
+    turns: Turns | None = None
 
     def __init__(
         self,
@@ -321,6 +325,8 @@ class Pipeline:
             return
         if self._working is not None and self._working not in self.denoisers:
             self._rest(self._working, park=self.park or self.park_experts)
+        if self.turns is not None:
+            self.turns.take([name])
         self._working = name
 
     def _call(self, x: torch.Tensor, t: torch.Tensor, given: Conditioning) -> torch.Tensor:

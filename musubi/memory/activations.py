@@ -51,8 +51,21 @@ class Parked:
 
 
 @dataclass
+class HostPool:
+    """Host memory for activations, by size; it is used again in every step.
+
+    Attributes:
+        free: Bytes → buffers of that size that hold nothing.
+        side: The stream that copies to and from them: it keeps copies in order.
+    """
+
+    free: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    side: Any = None
+
+
+@dataclass
 class Lot:
-    """The host memory of one network's activations; buffers are used again in every step.
+    """One network's activations on the host.
 
     Args:
         device: The device that the network runs on.
@@ -60,17 +73,17 @@ class Lot:
         eight: Tensors in 16 bits wait in 8, with a scale for each 128 numbers: half the memory and
             half of the way. What comes back is rounded, whether it was away already or not.
         report: Gets a warning if the memory cannot be page-locked.
+        pool: The host memory. Networks may share it if only one of them runs at a time.
     """
 
     device: torch.device
     smallest: int = SMALLEST
     eight: bool = False
     report: Report = field(default_factory=Quiet)
-    _free: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    pool: HostPool = field(default_factory=HostPool)
     _here: dict[int, list[Parked]] = field(default_factory=dict)
     _leaving: deque[tuple[Parked, Any]] = field(default_factory=deque)
     _coming: dict[int, Parked] = field(default_factory=dict)
-    _side: Any = None
 
     def enter(self, index: int) -> None:
         """Block `index` runs next, forward: what the block before the last one kept is given up."""
@@ -94,8 +107,8 @@ class Lot:
             return None
         if tensor.untyped_storage().data_ptr() in kept or not _dense(tensor):
             return None
-        if tensor.device.type == "cuda" and self._side is None:
-            self._side = torch.cuda.Stream(self.device)
+        if tensor.device.type == "cuda" and self.pool.side is None:
+            self.pool.side = torch.cuda.Stream(self.device)
         eight = self.eight and packs(tensor)
         flat = _flat(tensor)
         goes = packed(flat) if eight else flat.view(torch.uint8)
@@ -108,14 +121,14 @@ class Lot:
             self._buffer(goes.numel()),
             eight,
         )
-        if self._side is None:
+        if self.pool.side is None:
             parked.host.copy_(goes)
         else:
             before = torch.cuda.current_stream(self.device).record_event()
-            with torch.cuda.stream(self._side):
-                self._side.wait_event(before)
+            with torch.cuda.stream(self.pool.side):
+                self.pool.side.wait_event(before)
                 parked.host.copy_(goes, non_blocking=True)
-                left = self._side.record_event()
+                left = self.pool.side.record_event()
             parked.back = goes
             self._leaving.append((parked, left))
         self._here.setdefault(index, []).append(parked)
@@ -156,30 +169,30 @@ class Lot:
         if parked.back is not None:
             # Its memory on the device was not freed yet, so the copy on the host is not needed.
             self._leaving = deque(one for one in self._leaving if one[0] is not parked)
-        elif self._side is None:
+        elif self.pool.side is None:
             parked.back = parked.host.to(self.device, copy=True)
         else:
             back = torch.empty_like(parked.host, device=self.device)
             # Its place may still be in use by what was enqueued before.
             before = torch.cuda.current_stream(self.device).record_event()
-            with torch.cuda.stream(self._side):
-                self._side.wait_event(before)
+            with torch.cuda.stream(self.pool.side):
+                self.pool.side.wait_event(before)
                 back.copy_(parked.host, non_blocking=True)
-                parked.ready = self._side.record_event()
+                parked.ready = self.pool.side.record_event()
             parked.back = back
             self._coming[id(parked)] = parked
         self._give_back(parked)
 
     def _give_back(self, parked: Parked) -> None:
         # The side stream keeps the order: a later copy into the buffer comes after this one.
-        self._free.setdefault(parked.host.numel(), []).append(parked.host)
+        self.pool.free.setdefault(parked.host.numel(), []).append(parked.host)
 
     def _wait(self, event: Any) -> None:
         if event is not None:
             torch.cuda.current_stream(self.device).wait_event(event)
 
     def _buffer(self, size: int) -> torch.Tensor:
-        free = self._free.get(size)
+        free = self.pool.free.get(size)
         if free:
             return free.pop()
         return host_bytes(size, self.device, self.report)

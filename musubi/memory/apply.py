@@ -46,6 +46,8 @@ class PolicyPlacement:
         smallest: Smaller tensors stay on the device: in bytes for activations, in numbers for
             layers outside the blocks. Each has its own default.
         report: Told what cannot be had here.
+        pool: Host memory for activations, shared with networks that never run at the same time; its
+            own when not given.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class PolicyPlacement:
         compiler: Compiler | None = None,
         smallest: int | None = None,
         report: Report | None = None,
+        pool: activations.HostPool | None = None,
     ) -> None:
+        self.pool = pool
         self.smallest = smallest
         self.strict = strict
         self.traits = traits
@@ -123,7 +127,11 @@ class PolicyPlacement:
             visitors.apply(module.get_submodule(name), home, self.device)  # type: ignore[arg-type]
         small = activations.SMALLEST if self.smallest is None else self.smallest
         lot = activations.Lot(
-            self.device, small, eight=self.policy.offload_8bit, report=self.report
+            self.device,
+            small,
+            eight=self.policy.offload_8bit,
+            report=self.report,
+            pool=self.pool or activations.HostPool(),
         )
         around(module, self.traits, self.policy, self.compiler, stream, lot)
         return module
@@ -198,6 +206,7 @@ def placer(
         compiler: For those that are compiled.
         report: Told what cannot be had here.
     """
+    pool = activations.HostPool()
 
     def place(component: Component) -> PolicyPlacement | None:
         policy = policies.get(component.name)
@@ -210,6 +219,7 @@ def placer(
             strict=component.role == "dit",
             compiler=compiler,
             report=report,
+            pool=pool,
         )
 
     return place
@@ -248,6 +258,13 @@ def park(module: nn.Module, device: torch.device) -> nn.Module:
     if stream is not None and device != stream.device:
         stream.leave()
     return module.to(device)
+
+
+def give_slots_back(module: nn.Module) -> None:
+    """Free the device memory that streamed blocks of a network visit, until one of them runs again."""
+    stream: BlockStream | None = module.__dict__.get(_STREAM)
+    if stream is not None:
+        stream.leave()
 
 
 def at_home(module: nn.Module) -> dict[tuple[int, str], torch.Tensor]:

@@ -40,7 +40,6 @@ class _Traveller:
         self.lot = lot
         self.last = len(every) - 1
         self._blocks = every
-        self._weights: list[set[int]] = []
 
     def forward(self, index: int) -> None:
         if self.stream is not None:
@@ -69,15 +68,11 @@ class _Traveller:
         return saved_tensors_hooks(pack, _unpack)
 
     def _own(self, index: int) -> set[int]:
-        # Weights that stay on the device never move, so their addresses hold.
-        if not self._weights:
-            self._weights = [
-                {t.untyped_storage().data_ptr() for t in (*b.parameters(), *b.buffers())}
-                if self.stream is None or i not in self.stream.homes
-                else set()
-                for i, b in enumerate(self._blocks)
-            ]
-        return self._weights[index]
+        if self.stream is not None and index in self.stream.homes:
+            return set()
+        block = self._blocks[index]
+        tensors = (*block.parameters(), *block.buffers())
+        return {t.untyped_storage().data_ptr() for t in tensors}
 
 
 def _around(

@@ -187,6 +187,9 @@ def workload(
         dtype=dit.dtype,
         compute=mixed[mixed_precision] or half if mixed_precision else half,
         attach=_attach(config, architecture) if trains else None,
+        experts=len([name for name in choice.task.denoisers if name in given])
+        or len(choice.task.denoisers),
+        parked=config.offload_inactive_dit,
         whole=full,
         calls=calls,
         options=own_options(config, architecture),

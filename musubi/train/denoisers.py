@@ -13,7 +13,9 @@ from musubi.config.options import expert_ending, own_options, paths
 from musubi.config.task import Choice, choose_task
 from musubi.config.train import TrainConfig
 from musubi.errors import ConfigError
+from musubi.flow.experts import Experts
 from musubi.generate.pipeline import compute_dtype
+from musubi.memory.turns import Turns
 from musubi.plugin import Architecture, Report, Task
 from musubi.train import adapters
 from musubi.train.trainable import FullModel, Several, Trainable
@@ -63,20 +65,35 @@ def given(config: TrainConfig, architecture: Architecture, task: Task) -> list[s
     return [name for name in task.denoisers if name in files]
 
 
+def turns(
+    config: TrainConfig, experts: Experts, device: torch.device, report: Report
+) -> Turns | None:
+    """What moves denoisers that rest to host memory; None: all stay on the device."""
+    if not config.offload_inactive_dit:
+        return None
+    if len(experts.intervals) < 2:
+        report.warn("--offload_inactive_dit changes nothing: there is one denoiser.")
+        return None
+    return Turns(device, report)
+
+
 def trainable(
     config: TrainConfig,
     architecture: Architecture,
     denoisers: Mapping[str, nn.Module],
     report: Report,
+    turns: Turns | None = None,
 ) -> Trainable:
     """The trained weights of each denoiser.
 
     Raises:
         ConfigError: `--network_weights` with several of them, or what `adapters.create` refuses.
     """
-    parts = {
-        name: _part(config, architecture, name, dit, report) for name, dit in denoisers.items()
-    }
+    parts: dict[str, Trainable] = {}
+    for name, dit in denoisers.items():
+        if turns is not None:
+            turns.take([name])  # adapters are made where the weights beside them are
+        parts[name] = _part(config, architecture, name, dit, report)
     if len(parts) == 1:
         return next(iter(parts.values()))
     if config.network_weights is not None:

@@ -34,7 +34,7 @@ _WIDTH, _HEIGHT, _MARGIN = 900, 420, 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SweptRates:
     """What a sweep found.
 
     Args:
@@ -96,7 +96,7 @@ def check(config: TrainConfig, update: Update) -> None:
         )
 
 
-def sweep(run: Run, with_rate: Callable[[float], Update], report: Report) -> Found:
+def sweep(run: Run, with_rate: Callable[[float], Update], report: Report) -> SweptRates:
     """Try every rate; afterwards the weights are what they were.
 
     Args:
@@ -127,7 +127,7 @@ def sweep(run: Run, with_rate: Callable[[float], Update], report: Report) -> Fou
                 losses.append(_tried(replace(run, update=with_rate(rate)), bar))
     finally:
         run.trainable.load(start)
-    return Found(rates=rates, losses=tuple(losses), before=before, steps=run.total)
+    return SweptRates(rates=rates, losses=tuple(losses), before=before, steps=run.total)
 
 
 def _tried(run: Run, bar: Progress) -> float:
@@ -167,7 +167,7 @@ def _levels(run: Run) -> Sequence[float]:
     return [low + (high - low) * part for part in _LEVELS]
 
 
-def tell(found: Found, config: TrainConfig, path: Path, report: Report) -> None:
+def tell(found: SweptRates, config: TrainConfig, path: Path, report: Report) -> None:
     """Say what was found, and draw it.
 
     Args:
@@ -195,7 +195,7 @@ def _change(loss: float, before: float) -> tuple[str, str]:
     return f"{loss:.5f}", f"{100 * (loss / before - 1):+.2f}%" if before else ""
 
 
-def _said(found: Found, config: TrainConfig) -> str:
+def _said(found: SweptRates, config: TrainConfig) -> str:
     if found.best is None:
         return (
             f"No rate lowered the loss in {found.steps} steps: give more --find_lr_steps, or a lower "
@@ -214,7 +214,7 @@ def _said(found: Found, config: TrainConfig) -> str:
     )
 
 
-def picture(found: Found) -> Image.Image:
+def picture(found: SweptRates) -> Image.Image:
     """Loss over the rate, on a logarithmic scale, with the proposal."""
     image = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
     draw = ImageDraw.Draw(image)

@@ -137,12 +137,17 @@ class Setup:
         own = own_options(config, architecture)
         experts = Experts(choice.task, own, denoisers.given(config, architecture, choice.task))
         gallery = self._gallery(choice, nets)
+        turns = denoisers.turns(config, experts, self.accelerator.device, self.report)
+        loaded: dict[str, torch.nn.Module] = {}
         with self.explained("load"):
-            loaded = {name: nets[name] for name in experts.intervals}
+            for name in experts.intervals:
+                loaded[name] = nets[name]
+                if turns is not None:
+                    turns.add(name, loaded[name])
         self._check_merged()
         if gallery is not None:
-            gallery.pipeline.denoisers = loaded
-        trainable = denoisers.trainable(config, architecture, loaded, self.report)
+            gallery.pipeline.denoisers, gallery.pipeline.turns = loaded, turns
+        trainable = denoisers.trainable(config, architecture, loaded, self.report, turns)
         batches = data.batches(seed)
         per_epoch = loader.steps_per_epoch(
             len(batches(1)), config.gradient_accumulation_steps, self.accelerator.num_processes
@@ -164,6 +169,7 @@ class Setup:
             seed=seed,
             shifts=architecture.shifts,
             base=trainable.base,
+            turns=turns,
         )
         position = self.resumed.take_up(
             config, self._identity(trainable), trainable, update, data, self.report

@@ -16,6 +16,7 @@ from musubi.config.losses import LossType
 from musubi.config.optimization import TimestepOptions
 from musubi.flow import losses, times
 from musubi.flow.experts import Experts
+from musubi.memory.turns import Turns
 from musubi.plugin import Runtime, Shift, Task, is_mask
 from musubi.plugin.record import LOSS_WEIGHT
 from musubi.train import seeds
@@ -38,6 +39,7 @@ class FlowMatchingLoss:
         seed: Seed of the run.
         shifts: The architecture's own values of `--timestep_sampling` → the shift that each means.
         base: Makes the context in which the networks answer as they did before they were trained.
+        turns: Of several denoisers, brings those to the device that work; None: all stay there.
     """
 
     runtime: Runtime
@@ -50,6 +52,7 @@ class FlowMatchingLoss:
     seed: int
     shifts: Mapping[str, Shift] = field(default_factory=dict)
     base: Callable[[], AbstractContextManager[None]] | None = None
+    turns: Turns | None = None
 
     @classmethod
     def of_one(
@@ -190,6 +193,8 @@ class FlowMatchingLoss:
         items: dict[str, list[int]] = {}
         for i, level in enumerate(t.tolist()):
             items.setdefault(self.experts.at(level), []).append(i)
+        if self.turns is not None:
+            self.turns.take(items)
         found: torch.Tensor | None = None
         for name, indices in items.items():
             part = given if len(items) == 1 else self._condition(_items(batch, indices))

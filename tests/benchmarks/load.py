@@ -93,7 +93,8 @@ def layout(
             whole = sum(source.ratio)
             shape = (shape[0] * source.ratio[source.part] // whole, *shape[1:])
         elif source.operation == "unsqueeze":
-            shape = (*shape, *(1,) * source.ones)
+            ones = (1,) * source.ones
+            shape = (*ones, *shape) if source.leading else (*shape, *ones)
         if kind in DTYPES:
             yield theirs, DTYPES[kind], shape
         elif len(shape) == 2 and any(

@@ -219,3 +219,21 @@ def test_an_optimizer_on_the_host_makes_the_same_steps(tmp_path) -> None:
         ends.append(torch.cat([p.detach().flatten() for p in lora.parameters()]))
     assert all(torch.isfinite(end).all() for end in ends)
     assert (ends[0] - ends[1]).norm() / ends[0].norm() < 1e-3
+
+
+def test_of_networks_that_take_turns_only_one_takes_memory() -> None:
+    from musubi.memory.turns import Turns
+
+    device = torch.device("cuda")
+    made = {name: nn.Linear(2048, 2048, device=device).requires_grad_(False) for name in "ab"}
+    torch.cuda.synchronize()
+    both = torch.cuda.memory_allocated()
+    turns = Turns(device)
+    for name, one in made.items():
+        turns.add(name, one)
+    assert torch.cuda.memory_allocated() < both - 2 * 2048**2 * 4 + 2**20
+    x = torch.randn(2, 2048, device=device)
+    for name in "abab":
+        turns.take([name])
+        assert torch.isfinite(made[name](x)).all()
+        assert torch.cuda.memory_allocated() < both - 2048**2 * 4 + 2**20

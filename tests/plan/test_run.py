@@ -272,3 +272,19 @@ def test_settings_in_words():
     )
     assert words.settings(Policy(storage="fp8"), dit, trains=False) == "--fp8"
     assert words.settings(Policy(), dit, trains=True) == "no flags"
+
+
+def test_two_experts_are_both_counted(plan):
+    sizes = {"width": 128, "height": 128, "frames": 5, "network_dim": 4, "blocks_to_swap": 30}
+
+    def step(task, **more):
+        figures, _ = plan(task=task, mixed_precision="bf16", **sizes, **more)
+        return next(p for p in figures["phases"] if p["phase"] == "a training step")
+
+    one, two = step("t2v-14B"), step("t2v-A14B")
+    parked = step("t2v-A14B", offload_inactive_dit=True)
+    assert two["parts"]["what is trained"] == 2 * one["parts"]["what is trained"]
+    assert two["parts"]["the denoisers that rest"] > 6e9  # 10 blocks that do not stream
+    assert "the denoisers that rest" not in parked["parts"]
+    assert two["pinned"] == 2 * one["pinned"]
+    assert parked["pinned"] > two["pinned"] + 6e9

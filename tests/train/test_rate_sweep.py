@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from musubi.errors import ConfigError, StoppedError
 from musubi.train import rate_sweep
-from musubi.train.rate_sweep import FACTORS, Found, picture, sweep
+from musubi.train.rate_sweep import FACTORS, SweptRates, picture, sweep
 
 STEPS = 4
 
@@ -72,7 +72,7 @@ def test_afterwards_the_weights_are_what_they_were(world, tmp_path, weights) -> 
 
 def found(*losses, before=1.0):
     rates = tuple(10.0 ** -(len(losses) - i) for i in range(len(losses)))
-    return Found(rates=rates, losses=losses, before=before, steps=20)
+    return SweptRates(rates=rates, losses=losses, before=before, steps=20)
 
 
 @pytest.mark.parametrize(
