@@ -17,7 +17,7 @@ WORDS = {"colour": "green", "shape": "star", "motion": "spins"}
 TITLE = "a {colour} {shape} that {motion}".format(**WORDS)
 NAME = "{motion}-{shape}".format(**WORDS)
 CLIPS = 12
-KNOWN = 4
+KNOWN = 8
 """Clips of what the base knows, beside those of the new thing: without them every shape becomes a star."""
 
 

@@ -21,7 +21,7 @@ from musubi.errors import ConfigError, RunError
 from musubi.plugin import Report
 
 MARK = ".musubi-demo"
-STEPS, PROMPTS, CONTROLS, EVERY = 220, 6, 4, 55
+STEPS, PROMPTS, CONTROLS, EVERY = 260, 6, 4, 65
 FAST_STEPS, FAST_PROMPTS, FAST_CONTROLS, FAST_EVERY = 4, 2, 1, 2
 
 
@@ -126,7 +126,7 @@ class Demo:
     def _training(self) -> list[str]:
         preview = (self.folder / "preview.txt").as_posix()
         return [
-            *("--mixed_precision", "no", "--learning_rate", "8e-3", "--lr_scheduler", "cosine"),
+            *("--mixed_precision", "no", "--learning_rate", "7e-3", "--lr_scheduler", "cosine"),
             *("--network_dim", "16", "--network_alpha", "16"),
             *("--timestep_sampling", "shift", "--discrete_flow_shift", "3.0"),
             *("--max_train_steps", str(self.steps), "--seed", "1", "--log_with", "none"),
